@@ -1,0 +1,80 @@
+"""Checkpoints by Orbax: the latest state to resume from, and the best parameters.
+
+``latest/`` holds the training state as it is, rows not settled: settling on the way would change
+last bits, and a resumed run would no longer be the run. ``best/`` holds settled parameters. Both
+are kept by their own policy, so neither can push the other out.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging
+
+logging.set_verbosity(logging.ERROR)  # Orbax reports every step of every save
+
+
+class Checkpoints:
+    """Latest and best checkpoints under one folder.
+
+    Args:
+      directory: made if absent.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        root = Path(directory).absolute()
+        # Two each: a crash while one is written leaves the other.
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+        self._latest = ocp.CheckpointManager(root / "latest", options=options)
+        self._best = ocp.CheckpointManager(root / "best", options=options)
+
+    def save_latest(self, epoch: int, state: Any, progress: dict[str, Any]) -> None:
+        """Saves the state after ``epoch`` epochs and what else a run must know to go on."""
+        _save(self._latest, epoch, state=ocp.args.StandardSave(state), progress=progress)
+
+    def save_best(self, epoch: int, params: Any) -> None:
+        """Saves settled parameters of the best epoch so far."""
+        _save(self._best, epoch, params=ocp.args.StandardSave(params))
+
+    def latest_epoch(self) -> int | None:
+        """Returns the epoch of the newest state, or None."""
+        return self._latest.latest_step()
+
+    def restore_latest(self, like: Any) -> tuple[Any, dict[str, Any]]:
+        """Returns (state, progress) of the newest state; ``like`` gives structure and shapes."""
+        restored = self._latest.restore(
+            self._latest.latest_step(),
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(_abstract(like)), progress=ocp.args.JsonRestore()
+            ),
+        )
+        return restored["state"], restored["progress"]
+
+    def restore_best(self, epoch: int, like: Any) -> Any:
+        """Returns the parameters saved as best at ``epoch``."""
+        restored = self._best.restore(
+            epoch, args=ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(like)))
+        )
+        return restored["params"]
+
+    def close(self) -> None:
+        """Closes both managers."""
+        self._latest.close()
+        self._best.close()
+
+
+def _save(manager: ocp.CheckpointManager, epoch: int, **items: Any) -> None:
+    if "progress" in items:
+        items["progress"] = ocp.args.JsonSave(items["progress"])
+    if epoch in manager.all_steps():
+        manager.delete(epoch)  # a resumed run comes by the same epoch again
+    manager.save(epoch, args=ocp.args.Composite(**items), force=True)
+    manager.wait_until_finished()
+
+
+def _abstract(like: Any) -> Any:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
+    )

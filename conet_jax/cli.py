@@ -1,0 +1,78 @@
+"""What every launcher shares: flags parsed by absl, and errors that end in one line.
+
+Exit status: 0 for success and ``--help``, 2 for bad flags and bad input, 1 for our own bugs
+(those keep their traceback), 130 after Ctrl-C.
+"""
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+
+from typing import Any
+
+from absl import app, flags
+
+from conet_jax.errors import InputError
+
+_HELP_FLAGS = {"-h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
+
+
+def fail(message: object) -> None:
+    """Prints ``error: message`` as one line on stderr and exits with status 2."""
+    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    asked = _HELP_FLAGS.intersection(argv[1 : argv.index("--")] if "--" in argv else argv[1:])
+    if asked:
+        full = any("full" in flag for flag in asked)
+        app.usage(writeto_stdout=True, shorthelp=not full)
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS(list(argv))
+    except flags.UnrecognizedFlagError as error:
+        near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
+        hint = f"; did you mean --{near[0]}?" if near else ""
+        fail(f"unknown flag --{error.flagname}{hint} (--help lists the flags)")
+    except (flags.Error, InputError) as error:
+        fail(error)
+    if len(rest) > 1:
+        fail(f"unexpected argument {rest[1]!r}; options are written --name=value (see --help)")
+    return rest
+
+
+def config_of(flag: Any) -> Any:
+    """Returns the value of a config flag, or raises if the flag is missing."""
+    if flag.value is None:
+        raise InputError("--config is missing: name a config file, --config=configs/demo.py")
+    return flag.value
+
+
+def choose_platform(config: Any) -> None:
+    """Makes JAX use ``config.platform``, before anything else has touched a device."""
+    if config.get("platform"):
+        import jax
+
+        jax.config.update("jax_platforms", config.platform)
+
+
+def default_workdir(config: Any) -> str:
+    """Returns runs/NAME or runs/NAME-variant."""
+    return f"runs/{config.name}" + (f"-{config.variant}" if config.variant else "")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags, calls ``main()`` and turns ``InputError`` into one line and status 2."""
+
+    def guarded(argv: Sequence[str]) -> None:
+        del argv
+        try:
+            main()
+        except InputError as error:
+            fail(error)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+
+    app.run(guarded, flags_parser=_parse)

@@ -1,0 +1,226 @@
+"""Config fields with their defaults, the variants that every data set shares, and their checks."""
+
+import difflib
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from conet_jax.errors import InputError
+
+VARIANTS = ("", "conet", "lasso", "mlp", "published", "published_conet", "published_mlp")
+# Fields that may differ between a workdir and the command that resumes it.
+FREE_FIELDS = ("devices", "platform", "epochs", "data.dir")
+
+
+def default_config(variant: str = "") -> ConfigDict:
+    """Returns every config field with its default under a variant.
+
+    Args:
+      variant: "" is our recommended recipe, CoNet with lasso; "conet", "lasso" and "mlp" are the
+        paper's models and hyper-parameters with our decisions where it is silent; "published",
+        "published_conet" and "published_mlp" are the procedure of the authors' code.
+
+    Returns:
+      A flat ``ConfigDict`` (``data`` apart); configs/*.py set what a data set differs in.
+
+    Raises:
+      InputError: no such variant.
+    """
+    if variant not in VARIANTS:
+        raise InputError(f"unknown variant {variant!r}: the variants are {', '.join(VARIANTS[1:])}")
+    config = ConfigDict()
+    config.name = ""  # data set, set by configs/*.py
+    config.variant = variant
+    config.data = ConfigDict({"dir": ""})  # folder made by launch/prepare.py
+
+    # Model: Eqs. 1-4.
+    config.model = "conet"  # or mlp, the base network on the target alone
+    config.layers = (64, 32, 16, 8)  # Sec. 3.1; the first is [user, item], 32 each
+    config.cross_layers = 3  # crossed transitions from the lowest, all of them; 0 is no transfer
+    config.cross_per_direction = False  # footnote 1: one H^l serves both directions
+    config.cross_rank = 0  # footnote 3: H^l = U^T V of this rank; 0 is a full matrix
+    config.inner_product = False  # second logit term w^T (p_u * q_i), w learned
+    config.initializer = "he"  # of the towers; gaussian is the paper's N(0, 0.01^2)
+
+    # Objective: Eqs. 5, 7, 8.
+    config.target_weight = 0.6  # alpha of Eq. 7; Sec. 3.3 finds 0.6 best on Amazon, 0.8 on Mobile
+    config.reduction = "sum"  # of a step's examples, as Eq. 5; or mean
+    config.loss_scale = 1.0  # factor on the loss of a step
+    config.l1 = 0.0  # lambda of Eq. 8, against the mean loss per example in nats
+    config.l1_method = "subgradient"  # sign(H) in the gradient; proximal reaches exact zeros
+    config.dropout = 0.0  # rate on the merged embedding, in training
+
+    # An epoch.
+    config.pairing = "same_user"  # what meets what in Eq. 3: random, same_user or profile
+    config.surplus = "repeat"  # random, profile: the shorter domain is repeated; or alone
+    config.profile_length = 32  # pairing profile: at most so many of a user's items a step
+    config.negatives = 1  # sampled negatives a positive, Sec. 3.1
+    config.batch_size = 128  # positives a step and domain, Sec. 3.1
+    config.inference = "cross"  # with the user's source profile as source input; or target
+
+    # Optimiser: Adam, Sec. 3.1.
+    config.learning_rate = 1e-3
+    config.clip_norm = 0.0  # each variable's gradient norm at most this; 0 is no clipping
+
+    # Run.
+    config.epochs = 30
+    config.patience = 5  # epochs without a better validation NDCG before stopping
+    config.seed = 0
+    config.eval_k = 10  # cut-off of HR, NDCG and MRR
+    config.devices = 0  # devices to use, 0 is all
+    config.platform = ""  # cpu, gpu or tpu; empty is JAX's choice
+
+    if variant in ("mlp", "published_mlp"):
+        config.model = "mlp"
+        config.cross_layers = 0
+        config.inference = "target"
+        config.target_weight = 1.0
+    if variant in ("", "lasso"):
+        config.l1 = 1e-4  # the data sets' files say what was chosen on validation
+    if variant == "":
+        config.l1_method = "proximal"
+    if variant.startswith("published"):
+        # design.md, "Where the paper is silent, or its published code differs from it".
+        config.initializer = "gaussian"
+        config.inference = "target"
+        config.clip_norm = 10.0
+        config.epochs = 50
+        config.patience = 50
+    if variant in ("published", "published_conet"):
+        config.pairing = "random"
+        config.surplus = "alone"
+        config.cross_layers = 2
+        config.target_weight = 0.5  # weights of 1 and 1 ...
+        config.loss_scale = 2.0  # ... are 0.5 and 0.5 of twice the loss
+    if variant == "published":
+        config.l1 = 0.1
+    return config
+
+
+def _one_of(*names: str) -> Any:
+    return lambda value: value in names, "one of " + ", ".join(names)
+
+
+def _number(low: float, high: float = math.inf, *, above: bool = False) -> Any:
+    def check(value: Any) -> bool:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and math.isfinite(value) and (low < value if above else low <= value) and (
+            value <= high
+        )
+
+    bracket = "(" if above else "["
+    return check, f"a number in {bracket}{low:g}, {high:g}]".replace("inf]", "inf)")
+
+
+def _integer(low: int) -> Any:
+    def check(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+    return check, f"a whole number, at least {low}"
+
+
+_BOOL = (lambda value: isinstance(value, bool), "true or false")
+_CHECKS: dict[str, Any] = {
+    "model": _one_of("conet", "mlp"),
+    "cross_layers": _integer(0),
+    "cross_per_direction": _BOOL,
+    "cross_rank": _integer(0),
+    "inner_product": _BOOL,
+    "initializer": _one_of("he", "gaussian"),
+    "target_weight": _number(0, 1),
+    "reduction": _one_of("sum", "mean"),
+    "loss_scale": _number(0, above=True),
+    "l1": _number(0),
+    "l1_method": _one_of("subgradient", "proximal"),
+    "dropout": _number(0, 0.99),
+    "pairing": _one_of("random", "same_user", "profile"),
+    "surplus": _one_of("repeat", "alone"),
+    "profile_length": _integer(1),
+    "negatives": _integer(1),
+    "batch_size": _integer(1),
+    "inference": _one_of("target", "cross"),
+    "learning_rate": _number(0, above=True),
+    "clip_norm": _number(0),
+    "epochs": _integer(1),
+    "patience": _integer(1),
+    "seed": _integer(0),
+    "eval_k": _integer(1),
+    "devices": _integer(0),
+    "platform": _one_of("", "cpu", "gpu", "cuda", "rocm", "tpu"),
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every field's type and range, and that the fields fit each other.
+
+    Raises:
+      InputError: names the field, its value and what is expected; for an unknown field, the
+        nearest known one.
+    """
+    known = set(default_config()) | {"sweep"}
+    for field in config:
+        if field not in known:
+            near = difflib.get_close_matches(field, known, n=1)
+            hint = f"; did you mean config.{near[0]}?" if near else ""
+            raise InputError(f"unknown config field config.{field}{hint}")
+    for field, (check, expected) in _CHECKS.items():
+        if field not in config:
+            raise InputError(f"config.{field} is missing: expected {expected}")
+        if not check(config[field]):
+            raise InputError(f"config.{field} is {config[field]!r}: expected {expected}")
+    layers = tuple(config.layers)
+    widths_fit = len(layers) >= 2 and all(isinstance(w, int) and w > 0 for w in layers)
+    if not widths_fit or layers[0] % 2:
+        raise InputError(
+            f"config.layers is {layers!r}: expected at least two positive widths, the first even: "
+            "it is the merged embedding, half user and half item"
+        )
+    if config.cross_layers > len(layers) - 1:
+        raise InputError(
+            f"config.cross_layers is {config.cross_layers}: layers {layers} have only "
+            f"{len(layers) - 1} transitions to cross"
+        )
+    if config.model == "mlp" and (config.cross_layers or config.inference == "cross"):
+        raise InputError(
+            "config.model is 'mlp', which has one tower: set config.cross_layers=0 and "
+            "config.inference=target, or take the variant :mlp"
+        )
+    if config.pairing == "same_user" and config.surplus == "alone":
+        raise InputError(
+            "config.surplus is 'alone', but with config.pairing=same_user no domain has a "
+            "surplus: expected repeat"
+        )
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested fields under dotted names.
+
+    >>> flatten({"a": 1, "data": {"dir": "x"}})
+    {'a': 1, 'data.dir': 'x'}
+    """
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def differences(stored: dict[str, Any], config: ConfigDict) -> list[str]:
+    """Fields in which a config differs from a workdir's, but for those that are free to.
+
+    Args:
+      stored: contents of the workdir's config.json.
+      config: config of this command.
+
+    Returns:
+      ["config.field is … there and … here", …], empty if they agree.
+    """
+    there, here = flatten(stored), flatten(config.to_dict())
+    return [
+        f"config.{field} is {there.get(field)!r} there and {here.get(field)!r} here"
+        for field in sorted(there.keys() | here.keys())
+        if field not in FREE_FIELDS and there.get(field) != here.get(field)
+    ]

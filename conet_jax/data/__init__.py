@@ -1,0 +1,1 @@
+"""From raw files of two domains to arrays: readers, dataset, split, audit, store, download."""

@@ -1,0 +1,120 @@
+"""Leave-one-out: which item of a user is held out, and against which candidates it is ranked.
+
+Rows of one domain are given as a CSR pair (``indptr``, ``items``), items strictly increasing within
+a user. Randomness is NumPy's PCG64, seeded by (seed, purpose), so that no draw depends on another.
+"""
+
+import numpy as np
+
+from conet_jax.errors import InputError
+
+SPLITS = ("random", "latest")
+
+
+def generator(seed: int, purpose: str) -> np.random.Generator:
+    """A random generator of its own for each purpose of one seed."""
+    return np.random.Generator(np.random.PCG64([seed, *purpose.encode()]))
+
+
+def leave_one_out(
+    indptr: np.ndarray, *, split: str, seed: int, timestamps: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Chooses a test item for each user with two items or more, a validation item from three on.
+
+    Args:
+      indptr: int[num_users + 1], CSR row pointers.
+      split: ``random`` (uniform over the user's items) or ``latest`` (the latest item is the test
+        item, the one before it the validation item; of equal times the larger item index counts
+        as the later).
+      seed: of the random draws.
+      timestamps: f64[nnz], needed by ``latest``.
+
+    Returns:
+      (test, valid): int64[num_users] positions into the CSR data, -1 where there is none.
+
+    Raises:
+      InputError: ``latest`` without timestamps, or an unknown split.
+    """
+    starts, degree = np.asarray(indptr[:-1], np.int64), np.diff(indptr).astype(np.int64)
+    if split == "random":
+        rng = generator(seed, "held out")
+        first = rng.integers(0, np.maximum(degree, 1))
+        second = rng.integers(0, np.maximum(degree - 1, 1))
+        second += second >= first
+        test, valid = starts + first, starts + second
+    elif split == "latest":
+        if timestamps is None:
+            raise InputError("--split=latest needs timestamps in the target; use --split=random")
+        users = np.repeat(np.arange(len(degree)), degree)
+        order = np.lexsort((timestamps, users))  # stable: ties stay in item order
+        ends = starts + degree
+        test = order[np.maximum(ends - 1, 0)] if len(order) else ends
+        valid = order[np.maximum(ends - 2, 0)] if len(order) else ends
+    else:
+        raise InputError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+    return np.where(degree >= 2, test, -1), np.where(degree >= 3, valid, -1)
+
+
+def one_more(indptr: np.ndarray, test: np.ndarray, *, seed: int) -> np.ndarray:
+    """Chooses a validation item where the test items are given: uniformly, never the test item.
+
+    Args:
+      indptr: int[num_users + 1], CSR row pointers.
+      test: int[num_users], positions of the test items in the CSR data, -1 where there is none.
+      seed: of the draws.
+
+    Returns:
+      int64[num_users] positions, -1 for users with fewer than three items.
+    """
+    starts, degree = np.asarray(indptr[:-1], np.int64), np.diff(indptr).astype(np.int64)
+    has_test = test >= 0
+    draw = generator(seed, "held out").integers(0, np.maximum(degree - has_test, 1))
+    draw += has_test & (draw >= test - starts)
+    return np.where(degree >= 3, starts + draw, -1)
+
+
+def draw_candidates(
+    indptr: np.ndarray,
+    items: np.ndarray,
+    num_items: int,
+    users: np.ndarray,
+    count: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Draws ``count`` distinct items that a user has not touched, uniformly over such sets.
+
+    Floyd's algorithm, over all users at once, draws ranks among the ``num_items - d`` untouched
+    items; with a user's touched items p_0 < p_1 < ..., the item of rank r is r plus the number of
+    touched items with p_k - k <= r. No rejection, and exact for a user with ``count`` left.
+
+    Args:
+      indptr: int[num_users + 1], CSR row pointers of the touched items.
+      items: int[nnz], strictly increasing within a user.
+      num_items: items of the domain.
+      users: int[n], whose candidates are wanted; each must have ``count`` untouched items.
+      count: candidates a user.
+      rng: where the draws come from.
+
+    Returns:
+      int32[n, count], increasing within a row.
+
+    Raises:
+      ValueError: a user has fewer than ``count`` untouched items.
+    """
+    degree = np.diff(indptr)[users]
+    room = (num_items - degree).astype(np.int64)
+    if len(users) and room.min() < count:
+        raise ValueError("a user has too few untouched items")
+    ranks = np.empty((count, len(users)), np.int32)
+    for k in range(count):
+        top = room - count + k
+        draw = rng.integers(0, top + 1)
+        taken = (ranks[:k] == draw).any(axis=0)
+        ranks[k] = np.where(taken, top, draw)
+    ranks = np.sort(ranks.T, axis=1).astype(np.int64)
+    row = np.repeat(np.arange(len(indptr) - 1, dtype=np.int64), np.diff(indptr))
+    starts = np.asarray(indptr, np.int64)[:-1]
+    keys = row * (num_items + 1) + (items - (np.arange(len(items)) - starts[row]))
+    wanted = np.asarray(users, np.int64)[:, None]
+    passed = np.searchsorted(keys, wanted * (num_items + 1) + ranks, side="right")
+    return (ranks + passed - starts[wanted]).astype(np.int32)

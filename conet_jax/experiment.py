@@ -1,0 +1,478 @@
+"""A run: train, validate each epoch, stop early, test once on the best, and write it all down.
+
+``fit`` is the one stateful function of the package. What it leaves in the workdir:
+``config.json``, ``metrics.jsonl`` (a row an epoch), ``checkpoints/``, ``result.json``,
+``result.md``. The same call again goes on from the latest checkpoint and ends with the same
+``result.json``, bit for bit in every field but ``seconds``.
+"""
+
+import json
+import math
+import platform
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+import conet_jax
+from conet_jax import config as config_lib
+from conet_jax import evaluation, models, sampling, training
+from conet_jax.checkpoints import Checkpoints
+from conet_jax.data.dataset import Dataset
+from conet_jax.errors import InputError
+from conet_jax.metric_writers import Console, MetricsFile, write_json, write_text
+from conet_jax.models.base import Hyper, Model, Params, Sizes
+
+CHUNK_STEPS = 512  # steps a call of the compiled program: bounds its memory, moves the bar
+LN2 = math.log(2.0)
+DEAD_MARGIN = 1e-3  # nats; a tower that predicts 1/2 everywhere stays at ln 2
+VERSIONED = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "polars")
+
+
+class Task(NamedTuple):
+    """A config made concrete on a data set: what every launcher needs to compute anything."""
+
+    config: ConfigDict
+    dataset: Dataset
+    model: Model
+    interactions: dict[str, sampling.Interactions]
+    plan: sampling.Plan
+    settings: training.Settings
+    hyper: Hyper
+    key: jax.Array
+
+    def init(self) -> training.TrainState:
+        """Returns the state before the first step, from the config's seed."""
+        dataset = self.dataset
+        sizes = Sizes(dataset.num_users, dataset.target.num_items, dataset.source.num_items)
+        params = self.model.init(jax.random.fold_in(self.key, 0), sizes)
+        return training.init_state(self.model, params, self.settings)
+
+    @property
+    def sampling_key(self) -> jax.Array:
+        """Key of everything random in training."""
+        return jax.random.fold_in(self.key, 1)
+
+
+def load_dataset(config: ConfigDict) -> Dataset:
+    """Loads the prepared data of a config, or makes its synthetic data in memory.
+
+    Raises:
+      InputError: there is no prepared data; the message is the command that makes it.
+    """
+    if "synthetic" in config.data:
+        from conet_jax.data import synthetic
+
+        return synthetic.dataset(**config.data.synthetic.to_dict())[0]
+    from conet_jax.data import store
+
+    directory = Path(config.data.dir)
+    if not (directory / "dataset.json").exists():
+        raise InputError(
+            f"no prepared data in {directory}; make it with: "
+            f"{config.data.get('prepare') or _PREPARE} --out={directory}"
+            " (or name another folder by --config.data.dir)"
+        )
+    return store.load(directory)
+
+
+_PREPARE = "python launch/prepare.py --target=FILE --source=FILE"
+
+
+def make_task(config: ConfigDict, dataset: Dataset) -> Task:
+    """Checks a config against a data set and builds model, interactions and plan.
+
+    Raises:
+      InputError: the config is invalid, or the data set has no validation or test users.
+    """
+    config_lib.validate(config)
+    for split in ("valid", "test"):
+        if not len(getattr(dataset, split).users):
+            raise InputError(
+                f"the data set has no {split} users: a user needs three target items to give a "
+                "test and a validation item; prepare it from more data or a smaller core"
+            )
+    model = models.build(config)
+    interactions = {
+        domain: sampling.to_device(data.indptr, data.indices, data.num_items)
+        for domain, data in (("target", dataset.target), ("source", dataset.source))
+    }
+    plan = sampling.plan_epoch(
+        interactions,
+        domains=model.domains,
+        pairing=model.pairing,
+        negatives=config.negatives,
+        batch_size=config.batch_size,
+        surplus=config.surplus,
+        profile_length=config.profile_length,
+    )
+    settings = training.Settings(
+        config.reduction, config.l1_method, float(config.clip_norm), float(config.loss_scale)
+    )
+    hyper = Hyper(
+        *(jnp.float32(config[name]) for name in ("learning_rate", "target_weight", "l1", "dropout"))
+    )
+    return Task(
+        config, dataset, model, interactions, plan, settings, hyper, jax.random.key(config.seed)
+    )
+
+
+def fit(config: ConfigDict, workdir: str | Path, *, dataset: Dataset | None = None) -> dict:
+    """Trains, or goes on training, and returns the contents of ``result.json``.
+
+    Args:
+      config: see ``config.default_config``.
+      workdir: folder of the run, made if absent.
+      dataset: the data; by default that of ``load_dataset``.
+
+    Returns:
+      The result.
+
+    Raises:
+      InputError: bad config or data, a workdir of another run, a loss that is not finite.
+    """
+    workdir = Path(workdir)
+    if dataset is None:
+        config_lib.validate(config)
+        dataset = load_dataset(config)
+    task = make_task(config, dataset)
+    _claim(workdir, config, dataset)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    try:
+        return _fit(task, workdir, checkpoints)
+    finally:
+        checkpoints.close()
+
+
+def _claim(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
+    """Writes config.json, or checks that the workdir is of this config and data."""
+    path = workdir / "config.json"
+    digest = dataset.meta["hash"]
+    if path.exists():
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            stored_digest = stored.pop("dataset_hash")
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{path} cannot be read ({error}); take another --workdir") from None
+        differing = config_lib.differences(stored, config)
+        if differing:
+            raise InputError(
+                f"{workdir} holds a run of another config: {'; '.join(differing)}. Take another "
+                "--workdir, or the same fields"
+            )
+        if stored_digest != digest:
+            raise InputError(
+                f"{workdir} holds a run on other data: its hash is {stored_digest[:12]}…, that of "
+                f"the data here {digest[:12]}…. Take another --workdir"
+            )
+    elif workdir.is_dir() and any(workdir.iterdir()):
+        raise InputError(f"{workdir} is not empty and holds no run; take another --workdir")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(path, {**json.loads(config.to_json()), "dataset_hash": digest})
+    except OSError as error:
+        raise InputError(f"cannot write to {workdir}: {error.strerror}") from None
+
+
+class _Progress(NamedTuple):
+    """What a run must know beside its state to go on."""
+
+    epoch: int = 0  # epochs done
+    best_epoch: int = 0
+    best_value: float = -math.inf  # validation NDCG
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self._asdict(), "best_value": self.best_value if self.best_epoch else None}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "_Progress":
+        best = -math.inf if value["best_value"] is None else value["best_value"]
+        return cls(**{**value, "best_value": best})
+
+    def stopped(self, config: ConfigDict) -> bool:
+        waited = self.epoch - self.best_epoch
+        return self.epoch >= config.epochs or waited >= config.patience
+
+
+def _fit(task: Task, workdir: Path, checkpoints: Checkpoints) -> dict:
+    config, plan = task.config, task.plan
+    state, progress = task.init(), _Progress()
+    if checkpoints.latest_epoch() is not None:
+        state, stored = checkpoints.restore_latest(state)
+        progress = _Progress.from_json(stored)
+    metrics_file = MetricsFile(workdir / "metrics.jsonl", epochs=progress.epoch)
+    rows_a_step = plan.batch_examples * len(plan.domains)
+    console = Console(epochs=config.epochs, steps=plan.steps, rows_a_step=rows_a_step)
+    try:
+        console.line(_headline(task, workdir))
+        if progress.epoch:
+            console.line(f"resuming after epoch {progress.epoch}")
+        started = time.perf_counter() - progress.seconds
+        metric = f"ndcg@{config.eval_k}"
+        while not progress.stopped(config):
+            epoch = progress.epoch + 1
+            state, row = run_epoch(task, state, epoch, console)
+            params = training.settled(state, task.hyper.learning_rate)
+            since = time.perf_counter()
+            valid, warnings = _validate(task, params, row)
+            row["valid"] = valid
+            row["seconds"]["validation"] = time.perf_counter() - since
+            better = valid[metric] > progress.best_value
+            if better:
+                progress = progress._replace(best_epoch=epoch, best_value=valid[metric])
+                checkpoints.save_best(epoch, params)
+            row["seconds"]["total"] = seconds = time.perf_counter() - started
+            progress = progress._replace(epoch=epoch, seconds=seconds)
+            metrics_file.append(row)
+            checkpoints.save_latest(epoch, state, progress.to_json())
+            console.line(_epoch_line(row, metric, better))
+            for warning in warnings:
+                console.line(f"warning: {warning}")
+        result = _finish(task, progress, checkpoints, state)
+    finally:
+        console.close()
+    write_text(workdir / "result.md", result_markdown(result))
+    write_json(workdir / "result.json", result)
+    print(result_markdown(result))
+    return result
+
+
+def run_epoch(
+    task: Task, state: training.TrainState, epoch: int, console: Console | None = None
+) -> tuple[training.TrainState, dict[str, Any]]:
+    """Trains one epoch.
+
+    Args:
+      task: the run.
+      state: state before; its buffers are donated.
+      epoch: from 1.
+      console: told of every chunk.
+
+    Returns:
+      (state after, the epoch's row of metrics.jsonl so far: ``epoch``, ``step``, ``train_loss``
+      by domain in nats per example, ``seconds``, ``rows_per_second``).
+
+    Raises:
+      InputError: the loss of a step is not finite.
+    """
+    plan, rate = task.plan, task.hyper.learning_rate
+    sums: dict[str, list[np.ndarray]] = {}
+    done, began = 0, time.perf_counter()
+    first = int(state.step)
+    for length in training.chunk_lengths(plan.steps, CHUNK_STEPS):
+        state, chunk = training.train_chunk(
+            state,
+            task.interactions,
+            task.sampling_key,
+            jnp.int32(epoch - 1),
+            jnp.int32(done),
+            task.hyper,
+            model=task.model,
+            plan=plan,
+            settings=task.settings,
+            num_steps=length,
+        )
+        chunk = {name: np.asarray(value, np.float64) for name, value in chunk.items()}
+        _check_losses(chunk, first + done, epoch)
+        if first + done < training.SETTLE_STEP <= first + done + length:
+            state = training.settle_in_place(state, rate)
+        done += length
+        for name, value in chunk.items():
+            sums.setdefault(name, []).append(value)
+        if console is not None:
+            loss = chunk["target_loss"].sum() / max(chunk["target_count"].sum(), 1.0)
+            console.chunk(epoch=epoch, done=done, steps=length, loss=loss)
+    seconds = time.perf_counter() - began
+    totals = {name: float(np.concatenate(parts).sum()) for name, parts in sums.items()}
+    rows = sum(totals[f"{domain}_count"] for domain in plan.domains)
+    return state, {
+        "epoch": epoch,
+        "step": first + done,
+        "train_loss": {
+            domain: totals[f"{domain}_loss"] / totals[f"{domain}_count"] for domain in plan.domains
+        },
+        "seconds": {"train": seconds},
+        "rows_per_second": rows / seconds,
+    }
+
+
+def _check_losses(chunk: dict[str, np.ndarray], first_step: int, epoch: int) -> None:
+    for name, values in chunk.items():
+        if not np.isfinite(values).all():
+            step = first_step + int(np.argmin(np.isfinite(values))) + 1
+            raise InputError(
+                f"the {name.removesuffix('_loss')} loss is not finite at step {step} (epoch "
+                f"{epoch}); the last checkpoint is of the epoch before: start anew with a smaller "
+                "config.learning_rate, or set config.clip_norm"
+            )
+
+
+def _validate(task: Task, params: Params, row: dict[str, Any]) -> tuple[dict, list[str]]:
+    """Ranks the validation items, adds diagnostics to ``row``, and looks for dead towers."""
+    config, source = task.config, task.interactions["source"]
+    ranks = evaluation.rank_held_out(task.model, params, source, task.dataset.valid)
+    diagnostics = training.diagnose(
+        params,
+        task.interactions,
+        task.sampling_key,
+        jnp.int32(row["epoch"] - 1),
+        model=task.model,
+        plan=task.plan,
+    )
+    row["diagnostics"] = {name: float(value) for name, value in diagnostics.items()}
+    warnings = []
+    weight = {"target": config.target_weight, "source": 1.0 - config.target_weight}
+    for domain, loss in row["train_loss"].items():
+        tied = row["diagnostics"].get(f"logit_spread/{domain}", 1.0) == 0.0
+        if domain == "target":
+            tied = tied or bool((ranks.tied == ranks.candidates).all())
+        if weight[domain] > 0 and (abs(loss - LN2) < DEAD_MARGIN or tied):
+            cause = "all its scores are tied" if tied else f"its loss is {loss:.4f}, about ln 2"
+            cure = (
+                "config.initializer=he and config.reduction=sum"
+                if config.initializer == "gaussian" or config.reduction == "mean"
+                else "a smaller config.learning_rate or another config.seed"
+            )
+            warnings.append(f"the {domain} tower is dead: {cause}; it may need {cure}")
+    return evaluation.summarize(ranks, k=config.eval_k), warnings
+
+
+def _finish(
+    task: Task, progress: _Progress, checkpoints: Checkpoints, state: training.TrainState
+) -> dict[str, Any]:
+    """Evaluates the best checkpoint, on test for the first and only time."""
+    config, dataset = task.config, task.dataset
+    like = jax.eval_shape(training.settled, state, task.hyper.learning_rate)
+    params = checkpoints.restore_best(progress.best_epoch, like)
+    evaluate = {
+        split: evaluation.summarize(
+            evaluation.rank_held_out(
+                task.model, params, task.interactions["source"], getattr(dataset, split)
+            ),
+            k=config.eval_k,
+        )
+        for split in ("test", "valid")
+    }
+    return {
+        **evaluate,
+        "best_epoch": progress.best_epoch,
+        "epochs": progress.epoch,
+        "seed": config.seed,
+        "config": json.loads(config.to_json()),
+        "dataset": {"hash": dataset.meta["hash"], **dataset.meta["counts"]},
+        "parameters": sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params)),
+        "seconds": round(progress.seconds, 3),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of everything that a result depends on, and the device's kind."""
+    return {
+        "conet_jax": conet_jax.__version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in VERSIONED},
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def restore(workdir: str | Path) -> tuple[Task, Params, dict[str, Any]]:
+    """Loads a run's config, data and best parameters.
+
+    Args:
+      workdir: folder of a run with at least one epoch.
+
+    Returns:
+      (task, best parameters, {"best_epoch": …}).
+
+    Raises:
+      InputError: the folder holds no run, no checkpoint, or its data is gone or altered.
+    """
+    workdir = Path(workdir)
+    path = workdir / "config.json"
+    if not path.exists():
+        raise InputError(f"{workdir} holds no run (no config.json); train it by launch/train.py")
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        digest = stored.pop("dataset_hash")
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+    config = ConfigDict(stored)
+    dataset = load_dataset(config)
+    if dataset.meta["hash"] != digest:
+        raise InputError(
+            f"the data in {config.data.dir} is not that of {workdir}: hash "
+            f"{dataset.meta['hash'][:12]}… instead of {digest[:12]}…; prepare it as it was"
+        )
+    task = make_task(config, dataset)
+    if not (workdir / "checkpoints").is_dir():
+        raise InputError(f"{workdir} holds no checkpoint yet; train it by launch/train.py")
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    try:
+        if checkpoints.latest_epoch() is None:
+            raise InputError(f"{workdir} holds no checkpoint yet; train it by launch/train.py")
+        state = jax.eval_shape(task.init)
+        _, progress = checkpoints.restore_latest(state)
+        like = jax.eval_shape(training.settled, state, task.hyper.learning_rate)
+        return task, checkpoints.restore_best(progress["best_epoch"], like), progress
+    finally:
+        checkpoints.close()
+
+
+def _headline(task: Task, workdir: Path) -> str:
+    counts = task.dataset.meta["counts"]
+    device = jax.devices()[0]
+    return (
+        f"{task.config.name}{':' if task.config.variant else ''}{task.config.variant} on "
+        f"{device.platform} ({device.device_kind}), {counts['users']:,} users, "
+        f"{counts['target_interactions']:,} target and {counts['source_interactions']:,} source "
+        f"interactions, {task.plan.steps:,} steps an epoch; writing to {workdir}"
+    )
+
+
+def _epoch_line(row: dict[str, Any], metric: str, better: bool) -> str:
+    losses = ", ".join(f"{domain} {loss:.4f}" for domain, loss in row["train_loss"].items())
+    return (
+        f"epoch {row['epoch']:3d}  train loss: {losses}  valid {metric} "
+        f"{row['valid'][metric]:.4f}{' *' if better else '  '}  {row['rows_per_second']:,.0f} rows/s"
+    )
+
+
+def result_markdown(result: dict[str, Any]) -> str:
+    """Returns a result as a small Markdown page."""
+    names = [name for name in result["test"] if name != "users"]
+    lines = [
+        f"# {result['config']['name']} {result['config']['variant']}".rstrip(),
+        "",
+        "| split | users | " + " | ".join(names) + " |",
+        "| --- | ---: |" + " ---: |" * len(names),
+    ]
+    for split in ("test", "valid"):
+        values = result[split]
+        cells = [f"{values['users']:,}"] + [f"{values[name]:.4f}" for name in names]
+        lines.append(f"| {split} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"Best epoch {result['best_epoch']} of {result['epochs']} by validation, seed "
+        f"{result['seed']}, {result['parameters']:,} parameters, {result['seconds']:,.1f} s; data "
+        f"{result['dataset']['hash'][:12]}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def touched_items(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Target items of each user in all splits, as CSR (indptr, indices sorted within a user)."""
+    target = dataset.target
+    users = np.repeat(np.arange(dataset.num_users), np.diff(target.indptr))
+    users = np.concatenate([users, dataset.valid.users, dataset.test.users])
+    items = np.concatenate([target.indices, dataset.valid.items, dataset.test.items])
+    order = np.lexsort((items, users))
+    indptr = np.searchsorted(users[order], np.arange(dataset.num_users + 1))
+    return indptr, items[order]

@@ -1,0 +1,109 @@
+"""Where a run's numbers go: metrics.jsonl for programs, the console for people."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON beside ``path`` and renames it, so that no reader finds half a file."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text beside ``path``, flushes it to disk and renames it."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object an epoch, in order, without gaps.
+
+    Args:
+      path: the file.
+      epochs: rows of later epochs are dropped: a run that resumes after epoch ``epochs`` comes by
+        them again.
+    """
+
+    def __init__(self, path: Path, *, epochs: int) -> None:
+        self._path = path
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:  # the last line of a killed run
+                    break
+                if row["epoch"] <= epochs:
+                    kept.append(line + "\n")
+        write_text(path, "".join(kept))
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Appends one row and flushes it to disk."""
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+class Console:
+    """Progress for people: a bar on a terminal, one plain line an epoch elsewhere."""
+
+    def __init__(self, *, epochs: int, steps: int, rows_a_step: int, out: TextIO | None = None):
+        self._out = out or sys.stdout
+        self._epochs, self._steps, self._rows = epochs, steps, rows_a_step
+        self._bar = self._task = None
+        if self._out.isatty():
+            from rich.console import Console as RichConsole
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.percentage:3.0f}%"),
+                TextColumn("loss {task.fields[loss]}"),
+                TextColumn("{task.fields[rate]} rows/s"),
+                TimeRemainingColumn(),
+                console=RichConsole(file=self._out),
+                transient=True,
+            )
+            self._task = self._bar.add_task("", total=epochs * steps, loss="-", rate="-")
+            self._bar.start()
+        self._since = time.perf_counter()
+
+    def chunk(self, *, epoch: int, done: int, steps: int, loss: float) -> None:
+        """Moves the bar: ``done`` steps of ``epoch`` (from 1) are done, ``steps`` of them new."""
+        now = time.perf_counter()
+        rate = f"{self._rows * steps / max(now - self._since, 1e-9):,.0f}"
+        self._since = now
+        if self._bar is not None:
+            self._bar.update(
+                self._task,
+                completed=(epoch - 1) * self._steps + done,
+                description=f"epoch {epoch}/{self._epochs}",
+                loss=f"{loss:.4f}",
+                rate=rate,
+            )
+
+    def line(self, text: str) -> None:
+        """Prints one line, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        else:
+            print(text, file=self._out, flush=True)
+
+    def close(self) -> None:
+        """Takes the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,418 @@
+"""CoNet (Eqs. 1-4): two towers that share users and exchange hidden activations through H^l.
+
+Tables: ``user`` (P, shared), ``target_item`` and ``source_item`` (Q of each domain). Dense
+parameters: one tower a domain (W^l, b^l, output h) and, under ``cross``, the H^l of the lowest
+``cross_layers`` transitions.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from conet_jax import losses
+from conet_jax.models import towers
+from conet_jax.models.base import Batch, Hyper, Model, Params, Profile, Sizes
+
+DIRECTIONS = ("to_target", "to_source")
+
+
+class Options(NamedTuple):
+    """Structure of a CoNet: what changes shapes or the program, not real-valued knobs.
+
+    Attributes:
+      layers: tower widths; the first is the merged embedding, twice the embedding dimension.
+      cross_layers: number of crossed transitions, counted from the lowest; 0 is no transfer.
+      cross_per_direction: an H^l for each direction instead of a shared one (footnote 1).
+      cross_rank: rank of H^l = U^T V (footnote 3); 0 is a full matrix.
+      inner_product: a second logit term w^T (p_u * q_i), w learned, one weight a dimension.
+      initializer: "gaussian" or "he" for the towers; tables and H^l are N(0, 0.01^2) in both.
+      dropout: whether ``Hyper.dropout`` is applied to the merged embeddings in training.
+      pairing: "random", "same_user" or "profile".
+      inference: "target" (tower alone) or "cross" (with the user's source profile).
+    """
+
+    layers: tuple[int, ...] = (64, 32, 16, 8)
+    cross_layers: int = 3
+    cross_per_direction: bool = False
+    cross_rank: int = 0
+    inner_product: bool = False
+    initializer: str = "he"
+    dropout: bool = False
+    pairing: str = "same_user"
+    inference: str = "cross"
+
+
+def build(options: Options) -> Model:
+    """Returns CoNet as a ``Model`` of pure functions."""
+    return Model(
+        domains=("target", "source"),
+        pairing=options.pairing,
+        inference=options.inference,
+        init=lambda key, sizes: init(key, sizes, options),
+        lookups=lambda batch: lookups(batch, options),
+        loss=lambda dense, rows, batch, hyper: loss(dense, rows, batch, hyper, options),
+        project=lambda params, source: project(params, source, options),
+        scores=lambda projected, users, items: scores(projected, users, items, options),
+        diagnostics=lambda dense, rows, batch: diagnostics(dense, rows, batch, options),
+        l1_mask=l1_mask,
+    )
+
+
+def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
+    """Initialises tables, towers and H^l.
+
+    Args:
+      key: PRNG key.
+      sizes: rows of the tables.
+      options: structure.
+
+    Returns:
+      ``Params``; the embedding dimension is half of the first layer.
+    """
+    keys = dict(
+        zip(
+            ("user", "target_item", "source_item", "target", "source", "cross"),
+            jax.random.split(key, 6),
+            strict=True,
+        )
+    )
+    dim = options.layers[0] // 2
+    rows = {
+        "user": sizes.users,
+        "target_item": sizes.target_items,
+        "source_item": sizes.source_items,
+    }
+    tables = {name: towers.gaussian(keys[name], (n, dim)) for name, n in rows.items()}
+    dense: dict[str, Any] = {
+        domain: towers.init_tower(keys[domain], options.layers, initializer=options.initializer)
+        for domain in ("target", "source")
+    }
+    if options.inner_product:
+        for domain in ("target", "source"):
+            dense[domain]["inner"] = jnp.ones(dim)
+    dense["cross"] = {}
+    for level in range(options.cross_layers):
+        shape = (options.layers[level], options.layers[level + 1])
+        key = jax.random.fold_in(keys["cross"], level)
+        if options.cross_per_direction:
+            cross = {
+                direction: _init_cross(jax.random.fold_in(key, i), shape, options.cross_rank)
+                for i, direction in enumerate(DIRECTIONS)
+            }
+        else:
+            cross = {"both": _init_cross(key, shape, options.cross_rank)}
+        dense["cross"][f"layer_{level + 1}"] = cross
+    return Params(tables, dense)
+
+
+def _init_cross(key: jax.Array, shape: tuple[int, int], rank: int) -> dict[str, jax.Array]:
+    if not rank:
+        return {"h": towers.gaussian(key, shape)}
+    u_key, v_key = jax.random.split(key)
+    # U^T V has entries of standard deviation 0.01 at any rank, as the full matrix has.
+    std = (towers.GAUSSIAN_STD / rank**0.5) ** 0.5
+    return {
+        "u": std * jax.random.normal(u_key, (rank, shape[1])),
+        "v": std * jax.random.normal(v_key, (rank, shape[0])),
+    }
+
+
+def cross_matrices(dense: Any, level: int) -> tuple[jax.Array, jax.Array] | None:
+    """Returns (H to the target, H to the source) of transition ``level``, or None if not crossed.
+
+    Each is f32[in, out], the transpose of the paper's H^l: activations are row vectors.
+    """
+    layer = dense["cross"].get(f"layer_{level + 1}")
+    if layer is None:
+        return None
+
+    def full(h: dict[str, jax.Array]) -> jax.Array:
+        return h["h"] if "h" in h else h["v"].T @ h["u"]
+
+    return tuple(full(layer.get(direction, layer.get("both"))) for direction in DIRECTIONS)
+
+
+def transition(
+    dense: Any, level: int, target: jax.Array, source: jax.Array, cross: jax.Array | float = 1.0
+) -> tuple[jax.Array, jax.Array]:
+    """One crossed transition before the rectifier (Eq. 3a, 3b).
+
+    ``W_t a_t + b_t + H a_s`` and ``W_s a_s + b_s + H a_t``, or the plain affine maps above the
+    crossed layers.
+
+    Args:
+      dense: dense parameters.
+      level: l, from 0.
+      target: f32[..., p], a^l of the target tower.
+      source: f32[..., p], a^l of the source tower.
+      cross: factor on both cross terms, 0 where nothing crosses.
+
+    Returns:
+      The two towers' pre-activations, f32[..., r].
+    """
+    name = f"layer_{level + 1}"
+    to_target = towers.affine(dense["target"][name], target)
+    to_source = towers.affine(dense["source"][name], source)
+    matrices = cross_matrices(dense, level)
+    if matrices is not None:
+        to_target = to_target + cross * (source @ matrices[0])
+        to_source = to_source + cross * (target @ matrices[1])
+    return to_target, to_source
+
+
+def forward(
+    dense: Any,
+    target: jax.Array,
+    source: jax.Array,
+    *,
+    cross: jax.Array | float = 1.0,
+) -> tuple[jax.Array, jax.Array]:
+    """Both towers from the merged embeddings to the logits (Eqs. 1-4).
+
+    Args:
+      dense: dense parameters.
+      target: f32[..., p], [p_u, q_i] of the target domain.
+      source: f32[..., p], [p_v, q_j] of the source domain.
+      cross: factor on the cross terms of Eq. 3.
+
+    Returns:
+      (target logits, source logits), f32[...] each.
+    """
+    inner = (
+        towers.inner_logits(dense["target"], target),
+        towers.inner_logits(dense["source"], source),
+    )
+    for level in range(towers.depth(dense["target"])):
+        target, source = map(jax.nn.relu, transition(dense, level, target, source, cross))
+    return (
+        towers.output_logits(dense["target"], target) + inner[0],
+        towers.output_logits(dense["source"], source) + inner[1],
+    )
+
+
+def lookups(batch: Batch, options: Options) -> dict[str, jax.Array]:
+    """Returns the ids that a step reads: {"user": int32[k, n], …_item: int32[n] or [n, 1 + L]}.
+
+    ``user`` has the target's users and, unless the pairs share their user, the source's. Item ids
+    are the examples' in column 0 and, with profiles, those of the profiles after it.
+    """
+    target, source = batch.target, batch.source
+    users = [target.users] if options.pairing == "same_user" else [target.users, source.users]
+    ids = {"user": jnp.stack(users)}
+    for name, examples, profile in (
+        ("target_item", target, batch.target_profile),
+        ("source_item", source, batch.source_profile),
+    ):
+        columns = [examples.items[:, None]]
+        if profile is not None:
+            columns.append(profile.items)
+        ids[name] = jnp.concatenate(columns, axis=1)
+    return ids
+
+
+def _inputs(
+    rows: dict[str, jax.Array], batch: Batch, options: Options
+) -> list[tuple[jax.Array, jax.Array]]:
+    """Pairs of merged embeddings (target's input, source's input), one pair a forward pass."""
+    users = rows["user"]
+    target_users, source_users = users[0], users[-1]
+    target_items, source_items = rows["target_item"][:, 0], rows["source_item"][:, 0]
+    if options.pairing != "profile":
+        return [(towers.merge(target_users, target_items), towers.merge(source_users, source_items))]
+    source_profile = _mean(rows["source_item"][:, 1:], batch.source_profile)
+    target_profile = _mean(rows["target_item"][:, 1:], batch.target_profile)
+    return [
+        (towers.merge(target_users, target_items), towers.merge(target_users, source_profile)),
+        (towers.merge(source_users, target_profile), towers.merge(source_users, source_items)),
+    ]
+
+
+def _mean(rows: jax.Array, profile: Profile) -> jax.Array:
+    total = jnp.einsum("nld,nl->nd", rows, profile.mask)
+    return total / jnp.maximum(profile.mask.sum(axis=1), 1.0)[:, None]
+
+
+def batch_logits(
+    dense: Any, rows: dict[str, jax.Array], batch: Batch, options: Options, rate: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Returns (target logits, source logits) f32[n] of a batch; ``rate`` None is no dropout."""
+    inputs = _inputs(rows, batch, options)
+    if rate is not None:
+        keys = iter(jax.random.split(batch.key, 2 * len(inputs)))
+        inputs = [tuple(towers.dropout(next(keys), x, rate) for x in pair) for pair in inputs]
+    logits = [forward(dense, *pair, cross=batch.cross) for pair in inputs]
+    return logits[0][0], logits[-1][1]
+
+
+def loss(
+    dense: Any, rows: dict[str, jax.Array], batch: Batch, hyper: Hyper, options: Options
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The joint loss (Eq. 7) of a batch, averaged over each domain's examples.
+
+    Args:
+      dense: dense parameters.
+      rows: embedding rows in the shapes of ``lookups`` with the dimension appended.
+      batch: examples.
+      hyper: target weight and dropout rate are read.
+      options: structure.
+
+    Returns:
+      (f32[], sums and counts by domain), see ``Model.loss``.
+    """
+    rate = hyper.dropout if options.dropout else None
+    target_logits, source_logits = batch_logits(dense, rows, batch, options, rate)
+    target, source = batch.target, batch.source
+    value = losses.joint_loss(
+        target_logits,
+        target.labels,
+        source_logits,
+        source.labels,
+        target_weight=hyper.target_weight,
+        target_weights=target.weights,
+        source_weights=source.weights,
+        reduction="mean",
+    )
+    aux = {}
+    for name, logits, examples in (
+        ("target", target_logits, target),
+        ("source", source_logits, source),
+    ):
+        aux[f"{name}_loss"] = losses.binary_cross_entropy(
+            logits, examples.labels, weights=examples.weights
+        )
+        aux[f"{name}_count"] = examples.weights.sum()
+    return value, aux
+
+
+def profiles(items: jax.Array, users: jax.Array, table: jax.Array, num_users: int) -> jax.Array:
+    """Mean embedding of each user's items, zero for a user without any.
+
+    Args:
+      items: int32[nnz], items of the interactions.
+      users: int32[nnz], their users, sorted.
+      table: f32[num_items, dim].
+      num_users: rows of the result.
+
+    Returns:
+      f32[num_users, dim].
+    """
+    sums = jax.ops.segment_sum(table[items], users, num_users, indices_are_sorted=True)
+    counts = jax.ops.segment_sum(jnp.ones_like(users), users, num_users, indices_are_sorted=True)
+    return sums / jnp.maximum(counts, 1)[:, None]
+
+
+def project(params: Params, source: Any, options: Options) -> dict[str, Any]:
+    """Sends each table through the first transition once (Eq. 3 is linear in [user, item]).
+
+    Args:
+      params: settled parameters.
+      source: the source domain's training interactions (``sampling.Interactions``), read under
+        ``inference: cross``, where the source input of user u is [p_u, mean of u's source items].
+      options: structure.
+
+    Returns:
+      Under "target" see ``towers.project_target``. Under "cross" ``user`` f32[users, 2 r] and
+      ``item`` f32[target items, 2 r], whose sum is the first pre-activation of both towers side
+      by side; tables of the inner product; ``dense``.
+    """
+    tables, dense = params
+    user, item = tables["user"], tables["target_item"]
+    if options.inference == "target":
+        return towers.project_target(dense["target"], user, item)
+    profile = profiles(source.items, source.users, tables["source_item"], user.shape[0])
+    no_item, no_user = jnp.zeros_like(user), jnp.zeros_like(item)
+    by_user = transition(dense, 0, towers.merge(user, no_item), towers.merge(user, profile))
+    by_item = transition(
+        _without_bias(dense), 0, towers.merge(no_user, item), towers.merge(no_user, no_user)
+    )
+    return {
+        "user": jnp.concatenate(by_user, axis=-1),
+        "item": jnp.concatenate(by_item, axis=-1),
+        "dense": dense,
+        **towers.project_inner(dense["target"], user, item),
+    }
+
+
+def _without_bias(dense: Any) -> Any:
+    # The first biases ride on the user's part of a pre-activation, once.
+    def strip(tower: Any) -> Any:
+        layer = tower["layer_1"]
+        return {**tower, "layer_1": {**layer, "bias": jnp.zeros_like(layer["bias"])}}
+
+    return {**dense, "target": strip(dense["target"]), "source": strip(dense["source"])}
+
+
+def scores(
+    projected: dict[str, Any], users: jax.Array, items: jax.Array, options: Options
+) -> jax.Array:
+    """Target logits of each user for its items: the forward pass of ``loss`` from layer 1 on.
+
+    Args:
+      projected: from ``project``.
+      users: int32[n].
+      items: int32[n, c].
+      options: structure.
+
+    Returns:
+      f32[n, c].
+    """
+    if options.inference == "target":
+        return towers.score_target(projected, users, items)
+    dense, width = projected["dense"], options.layers[1]
+    first = jax.nn.relu(projected["user"][users][:, None, :] + projected["item"][items])
+    target, source = first[..., :width], first[..., width:]
+    for level in range(1, towers.depth(dense["target"])):
+        target, source = map(jax.nn.relu, transition(dense, level, target, source))
+    logits = towers.output_logits(dense["target"], target)
+    return logits + towers.score_inner(projected, users, items)
+
+
+def diagnostics(
+    dense: Any, rows: dict[str, jax.Array], batch: Batch, options: Options
+) -> dict[str, jax.Array]:
+    """What the cross connections carry, for each crossed layer and direction.
+
+    Args:
+      dense: dense parameters.
+      rows: as in ``loss``.
+      batch: a batch of examples.
+      options: structure.
+
+    Returns:
+      For layer l: ``h_mean_abs/layer_l`` (mean absolute entry of H^l), ``h_zeros/layer_l``
+      (fraction of exact zeros), ``cross_ratio/<domain>/layer_l``: norm(H a_other) / norm(W a_own)
+      over the batch. With an H for each direction the first two end in ``/to_target`` etc.
+      And ``logit_spread/<domain>``, largest minus smallest logit: 0 of a dead tower.
+    """
+    logits = batch_logits(dense, rows, batch, options, None)
+    out = {
+        f"logit_spread/{domain}": jnp.ptp(values)
+        for domain, values in zip(("target", "source"), logits, strict=True)
+    }
+    target, source = _inputs(rows, batch, options)[0]
+    for level in range(options.cross_layers):
+        name = f"layer_{level + 1}"
+        matrices = cross_matrices(dense, level)
+        directions = DIRECTIONS if options.cross_per_direction else DIRECTIONS[:1]
+        for direction, h in zip(directions, matrices, strict=False):
+            suffix = f"{name}/{direction}" if options.cross_per_direction else name
+            out[f"h_mean_abs/{suffix}"] = jnp.abs(h).mean()
+            out[f"h_zeros/{suffix}"] = (h == 0).mean()
+        for domain, h, own, other in (
+            ("target", matrices[0], target, source),
+            ("source", matrices[1], source, target),
+        ):
+            crossed = jnp.linalg.norm(other @ h)
+            kept = jnp.linalg.norm(own @ dense[domain][name]["kernel"])
+            out[f"cross_ratio/{domain}/{name}"] = crossed / jnp.maximum(kept, 1e-30)
+        target, source = map(jax.nn.relu, transition(dense, level, target, source))
+    return out
+
+
+def l1_mask(dense: Any) -> Any:
+    """Returns the pytree of bools that is True on the H^l (on U and V if low-rank)."""
+    return {
+        name: jax.tree.map(lambda _, cross=name == "cross": cross, part)
+        for name, part in dense.items()
+    }

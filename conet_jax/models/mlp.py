@@ -1,0 +1,93 @@
+"""The base network alone (Sec. 2.2; He et al. 2017): one tower on the target domain."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from conet_jax import losses
+from conet_jax.models import towers
+from conet_jax.models.base import Batch, Hyper, Model, Params, Sizes
+
+
+class Options(NamedTuple):
+    """Structure: tower widths, inner-product term, initialiser, dropout (see ``conet.Options``)."""
+
+    layers: tuple[int, ...] = (64, 32, 16, 8)
+    inner_product: bool = False
+    initializer: str = "he"
+    dropout: bool = False
+
+
+def build(options: Options) -> Model:
+    """Returns the MLP as a ``Model`` of pure functions."""
+    return Model(
+        domains=("target",),
+        pairing=None,
+        inference="target",
+        init=lambda key, sizes: init(key, sizes, options),
+        lookups=lookups,
+        loss=lambda dense, rows, batch, hyper: loss(dense, rows, batch, hyper, options),
+        project=lambda params, source: project(params, options),
+        scores=scores,
+        diagnostics=diagnostics,
+        l1_mask=lambda dense: jax.tree.map(lambda _: False, dense),
+    )
+
+
+def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
+    """Initialises ``user`` and ``target_item`` tables, N(0, 0.01^2), and the tower."""
+    user_key, item_key, tower_key = jax.random.split(key, 3)
+    dim = options.layers[0] // 2
+    tables = {
+        "user": towers.gaussian(user_key, (sizes.users, dim)),
+        "target_item": towers.gaussian(item_key, (sizes.target_items, dim)),
+    }
+    tower = towers.init_tower(tower_key, options.layers, initializer=options.initializer)
+    if options.inner_product:
+        tower["inner"] = jnp.ones(dim)
+    return Params(tables, {"target": tower})
+
+
+def lookups(batch: Batch) -> dict[str, jax.Array]:
+    """Returns {"user": int32[n], "target_item": int32[n]}."""
+    return {"user": batch.target.users, "target_item": batch.target.items}
+
+
+def forward(tower: Any, merged: jax.Array) -> jax.Array:
+    """Eq. 1: f32[..., p] -> logits f32[...]."""
+    x = merged
+    for level in range(towers.depth(tower)):
+        x = jax.nn.relu(towers.affine(tower[f"layer_{level + 1}"], x))
+    return towers.output_logits(tower, x) + towers.inner_logits(tower, merged)
+
+
+def loss(
+    dense: Any, rows: dict[str, jax.Array], batch: Batch, hyper: Hyper, options: Options
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Eq. 5 averaged over the examples, and its sum and count (see ``Model.loss``)."""
+    merged = towers.merge(rows["user"], rows["target_item"])
+    if options.dropout:
+        merged = towers.dropout(batch.key, merged, hyper.dropout)
+    logits = forward(dense["target"], merged)
+    labels, weights = batch.target.labels, batch.target.weights
+    value = losses.binary_cross_entropy(logits, labels, weights=weights, reduction="mean")
+    total = losses.binary_cross_entropy(logits, labels, weights=weights)
+    return value, {"target_loss": total, "target_count": weights.sum()}
+
+
+def diagnostics(dense: Any, rows: dict[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+    """Returns ``logit_spread/target``, largest minus smallest logit of the batch."""
+    logits = forward(dense["target"], towers.merge(rows["user"], rows["target_item"]))
+    return {"logit_spread/target": jnp.ptp(logits)}
+
+
+def project(params: Params, options: Options) -> dict[str, Any]:
+    """Sends each table through the first layer once, see ``conet.project``."""
+    tower = params.dense["target"]
+    return towers.project_target(tower, params.tables["user"], params.tables["target_item"])
+
+
+def scores(projected: dict[str, Any], users: jax.Array, items: jax.Array) -> jax.Array:
+    """Logits f32[n, c] of users int32[n] for items int32[n, c]."""
+    return towers.score_target(projected, users, items)

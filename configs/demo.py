@@ -1,0 +1,25 @@
+"""Synthetic demo data, made in memory in a second: sparse books, rich movies, shared taste.
+
+python launch/demo.py runs this and the variant mlp and prints them between popularity and oracle.
+"""
+
+from ml_collections import ConfigDict
+
+from conet_jax.config import default_config
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Returns the config of a variant."""
+    config = default_config(variant)
+    config.name = "demo"
+    config.data.synthetic = ConfigDict(
+        dict(
+            num_users=1_500,
+            num_target_items=800,
+            num_source_items=800,
+            target_interactions=8_000,
+            source_interactions=30_000,
+            seed=0,
+        )
+    )
+    return config

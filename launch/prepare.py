@@ -1,0 +1,206 @@
+"""Builds one data set from the raw files of two domains.
+
+  python launch/prepare.py --target=books.csv --source=movies.csv --out=DIR
+  python launch/prepare.py --download=amazon --out=DIR
+
+Prints the data set's statistics as in Table 1 of the paper, and an audit of what was dropped and
+what to beware of.
+"""
+
+import math
+import sys
+from pathlib import Path
+
+from absl import flags
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without installation too
+
+from conet_jax import cli
+from conet_jax.errors import InputError
+
+# The same names as conet_jax.data.readers.FORMATS, written out so that --help loads no Polars.
+_FORMATS = (
+    "auto",
+    "amazon_2014",
+    "amazon_2018",
+    "amazon_json",
+    "named",
+    "tsv",
+    "recbole",
+    "ncf",
+)
+_TARGET = flags.DEFINE_string(
+    "target", None, "File of the domain to recommend in; NCF-style data: folder or prefix."
+)
+_SOURCE = flags.DEFINE_string("source", None, "The same for the domain to learn from.")
+_OUT = flags.DEFINE_string("out", None, "Directory to write; a prepared one is replaced.")
+_FORMAT = flags.DEFINE_enum("format", "auto", _FORMATS, "Format of both files.")
+_DOWNLOAD = flags.DEFINE_enum(
+    "download",
+    None,
+    ["amazon"],
+    "Fetch the two files instead (kept in OUT.raw; a broken download is resumed).",
+)
+_MIN_RATING = flags.DEFINE_float("min_rating", 4.0, "Least rating that counts as positive.")
+_MIN_USER_ITEMS = flags.DEFINE_integer(
+    "min_user_items", None, "Least items a user has in each domain (default 1; 5 with --download)."
+)
+_MIN_ITEM_USERS = flags.DEFINE_integer(
+    "min_item_users", None, "Least users an item has (default 1; 5 with --download)."
+)
+_SPLIT = flags.DEFINE_enum(
+    "split", "random", ["random", "latest"], "Which item of a user is the test item."
+)
+_CANDIDATES = flags.DEFINE_integer("candidates", 99, "Negatives each held-out item is ranked with.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of all draws.")
+_DROP_TWINS = flags.DEFINE_boolean(
+    "drop_twins", False, "Remove the source item of each pair of twins (see the audit)."
+)
+_TWIN_JACCARD = flags.DEFINE_float(
+    "twin_jaccard", 0.9, "Jaccard index of their users from which two items are twins."
+)
+
+# Table 1 of the paper: users, then items and interactions of target and source.
+_PAPER_AMAZON = (80_763, 93_799, 1_323_101, 35_896, 963_373)
+_TWIN_WARNING = 0.01  # share of interactions
+
+
+def main() -> None:
+    """Reads, builds, writes, prints."""
+    core = _check_flags()
+
+    from conet_jax.data import dataset, readers, store
+
+    store.check_writable(_OUT.value)
+    target, source = _inputs()
+    built = dataset.build(
+        readers.read(target, _FORMAT.value),
+        readers.read(source, _FORMAT.value),
+        min_rating=_MIN_RATING.value,
+        min_user_items=_MIN_USER_ITEMS.value or core,
+        min_item_users=_MIN_ITEM_USERS.value or core,
+        split=_SPLIT.value,
+        candidates=_CANDIDATES.value,
+        seed=_SEED.value,
+        drop_twins=_DROP_TWINS.value,
+        twin_jaccard=_TWIN_JACCARD.value,
+    )
+    store.save(built, _OUT.value)
+    print("\n".join(_table(built.meta["counts"], paper=_DOWNLOAD.value == "amazon")))
+    print("\n".join(_audit(built.meta)))
+    print(f"\nwritten to {_OUT.value} (hash {built.meta['hash'][:12]})")
+    twins = built.meta["audit"]["twins"]
+    share = max(twins["target_share"], twins["source_share"])
+    if share > _TWIN_WARNING and not _DROP_TWINS.value:
+        print(
+            f"warning: {100 * share:.1f}% of a domain's interactions are on twins: a held-out pair "
+            "then also stands in the source under another id; --drop_twins removes these source "
+            "items",
+            file=sys.stderr,
+        )
+
+
+def _check_flags() -> int:
+    """Checks all flag values; returns the core that holds where none is asked for."""
+    if not _OUT.value:
+        raise InputError("--out=DIR is needed (see --help)")
+    if _DOWNLOAD.value:
+        if _TARGET.value or _SOURCE.value:
+            raise InputError("--download brings its own files: leave out --target and --source")
+    elif not (_TARGET.value and _SOURCE.value):
+        raise InputError("--target=FILE and --source=FILE are needed, or --download=amazon")
+    if not math.isfinite(_MIN_RATING.value):
+        raise InputError(f"--min_rating={_MIN_RATING.value} must be a finite number")
+    if not 0 < _TWIN_JACCARD.value <= 1:
+        raise InputError(f"--twin_jaccard={_TWIN_JACCARD.value} must be above 0 and at most 1")
+    if not 0 <= _SEED.value < 2**63:
+        raise InputError(f"--seed={_SEED.value} must be 0 or more and below 2^63")
+    for flag in (_MIN_USER_ITEMS, _MIN_ITEM_USERS, _CANDIDATES):
+        if flag.value is not None and flag.value < 1:
+            raise InputError(f"--{flag.name}={flag.value} must be 1 or more")
+    return 5 if _DOWNLOAD.value else 1
+
+
+def _inputs() -> tuple[str, str]:
+    if not _DOWNLOAD.value:
+        return _TARGET.value, _SOURCE.value
+    from conet_jax.data import download
+
+    folder = Path(_OUT.value.rstrip("/") + ".raw")
+    paths = []
+    for url in download.URLS[_DOWNLOAD.value].values():
+        paths.append(str(folder / url.rsplit("/", 1)[1]))
+        print(f"fetching {url} -> {paths[-1]}", file=sys.stderr)
+        download.fetch(url, paths[-1])
+    return paths[0], paths[1]
+
+
+def _table(counts: dict, *, paper: bool) -> list[str]:
+    rows = [("", "#user", *("#item", "#interact", "density") * 2)]
+    found = [counts["users"]]
+    for domain in ("target", "source"):
+        found += [counts[f"{domain}_items"], counts[f"{domain}_interactions"]]
+    rows.append(("this data set", *_with_densities(found)))
+    if paper:
+        rows.append(("paper, Table 1", *_with_densities(_PAPER_AMAZON)))
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if not at else cell.rjust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    left = sum(widths[:2]) + 4
+    half = sum(widths[2:5]) + 6
+    title = " " * left + "target domain".ljust(half) + "source domain"
+    if paper:
+        lines.append("The paper does not state its filter: the two rows need not agree.")
+    return [title, *lines]
+
+
+def _with_densities(numbers: tuple[int, ...] | list[int]) -> list[str]:
+    users, *rest = numbers
+    cells = [f"{users:,}"]
+    for items, pairs in (rest[:2], rest[2:]):
+        cells += [f"{items:,}", f"{pairs:,}", f"{100 * pairs / (users * items):.3f}%"]
+    return cells
+
+
+def _audit(meta: dict) -> list[str]:
+    audit, counts, options = meta["audit"], meta["counts"], meta["options"]
+    labels = {
+        "rows": "rows read",
+        "below_min_rating": f"dropped: rating below {options.get('min_rating', 0):g}",
+        "user_not_shared": "dropped: user not in the other domain",
+        "duplicates_merged": "duplicates merged",
+        "item_core": f"dropped: item with fewer than {options.get('min_item_users')} users",
+        "user_core": f"dropped: user with fewer than {options.get('min_user_items')} items",
+        "positives_among_negatives": "positives among the given negatives",
+    }
+    lines = ["", "audit" + " " * 40 + f"{'target':>14}{'source':>14}"]
+    for key, label in labels.items():
+        values = [audit[domain].get(key) for domain in ("target", "source")]
+        if values != [None, None] and not (key == "below_min_rating" and "min_rating" not in options):
+            cells = ("-" if value is None else f"{value:,}" for value in values)
+            lines.append(f"  {label:<43}" + "".join(f"{cell:>14}" for cell in cells))
+    twins = audit["twins"]
+    shares = "".join(f"{100 * twins[f'{d}_share']:>13.1f}%" for d in ("target", "source"))
+    lines.append(f"  {'interactions on twins':<43}{shares}")
+    if twins["dropped_source_interactions"]:
+        dropped = twins["dropped_source_interactions"]
+        lines.append(f"  {'dropped: source items of twins':<43}{'-':>14}{dropped:>14,}")
+    at = f"Jaccard index {options['twin_jaccard']:g} or more"
+    lines += [
+        f"  {twins['pairs']:,} pairs of twins ({at}, 3 shared users or more)",
+        f"  {counts['test_users']:,} test items, {audit['test_items_not_in_training']:,} of them "
+        f"never in training; {audit['users_without_test']:,} users without",
+        f"  {counts['valid_users']:,} validation items, "
+        f"{audit['valid_items_not_in_training']:,} of them never in training; "
+        f"{audit['users_without_valid']:,} users without",
+    ]
+    return lines
+
+
+if __name__ == "__main__":
+    cli.run(main)
