@@ -5,6 +5,7 @@ Exit status: 0 for success and ``--help``, 2 for bad flags and bad input, 1 for 
 """
 
 import difflib
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -35,8 +36,19 @@ def _parse(argv: Sequence[str]) -> list[str]:
         near = difflib.get_close_matches(error.flagname, list(flags.FLAGS), n=1)
         hint = f"; did you mean --{near[0]}?" if near else ""
         fail(f"unknown flag --{error.flagname}{hint} (--help lists the flags)")
-    except (flags.Error, InputError) as error:
-        fail(error)
+    except flags.Error as error:
+        # A config file that raises arrives as a traceback in the message: its last line says it.
+        text = str(error)
+        fail(text.strip().splitlines()[-1].split("InputError: ")[-1] if "\n" in text else text)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # What config_flags raises for a field that does not exist or a value of another type.
+        near = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', str(error))
+        if near:
+            fail(f"unknown config field config.{near[2]}; did you mean config.{near[1]}?")
+        if isinstance(error, AttributeError | KeyError):
+            name = str(error).strip("\"'")
+            fail(f"unknown config field config.{name}; configs/*.py and conet_jax/config.py list them")
+        fail(f"the config cannot be used: {error}")
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}; options are written --name=value (see --help)")
     return rest
@@ -46,6 +58,13 @@ def config_of(flag: Any) -> Any:
     """Returns the value of a config flag, or raises if the flag is missing."""
     if flag.value is None:
         raise InputError("--config is missing: name a config file, --config=configs/demo.py")
+    try:
+        flag.value.get("name")
+    except OSError:
+        raise InputError(
+            f"the config file {flags.FLAGS['config'].config_filename!r} cannot be read; "
+            "configs/*.py are the ones there are"
+        ) from None
     return flag.value
 
 

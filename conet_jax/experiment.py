@@ -50,8 +50,12 @@ class Task(NamedTuple):
         """Returns the state before the first step, from the config's seed."""
         dataset = self.dataset
         sizes = Sizes(dataset.num_users, dataset.target.num_items, dataset.source.num_items)
-        params = self.model.init(jax.random.fold_in(self.key, 0), sizes)
-        return training.init_state(self.model, params, self.settings)
+
+        @jax.jit
+        def init(key: jax.Array) -> training.TrainState:
+            return training.init_state(self.model, self.model.init(key, sizes), self.settings)
+
+        return init(jax.random.fold_in(self.key, 0))
 
     @property
     def sampling_key(self) -> jax.Array:
@@ -115,7 +119,7 @@ def make_task(config: ConfigDict, dataset: Dataset) -> Task:
         config.reduction, config.l1_method, float(config.clip_norm), float(config.loss_scale)
     )
     hyper = Hyper(
-        *(jnp.float32(config[name]) for name in ("learning_rate", "target_weight", "l1", "dropout"))
+        *(jnp.asarray(float(config[name])) for name in ("learning_rate", "target_weight", "l1", "dropout"))
     )
     return Task(
         config, dataset, model, interactions, plan, settings, hyper, jax.random.key(config.seed)

@@ -208,4 +208,4 @@ def summarize(
         "auc": auc(above, tied, num_candidates),
     }
     means = {name: float(np.mean(values)) for name, values in per_user.items()}
-    return means | {"users": float(above.size)}
+    return means | {"users": int(above.size)}

@@ -24,16 +24,13 @@ writes it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-
-# Truncation error, relative to the movement, up to which the closed form is used: float32's own.
-_TOLERANCE = 1e-7
 
 
 class RowAdam(NamedTuple):
@@ -81,11 +78,19 @@ class _Tables(NamedTuple):
     root_scale: np.ndarray  # 1 / sqrt(1 - b2^(l+1))
     total: np.ndarray  # S for k without end
     log_mean: np.ndarray  # log mu, likewise
-    moments: np.ndarray  # [l, 3]: c_2, c_3, c_4, likewise
+    moments: np.ndarray  # [3, l]: c_2, c_3, c_4, likewise
     closed: np.ndarray  # bool: the closed form is good enough
 
+    def columns(self, dtype: Any) -> np.ndarray:
+        """All that one row needs, [l, 8]; total and log_mean each as the sum of two floats."""
+        high = [self.total.astype(dtype), self.log_mean.astype(dtype)]
+        low = [self.total - high[0], self.log_mean - high[1]]
+        return np.stack(
+            [*high, *low, *self.moments, self.closed], axis=-1, dtype=dtype, casting="unsafe"
+        )
 
-def _tables(rates: np.ndarray, b1: float, b2: float) -> _Tables:
+
+def _tables(rates: np.ndarray, b1: float, b2: float, tolerance: float) -> _Tables:
     t = np.arange(1, len(rates) + 1)
     step_size, root_scale = rates / (1 - b1**t), 1 / np.sqrt(1 - b2**t)
     # raw[n] = sum_{j>=1} A_j B_j^n: A_1 and B_1 are read off the arrays above, and what follows is
@@ -102,20 +107,17 @@ def _tables(rates: np.ndarray, b1: float, b2: float) -> _Tables:
         sum((-1) ** (n - i) * math.comb(n, i) * scaled[i] for i in range(n + 1)) for n in range(6)
     ]
     # The 5th moment is the first term left out; with fewer than all terms it is smaller.
-    closed = np.abs(central[5]) < _TOLERANCE
-    return _Tables(
-        step_size, root_scale, total, np.log(mean), np.stack(central[2:5], axis=-1), closed
-    )
+    closed = np.abs(central[5]) < tolerance
+    return _Tables(step_size, root_scale, total, np.log(mean), np.stack(central[2:5]), closed)
 
 
 def _unpack_last(packed: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(packed[..., -1], _integer(packed.dtype))
+    return jax.lax.bitcast_convert_type(packed[:, -1], _integer(packed.dtype))
 
 
-def _pack(rows: jax.Array, last: jax.Array) -> jax.Array:
-    bits = jax.lax.bitcast_convert_type(last.astype(_integer(rows.dtype)), rows.dtype)
-    bits = jnp.broadcast_to(bits, rows.shape[:-1])
-    return jnp.concatenate([rows, bits[..., None]], axis=-1)
+def _pack(parts: Sequence[jax.Array], last: jax.Array) -> jax.Array:
+    bits = jax.lax.bitcast_convert_type(last.astype(_integer(parts[0].dtype)), parts[0].dtype)
+    return jnp.concatenate([*parts, jnp.broadcast_to(bits, (parts[0].shape[0], 1))], axis=-1)
 
 
 def _integer(dtype: Any) -> Any:
@@ -130,6 +132,7 @@ def row_adam(
     b2: float = 0.999,
     eps: float = 1e-8,
     num_steps: int | None = None,
+    tolerance: float = 1e-7,
 ) -> RowAdam:
     r"""Adam (Kingma and Ba, 2015) for tables of which each step reads a few rows.
 
@@ -145,6 +148,9 @@ def row_adam(
       eps: added to the root of the second moment.
       num_steps: with a schedule: for how many steps it is tabulated (some 40 bytes each). After
         them the learning rate stays as it was.
+      tolerance: truncation error of the closed form, relative to the movement of an unread row, up
+        to which it is used. The default is float32's own rounding. In float64 it leaves errors of
+        some 1e-6 learning rates; 0 takes the sum always, exact to rounding, and slow.
 
     Returns:
       A `RowAdam`.
@@ -180,76 +186,80 @@ def row_adam(
             rates = np.asarray(jax.vmap(schedule)(jnp.arange(num_steps)), np.float64)
     # To where the bias corrections are 1 and the schedule is over, so that the end is constant.
     end = max(len(rates), int(np.ceil(np.log(1e-17) / np.log(max(b1, b2)))))
-    tables = _tables(np.pad(rates, (0, end - len(rates)), mode="edge"), b1, b2)
+    tables = _tables(np.pad(rates, (0, end - len(rates)), mode="edge"), b1, b2, tolerance)
     log_b1, log_b2 = float(np.log(max(b1, 1e-300))), float(np.log(b2))
 
-    def catch_up(rows: jax.Array, last: jax.Array, step: ArrayLike, learning_rate: ArrayLike):
-        """Rows [..., 3 dim] of step ``last`` as of ``step``."""
-        dtype, dim = rows.dtype, rows.shape[-1] // 3
-        p, m, v = rows[..., :dim], rows[..., dim : 2 * dim], rows[..., 2 * dim :]
-        step = jnp.asarray(step, last.dtype)
-        k = step - last
-        steps = k.astype(dtype)
-        s = jnp.sqrt(v)
-
-        def at(table: np.ndarray, index: jax.Array) -> jax.Array:
-            return jnp.asarray(table.astype(dtype))[jnp.minimum(index, end - 1)]
-
-        def gain(table: np.ndarray) -> jax.Array:
-            """Difference of a table's entries, of two floats each, so that it cancels no digits."""
-            low = table - table.astype(dtype)
-            return (at(table, step) - at(table, last)) + (at(low, step) - at(low, last))
-
+    def coefficients(last: jax.Array, step: jax.Array, dtype: Any) -> list[jax.Array]:
+        """S, mu, c_2, c_3, c_4 of the steps from ``last`` to ``step``, and where they are exact."""
+        columns = jnp.asarray(tables.columns(dtype))
+        then, now = columns[jnp.minimum(last, end - 1)], columns[jnp.minimum(step, end - 1)]
+        total, log_mean, total_low, log_mean_low, c2, c3, c4, closed = jnp.moveaxis(then, -1, 0)
+        total_now, log_mean_now, total_now_low, log_mean_now_low, d2, d3, d4, _ = now
+        # Differences of two floats each, so that close entries cancel no digits.
+        total_gain = (total_now - total) + (total_now_low - total_low)
+        log_mean_gain = (log_mean_now - log_mean) + (log_mean_now_low - log_mean_low)
         # The first k terms are all terms from l on less those from l + k on, which weigh b1^k as
-        # much and have their B scaled by b2^(k/2), that is, shifted by a relative `shift`.
-        decay = jnp.exp(log_b1 * steps)
-        weight = -jnp.expm1(log_b1 * steps) * at(tables.total, last) - decay * gain(tables.total)
-        tail = decay * at(tables.total, step)
-        tail = tail / jnp.where(weight > 0, weight, 1)
-        shift = jnp.expm1(0.5 * log_b2 * steps + gain(tables.log_mean))
-        c2, c3, c4 = jnp.moveaxis(at(tables.moments, last), -1, 0)
-        d2, d3, d4 = jnp.moveaxis(at(tables.moments, step), -1, 0)
-        d2, d3, d4 = d2 * (1 + shift) ** 2, d3 * (1 + shift) ** 3, d4 * (1 + shift) ** 4
-        # Moments of the first k terms about the mean of all, then about their own.
-        e1 = -tail * shift
-        e2 = c2 + tail * (c2 - (d2 + shift**2))
-        e3 = c3 + tail * (c3 - (d3 + 3 * shift * d2 + shift**3))
-        e4 = c4 + tail * (c4 - (d4 + 4 * shift * d3 + 6 * shift**2 * d2 + shift**4))
-        c2 = e2 - e1**2
-        c3 = e3 - 3 * e1 * e2 + 2 * e1**3
-        c4 = e4 - 4 * e1 * e3 + 6 * e1**2 * e2 - 3 * e1**4
-        mean = (1 + e1) * jnp.exp(at(tables.log_mean, last))
-        c2, c3, c4 = c2 / (1 + e1) ** 2, c3 / (1 + e1) ** 3, c4 / (1 + e1) ** 4
-        scaled = mean[..., None] * s
-        r = scaled / (scaled + eps)
-        series = 1 + r**2 * (c2[..., None] - r * (c3[..., None] - r * c4[..., None]))
-        closed_form = weight[..., None] / (scaled + eps) * series
+        # much and have their B scaled by b2^(k/2): `ratio` is that to the first k terms' weight,
+        # `shift` the relative distance of the means.
+        k = (step - last).astype(dtype)
+        decay = jnp.exp(log_b1 * k)
+        weight = -jnp.expm1(log_b1 * k) * total - decay * total_gain
+        ratio = decay * total_now / jnp.where(weight > 0, weight, 1)
+        shift = jnp.expm1(0.5 * log_b2 * k + log_mean_gain)
+        scale = 1 + shift
+        d2, d3, d4 = d2 * scale**2, d3 * scale**3, d4 * scale**4
+        # Moments of the first k terms about the mean of all terms, then about their own.
+        e1 = -ratio * shift
+        e2 = c2 + ratio * (c2 - (d2 + shift**2))
+        e3 = c3 + ratio * (c3 - (d3 + 3 * shift * d2 + shift**3))
+        e4 = c4 + ratio * (c4 - (d4 + 4 * shift * d3 + 6 * shift**2 * d2 + shift**4))
+        c2 = (e2 - e1**2) / (1 + e1) ** 2
+        c3 = (e3 - 3 * e1 * e2 + 2 * e1**3) / (1 + e1) ** 3
+        c4 = (e4 - 4 * e1 * e3 + 6 * e1**2 * e2 - 3 * e1**4) / (1 + e1) ** 4
+        return [weight, (1 + e1) * jnp.exp(log_mean), c2, c3, c4, closed > 0]
 
-        # Early rows: the sum itself, of as many terms as any row here needs; mostly none.
-        num_terms = int(np.ceil(np.log(jnp.finfo(dtype).eps / 8) / log_b1))
-        terms = jnp.where(at(tables.closed, last) > 0, 0, jnp.minimum(k, num_terms))
-        terms = jnp.where(jnp.any(m != 0, axis=-1), terms, 0)
+    def add_terms(
+        total: jax.Array, s: jax.Array, last: jax.Array, num_terms: jax.Array
+    ) -> jax.Array:
+        """Adds the first terms of the sum itself, in as many rounds as any row needs."""
+        step_size = jnp.asarray(tables.step_size.astype(s.dtype))
+        root_scale = jnp.asarray(tables.root_scale.astype(s.dtype))
 
         def add_term(j: jax.Array, total: jax.Array) -> jax.Array:
-            powers = j.astype(dtype)
-            a = jnp.exp(log_b1 * powers) * at(tables.step_size, last + j - 1)
-            b = jnp.exp(0.5 * log_b2 * powers) * at(tables.root_scale, last + j - 1)
-            a = jnp.where(j <= terms, a, 0)
-            return total + a[..., None] / (b[..., None] * s + eps)
+            power, index = j.astype(s.dtype), jnp.minimum(last + j - 1, end - 1)
+            a = jnp.exp(log_b1 * power) * step_size[index]
+            b = jnp.exp(0.5 * log_b2 * power) * root_scale[index]
+            return total + jnp.where(j <= num_terms, a, 0)[:, None] / (b[:, None] * s + eps)
 
-        direct = jax.lax.fori_loop(
-            jnp.ones((), k.dtype), jnp.max(terms, initial=0) + 1, add_term, jnp.zeros_like(p)
-        )
-        moved = m * jnp.where(terms[..., None] > 0, direct, closed_form)
-        late = jnp.concatenate(
-            [
-                p - jnp.asarray(learning_rate, dtype) * moved,
-                decay[..., None] * m,
-                jnp.exp(log_b2 * steps)[..., None] * v,
-            ],
-            axis=-1,
-        )
-        return jnp.where(k[..., None] > 0, late, rows)
+        rounds = jnp.max(num_terms, initial=0)
+        return jax.lax.fori_loop(jnp.ones_like(rounds), rounds + 1, add_term, total)
+
+    def catch_up(
+        rows: jax.Array, last: jax.Array, step: ArrayLike, learning_rate: ArrayLike
+    ) -> list[jax.Array]:
+        """p, m and v, f[n, dim] each, as of ``step``, of rows f[n, 3 dim] as of step ``last``."""
+        dtype, dim = rows.dtype, rows.shape[-1] // 3
+        p, m, v = rows[:, :dim], rows[:, dim : 2 * dim], rows[:, 2 * dim :]
+        step = jnp.asarray(step, last.dtype)
+        k = step - last
+        *series, closed = coefficients(last, step, dtype)
+        weight, mean, c2, c3, c4 = (x[:, None] for x in series)
+        s = jnp.sqrt(v)
+        inverse = 1 / (mean * s + eps)
+        r = mean * s * inverse
+        total = weight * inverse * (1 + r**2 * (c2 - r * (c3 - r * c4)))
+        # Terms beyond `most` are below rounding. A row of step 0 was never written: m = 0.
+        most = int(np.ceil(np.log(jnp.finfo(dtype).eps / 8) / log_b1))
+        num_terms = jnp.where(closed | (last == 0), 0, jnp.minimum(k, most))
+        total = add_terms(jnp.where((num_terms > 0)[:, None], 0, total), s, last, num_terms)
+        k_float = k.astype(dtype)[:, None]
+        late = [
+            p - jnp.asarray(learning_rate, dtype) * m * total,
+            jnp.exp(log_b1 * k_float) * m,
+            jnp.exp(log_b2 * k_float) * v,
+        ]
+        # Row by row and part by part, so that XLA drops the parts nobody reads.
+        return [jnp.where(k[:, None] > 0, x, y) for x, y in zip(late, (p, m, v), strict=True)]
 
     def init(table: ArrayLike) -> jax.Array:
         table = jnp.asarray(table)
@@ -260,11 +270,12 @@ def row_adam(
         return jnp.pad(table, ((0, 0), (0, 2 * table.shape[1] + 1)))
 
     def read(
-        packed: jax.Array, ids: ArrayLike, step: ArrayLike, learning_rate: ArrayLike = 1.0
+        packed: jax.Array, ids: ArrayLike, step: ArrayLike, learning_rate: ArrayLike
     ) -> jax.Array:
         ids = jnp.clip(jnp.asarray(ids), 0, packed.shape[0] - 1)
-        read_rows = packed.at[ids].get(mode="promise_in_bounds")
-        return catch_up(read_rows[:, :-1], _unpack_last(read_rows), step, learning_rate)
+        rows = packed.at[ids].get(mode="promise_in_bounds")
+        parts = catch_up(rows[:, :-1], _unpack_last(rows), step, learning_rate)
+        return jnp.concatenate(parts, axis=-1)
 
     def write(
         packed: jax.Array,
@@ -272,7 +283,7 @@ def row_adam(
         rows: jax.Array,
         grads: jax.Array,
         step: ArrayLike,
-        learning_rate: ArrayLike = 1.0,
+        learning_rate: ArrayLike,
     ) -> jax.Array:
         dtype, dim, ids = packed.dtype, grads.shape[-1], jnp.asarray(ids)
         p, m, v = rows[:, :dim], rows[:, dim : 2 * dim], rows[:, 2 * dim :]
@@ -283,37 +294,34 @@ def row_adam(
         v = b2 * v + (1 - b2) * jnp.square(grads)
         step_size = step_size * jnp.asarray(learning_rate, dtype)
         p = p - step_size * m / (root_scale * jnp.sqrt(v) + eps)
-        new_rows = _pack(jnp.concatenate([p, m, v], axis=-1), jnp.asarray(step) + 1)
+        new_rows = _pack([p, m, v], jnp.asarray(step) + 1)
         # Those out of range are made distinct, so that all are, as the scatter is told.
         num_rows = packed.shape[0]
         spare = num_rows + jnp.arange(ids.shape[0], dtype=ids.dtype)
         ids = jnp.where((ids >= 0) & (ids < num_rows), ids, spare)
         return packed.at[ids].set(new_rows, mode="drop", unique_indices=True)
 
-    def settle_packed(
-        packed: jax.Array, step: ArrayLike, learning_rate: ArrayLike = 1.0
-    ) -> jax.Array:
-        rows = catch_up(packed[:, :-1], _unpack_last(packed), step, learning_rate)
-        return _pack(rows, jnp.asarray(step))
+    def settle_packed(packed: jax.Array, step: ArrayLike, learning_rate: ArrayLike) -> jax.Array:
+        parts = catch_up(packed[:, :-1], _unpack_last(packed), step, learning_rate)
+        return _pack(parts, jnp.asarray(step))
 
-    def settle(packed: jax.Array, step: ArrayLike, learning_rate: ArrayLike = 1.0) -> jax.Array:
-        rows = catch_up(packed[:, :-1], _unpack_last(packed), step, learning_rate)
-        return rows[:, : rows.shape[-1] // 3]
+    def settle(packed: jax.Array, step: ArrayLike, learning_rate: ArrayLike) -> jax.Array:
+        return catch_up(packed[:, :-1], _unpack_last(packed), step, learning_rate)[0]
 
     closed_from = int(np.argmax(tables.closed)) if tables.closed.any() else np.iinfo(np.int32).max
     return RowAdam(init, read, write, settle, settle_packed, closed_from)
 
 
 def merge_ids(ids: ArrayLike, num_rows: int) -> tuple[jax.Array, jax.Array]:
-    """Merges a batch's duplicate ids, with static shapes.
+    """Merges a batch's duplicate ids, with static shapes, by sorting.
 
     Args:
-      ids: i32[n], rows of a table.
+      ids: i32[n], each in 0, …, num_rows; num_rows itself stands for no row.
       num_rows: rows of the table.
 
     Returns:
-      unique_ids: i32[n], each distinct id once, in the place where it first occurs, and num_rows
-        (out of range: `RowAdam.write` drops it) in the others.
+      unique_ids: i32[n], each distinct id once, and num_rows (out of range: `RowAdam.write` drops
+        it) in the other places.
       inverse: i32[n], ``unique_ids[inverse[i]] == ids[i]``: the rows of the batch are
         ``read(packed, unique_ids, …)[inverse]``, and the gradient with respect to what was read
         adds up over duplicates.
@@ -322,10 +330,50 @@ def merge_ids(ids: ArrayLike, num_rows: int) -> tuple[jax.Array, jax.Array]:
       >>> import jax.numpy as jnp
       >>> unique_ids, inverse = merge_ids(jnp.array([7, 2, 7]), 10)
       >>> print(unique_ids, inverse)
-      [ 7  2 10] [0 1 0]
+      [ 2  7 10] [1 0 1]
     """
     ids = jnp.asarray(ids)
-    place = jnp.arange(ids.shape[0], dtype=ids.dtype)
-    same = ids[:, None] == ids[None, :]
-    inverse = jnp.argmax(same, axis=1).astype(ids.dtype)
-    return jnp.where(inverse == place, ids, num_rows), inverse
+    n = ids.shape[0]
+    place = jnp.arange(n, dtype=ids.dtype)
+    if (num_rows + 1) * n < 2**32:  # id and place in one key: three times as fast on a CPU
+        keys = jnp.sort(ids.astype(jnp.uint32) * n + place.astype(jnp.uint32))
+        ordered, order = (keys // n).astype(ids.dtype), (keys % n).astype(ids.dtype)
+    else:
+        ordered, order = jax.lax.sort((ids, place), num_keys=1)
+    first = jnp.concatenate([jnp.ones(min(n, 1), bool), ordered[1:] != ordered[:-1]])
+    head = jax.lax.cummax(jnp.where(first, place, 0))
+    inverse = jnp.zeros_like(ids).at[order].set(head, unique_indices=True)
+    return jnp.where(first, ordered, num_rows), inverse
+
+
+def merge_ids_in(scratch: jax.Array, ids: ArrayLike) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`merge_ids` without sorting: twenty times as fast on a CPU where the scratch is in place.
+
+    Every place writes its number into the scratch at its id, and reads there which of the places
+    with its id has won. What the scratch held before does not matter, so one array serves all
+    steps: carry it through a ``lax.scan``, donated or made inside the compiled program.
+
+    Args:
+      scratch: i32[num_rows], of any content, ``jnp.zeros(num_rows, jnp.int32)`` at first.
+      ids: i32[n], each in 0, …, num_rows - 1.
+
+    Returns:
+      scratch: i32[num_rows], to be used in its stead.
+      unique_ids: i32[n], as from `merge_ids`, in another order.
+      inverse: i32[n], as from `merge_ids`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> def plan(scratch, ids):
+      ...     scratch, unique_ids, inverse = merge_ids_in(scratch, ids)
+      ...     return scratch, (unique_ids, inverse)
+      >>> steps = jnp.array([[7, 2, 7], [1, 1, 1]])
+      >>> _, (unique_ids, inverse) = jax.lax.scan(plan, jnp.zeros(10, jnp.int32), steps)
+      >>> print(jnp.take_along_axis(unique_ids, inverse, axis=1).tolist())
+      [[7, 2, 7], [1, 1, 1]]
+    """
+    ids = jnp.asarray(ids)
+    place = jnp.arange(ids.shape[0], dtype=scratch.dtype)
+    scratch = scratch.at[ids].set(place, mode="promise_in_bounds")
+    inverse = scratch.at[ids].get(mode="promise_in_bounds")
+    return scratch, jnp.where(inverse == place, ids, scratch.shape[0]), inverse

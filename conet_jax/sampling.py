@@ -261,7 +261,7 @@ def sample_step(
         at, last = positions, longest
         if plan.surplus == "alone" and length < longest:
             at, last = positions - _steps_alone(plan) * plan.batch_examples, length
-        weights = ((at >= 0) & (at < last)).astype(jnp.float32)
+        weights = ((at >= 0) & (at < last)).astype(float)
         at = jnp.clip(at, 0, last - 1)
         return _listed_examples(
             jax.random.fold_in(permutation_key, index),
@@ -276,14 +276,14 @@ def sample_step(
 
     target = listed("target")
     if plan.pairing is None:
-        return Batch(target, None, None, None, jnp.float32(0), keys["model"])
+        return Batch(target, None, None, None, jnp.asarray(0.0), keys["model"])
     if plan.pairing == "same_user":
         source = _partners(keys["partner"], interactions["source"], target, plan.negatives)
-        return Batch(target, source, None, None, jnp.float32(1), keys["model"])
+        return Batch(target, source, None, None, jnp.asarray(1.0), keys["model"])
     source = listed("source")
-    cross = jnp.float32(1)
+    cross = jnp.asarray(1.0)
     if plan.surplus == "alone":
-        cross = (step >= _steps_alone(plan)).astype(jnp.float32)
+        cross = (step >= _steps_alone(plan)).astype(float)
     if plan.pairing == "random":
         return Batch(target, source, None, None, cross, keys["model"])
     source_profile, target_profile = (
@@ -320,7 +320,7 @@ def _listed_examples(
     else:
         index = jax.vmap(lambda k, p: permute(k, p, length))(key_of(repetition), positions % length)
     row = index // (1 + num_negatives)
-    labels = (index % (1 + num_negatives) == 0).astype(jnp.float32)
+    labels = (index % (1 + num_negatives) == 0).astype(float)
     users = interactions.users[row]
     drawn = negatives(negative_key, interactions, users)
     items = jnp.where(labels > 0, interactions.items[row], drawn)
@@ -338,7 +338,7 @@ def _partners(
     items = jnp.where(
         positive, positives(positive_key, source, users), negatives(negative_key, source, users)
     )
-    return Examples(users, items, positive.astype(jnp.float32), target.weights)
+    return Examples(users, items, positive.astype(float), target.weights)
 
 
 def _profile(
@@ -355,4 +355,4 @@ def _profile(
     mask = slots < degree[:, None]
     at = start[:, None] + (offset[:, None] + slots) % jnp.maximum(degree, 1)[:, None]
     items = interactions.items[jnp.where(mask, at, 0)]
-    return Profile(items, mask.astype(jnp.float32))
+    return Profile(items, mask.astype(float))

@@ -150,7 +150,7 @@ def train_step(
         looked_up = {name: values[name][plan.inverse] for name, plan in rows_read.items()}
         value, sums = model.loss(dense, looked_up, batch, hyper)
         counts = [count for name, count in sums.items() if name.endswith("_count")]
-        scale = jnp.float32(settings.loss_scale)
+        scale = jnp.asarray(settings.loss_scale)
         if settings.reduction == "sum":
             scale = scale * jnp.max(jnp.stack(counts))
         return scale * value, (sums, scale)

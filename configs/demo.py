@@ -14,11 +14,13 @@ def get_config(variant: str = "") -> ConfigDict:
     config.name = "demo"
     config.data.synthetic = ConfigDict(
         dict(
-            num_users=1_500,
-            num_target_items=800,
-            num_source_items=800,
-            target_interactions=8_000,
-            source_interactions=30_000,
+            num_users=3_000,
+            num_target_items=300,
+            num_source_items=400,
+            target_interactions=15_000,
+            source_interactions=90_000,
+            dim=3,
+            noise=0.15,
             seed=0,
         )
     )

@@ -181,7 +181,9 @@ def _audit(meta: dict) -> list[str]:
     lines = ["", "audit" + " " * 40 + f"{'target':>14}{'source':>14}"]
     for key, label in labels.items():
         values = [audit[domain].get(key) for domain in ("target", "source")]
-        if values != [None, None] and not (key == "below_min_rating" and "min_rating" not in options):
+        if values != [None, None] and not (
+            key == "below_min_rating" and "min_rating" not in options
+        ):
             cells = ("-" if value is None else f"{value:,}" for value in values)
             lines.append(f"  {label:<43}" + "".join(f"{cell:>14}" for cell in cells))
     twins = audit["twins"]

@@ -193,15 +193,21 @@ def test_bad_arguments_are_named(change, message):
     assert message in str(error.value)
 
 
-def test_dataset_has_the_interactions_and_an_oracle():
-    pytest.importorskip("conet_jax.data.dataset")
-    data, oracle = synthetic.dataset(seed=5, candidates=20, **SIZES)
+def test_dataset_keeps_pairs_and_ids_and_its_oracle_ranks_the_test_items():
+    data, oracle = synthetic.dataset(seed=5, candidates=99, **SIZES)
     domains = synthetic.generate(seed=5, **SIZES)
-    assert data is not None
-    users, items = np.arange(400), np.arange(800).reshape(400, 2) % 200
-    np.testing.assert_array_equal(
-        oracle(users, items), synthetic.true_scores(domains, users, items)
+    pairs = matrix(
+        np.repeat(np.arange(400), np.diff(data.target.indptr)), data.target.indices, 400, 200
     )
+    popularity = pairs.sum(0)
+    for held_out in (data.valid, data.test):
+        pairs[held_out.users, held_out.items] += 1
+    np.testing.assert_array_equal(pairs, matrix(*domains[:2], 400, 200))
+    np.testing.assert_array_equal(data.source.indices, domains.source_items)
+    items = np.c_[data.test.items, data.test.candidates]
+    scores = oracle(data.test.users, items)
+    np.testing.assert_array_equal(scores, synthetic.true_scores(domains, data.test.users, items))
+    assert ndcg(scores) > ndcg(popularity[items]) + 0.1
 
 
 @pytest.mark.slow

@@ -116,9 +116,7 @@ def build(
     for domain in DOMAINS:
         # Items that occur in the target's candidates alone belong to the catalogue, too.
         listed = given[domain] if domain == "target" else None
-        pairs[domain], item_ids[domain] = _coded(
-            positives[domain], shared, listed, reports[domain]
-        )
+        pairs[domain], item_ids[domain] = _coded(positives[domain], shared, listed, reports[domain])
         if given[domain] is not None:
             given[domain], masked = _code_given(
                 given[domain], shared, item_ids[domain], pairs[domain]
@@ -194,7 +192,9 @@ def from_arrays(
                 raise InputError(f"{domain}: {what} index out of range 0 .. {size - 1}")
         if not np.bincount(users, minlength=num_users).all():
             raise InputError(f"{domain}: not every user of 0 .. {num_users - 1} occurs")
-        times = target_timestamps if domain == "target" else None
+        times = None
+        if domain == "target" and target_timestamps is not None:
+            times = np.asarray(target_timestamps, np.float64)
         pairs[domain], _ = _merge(_Pairs(users, items, times))
         ids.append(_numbers(num_items))
     options = {"candidates": candidates, "seed": seed, "split": split}
@@ -239,11 +239,15 @@ def _coded(
         lists = zip(listed.users, listed.negatives, strict=True)
         more = {item for user, items in lists if user in kept for item in items}
         ids = pl.concat([ids, pl.Series("item", sorted(more), pl.String)]).unique().sort()
-    items = rows.lazy().select("item").join(
-        pl.LazyFrame({"item": ids}).with_row_index("column"),
-        on="item",
-        how="left",
-        maintain_order="left",
+    items = (
+        rows.lazy()
+        .select("item")
+        .join(
+            pl.LazyFrame({"item": ids}).with_row_index("column"),
+            on="item",
+            how="left",
+            maintain_order="left",
+        )
     )
     times = rows["timestamp"].to_numpy() if "timestamp" in rows.columns else None
     pairs = _Pairs(
@@ -260,7 +264,7 @@ def _merge(pairs: _Pairs) -> tuple[_Pairs, int]:
     """Sorts the pairs, keeps the latest of equal ones, and says how many went."""
     keys = (pairs.items, pairs.users)
     if pairs.times is not None:
-        keys = (np.asarray(pairs.times, np.float64), *keys)
+        keys = (pairs.times, *keys)
     pairs = _take(pairs, np.lexsort(keys))
     last = np.ones(len(pairs.users), bool)
     last[:-1] = (np.diff(pairs.users) != 0) | (np.diff(pairs.items) != 0)
@@ -392,6 +396,8 @@ def _assemble(
     options: dict,
 ) -> Dataset:
     """Splits the target, draws candidates, checks that negatives exist, counts, hashes."""
+    if options["candidates"] < 1:
+        raise InputError(f"candidates={options['candidates']} must be 1 or more")
     user_ids, num_users, seed = ids[0], len(ids[0]), options["seed"]
     sizes = {domain: len(ids[1 + at]) for at, domain in enumerate(DOMAINS)}
     target = pairs["target"]

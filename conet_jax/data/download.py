@@ -28,7 +28,11 @@ _PASSING = {408, 425, 429, 500, 502, 503, 504}  # statuses that may be gone on t
 
 class _HttpOnly(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req, fp, code, msg, headers, newurl):
-        _check_scheme(newurl)
+        try:
+            _check_scheme(newurl)
+        except InputError:
+            fp.close()
+            raise
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -61,9 +65,9 @@ def fetch(
     if path.exists():
         return
     part, fruitless = path.with_name(path.name + ".part"), 0
+    most = _size(part)  # a server that cannot resume starts over: only a new record is progress
     opener = urllib.request.build_opener(_HttpOnly)
     while True:
-        before = _size(part)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if _attempt(opener, url, part, timeout):
@@ -72,6 +76,7 @@ def fetch(
                 return
             reason = "the connection broke off"
         except urllib.error.HTTPError as error:
+            error.close()
             reason = f"status {error.code} {error.reason}"
             if error.code not in _PASSING:
                 raise InputError(f"{url}: cannot be downloaded: {reason}") from error
@@ -79,7 +84,8 @@ def fetch(
             reason = str(getattr(error, "reason", "") or error) or type(error).__name__
         except OSError as error:
             raise InputError(f"{path}: cannot be written: {error.strerror}") from error
-        fruitless = 0 if _size(part) > before else fruitless + 1
+        fruitless = 0 if _size(part) > most else fruitless + 1
+        most = max(most, _size(part))
         if fruitless > retries:
             raise InputError(
                 f"{url}: cannot be downloaded: {reason}, {fruitless} attempts in a row; the same "
@@ -100,6 +106,7 @@ def _attempt(opener: urllib.request.OpenerDirector, url: str, part: Path, timeou
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
+        error.close()
         if _content_range(error.headers)[1] == have:  # all was there, but for the renaming
             return True
         part.unlink()
@@ -117,11 +124,7 @@ def _attempt(opener: urllib.request.OpenerDirector, url: str, part: Path, timeou
             strong = etag if not etag.startswith("W/") else ""
             _tag(part).write_text(strong or answer.headers["Last-Modified"] or "")
         with open(part, "ab" if have else "wb") as file:
-            try:
-                shutil.copyfileobj(answer, file, _CHUNK)
-            except http.client.IncompleteRead as error:
-                file.write(error.partial)
-                return False
+            shutil.copyfileobj(answer, file, _CHUNK)
     # Without an announced size a clean end of the (chunked) answer is all there is to go by.
     if total is not None and _size(part) > total:
         part.unlink()

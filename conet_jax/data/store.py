@@ -45,7 +45,9 @@ def check_writable(directory: str | os.PathLike) -> Path:
         raise InputError(f"{directory}: cannot be written: {error.strerror}") from error
     if found and not (found <= _FILES and found & (_FILES - {_JSON})):
         other = min(found - _FILES, default=_JSON)
-        raise InputError(f"{directory}: is not a prepared data set (it holds {other}); not replaced")
+        raise InputError(
+            f"{directory}: is not a prepared data set (it holds {other}); not replaced"
+        )
     return path
 
 

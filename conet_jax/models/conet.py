@@ -5,6 +5,7 @@ parameters: one tower a domain (W^l, b^l, output h) and, under ``cross``, the H^
 ``cross_layers`` transitions.
 """
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -43,8 +44,9 @@ class Options(NamedTuple):
     inference: str = "cross"
 
 
+@lru_cache
 def build(options: Options) -> Model:
-    """Returns CoNet as a ``Model`` of pure functions."""
+    """Returns CoNet as a ``Model`` of pure functions; one object, and one compilation, an option."""
     return Model(
         domains=("target", "source"),
         pairing=options.pairing,

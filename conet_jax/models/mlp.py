@@ -1,5 +1,6 @@
 """The base network alone (Sec. 2.2; He et al. 2017): one tower on the target domain."""
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ class Options(NamedTuple):
     dropout: bool = False
 
 
+@lru_cache
 def build(options: Options) -> Model:
     """Returns the MLP as a ``Model`` of pure functions."""
     return Model(

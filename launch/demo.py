@@ -1,0 +1,59 @@
+"""CoNet beside its floor and its ceiling, on synthetic data, in a minute or two.
+
+python launch/demo.py [--workdir=runs/demo] [--seed=0]
+"""
+
+from absl import flags
+
+from conet_jax import cli
+
+_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder of the demo's two runs.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the data and of both runs.", lower_bound=0)
+
+
+def main() -> None:
+    """Trains CoNet-lasso and the MLP and prints them between popularity and the oracle."""
+    import importlib.util
+    from pathlib import Path
+
+    import numpy as np
+
+    from conet_jax import evaluation, experiment
+    from conet_jax.data import synthetic
+
+    path = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
+    spec = importlib.util.spec_from_file_location("demo_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    results = {}
+    for name, variant in (("conet", ""), ("mlp", "mlp")):
+        config = module.get_config(variant)
+        config.seed = config.data.synthetic.seed = _SEED.value
+        results[name] = experiment.fit(config, Path(_WORKDIR.value) / name)
+
+    dataset, oracle = synthetic.dataset(**config.data.synthetic.to_dict())
+    test = dataset.test
+    listed = np.concatenate([test.items[:, None], test.candidates], axis=1)
+    counts = np.bincount(dataset.target.indices, minlength=dataset.target.num_items)
+    rows = [("popularity (floor)", counts[listed].astype(float)), ("oracle (ceiling)", None)]
+    rows[1] = ("oracle (ceiling)", oracle(test.users, listed))
+    bounds = {
+        name: evaluation.summarize(evaluation.rank_scores(scores, test.mask), k=config.eval_k)
+        for name, scores in rows
+    }
+    table = [
+        ("oracle (ceiling)", bounds["oracle (ceiling)"]),
+        ("CoNet-lasso", results["conet"]["test"]),
+        ("MLP, target only", results["mlp"]["test"]),
+        ("popularity (floor)", bounds["popularity (floor)"]),
+    ]
+    keys = [f"{metric}@{config.eval_k}" for metric in ("hit_ratio", "ndcg", "mrr")]
+    print(f"test split, {len(test.users):,} users, one item among {listed.shape[1]}")
+    print(f"{'':20}" + "".join(f"{key:>14}" for key in keys))
+    for name, metrics in table:
+        print(f"{name:20}" + "".join(f"{metrics[key]:14.4f}" for key in keys))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,271 @@
+"""Runs from config to result files: contents, resume, refusals."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conet_jax import evaluation, experiment, metrics
+from conet_jax.checkpoints import Checkpoints
+from conet_jax.config import default_config
+from conet_jax.data import synthetic
+from conet_jax.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZES = dict(
+    num_users=120,
+    num_target_items=220,
+    num_source_items=150,
+    target_interactions=900,
+    source_interactions=1500,
+    seed=0,
+)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return synthetic.dataset(**SIZES)[0]
+
+
+def tiny(variant="", **fields):
+    config = default_config(variant)
+    config.name = "tiny"
+    config.layers = (16, 8, 4)
+    config.cross_layers = min(config.cross_layers, 2)
+    config.epochs = 3
+    config.patience = 3
+    config.batch_size = 64
+    config.update(fields)
+    return config
+
+
+def without_seconds(result):
+    return {name: value for name, value in result.items() if name != "seconds"}
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "tiny"
+    result = experiment.fit(tiny(), workdir, dataset=data)
+    return workdir, result
+
+
+def test_result_file_has_the_promised_fields(finished, data):
+    workdir, result = finished
+    assert json.loads((workdir / "result.json").read_text()) == result
+    for split in ("test", "valid"):
+        assert set(result[split]) == {
+            "hit_ratio@10",
+            "ndcg@10",
+            "mrr@10",
+            "mrr_published@10",
+            "auc",
+            "users",
+        }
+        assert result[split]["users"] == len(getattr(data, split).users)
+    assert result["dataset"]["hash"] == data.meta["hash"]
+    assert result["dataset"]["users"] == 120
+    assert 1 <= result["best_epoch"] <= result["epochs"] <= 3
+    assert result["seed"] == 0
+    assert result["config"]["layers"] == [16, 8, 4]
+    assert result["seconds"] > 0
+    assert result["versions"]["jax"]
+    # Tables of 120 + 220 + 150 rows of 8; towers 16-8-4-1 with biases; H of 16 x 8 and 8 x 4.
+    tower = 16 * 8 + 8 + 8 * 4 + 4 + 4 + 1
+    assert result["parameters"] == 490 * 8 + 2 * tower + 16 * 8 + 8 * 4
+    assert "ndcg@10" in (workdir / "result.md").read_text()
+
+
+def test_metrics_file_has_a_row_an_epoch(finished):
+    workdir, result = finished
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == list(range(1, result["epochs"] + 1))
+    for row in rows:
+        assert set(row["train_loss"]) == {"target", "source"}
+        assert row["rows_per_second"] > 0
+        assert {"train", "validation", "total"} <= set(row["seconds"])
+        diagnostics = row["diagnostics"]
+        for layer in ("layer_1", "layer_2"):
+            assert diagnostics[f"h_mean_abs/{layer}"] >= 0
+            assert 0 <= diagnostics[f"h_zeros/{layer}"] <= 1
+            for domain in ("target", "source"):
+                assert diagnostics[f"cross_ratio/{domain}/{layer}"] >= 0
+    best = max(rows, key=lambda row: row["valid"]["ndcg@10"])
+    assert best["epoch"] == result["best_epoch"]
+    assert best["valid"] == pytest.approx(result["valid"], abs=1e-12)
+
+
+def test_restored_checkpoint_reproduces_the_result(finished):
+    workdir, result = finished
+    config = experiment.json.loads((workdir / "config.json").read_text())
+    assert config["dataset_hash"] == result["dataset"]["hash"]
+    task = experiment.make_task(tiny(), synthetic.dataset(**SIZES)[0])
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    like = experiment.jax.eval_shape(
+        experiment.training.settled, task.init(), task.hyper.learning_rate
+    )
+    params = checkpoints.restore_best(result["best_epoch"], like)
+    checkpoints.close()
+    ranks = evaluation.rank_held_out(
+        task.model, params, task.interactions["source"], task.dataset.test
+    )
+    assert evaluation.summarize(ranks, k=10) == result["test"]
+
+
+def test_same_command_again_changes_nothing(finished, data):
+    workdir, result = finished
+    before = (workdir / "metrics.jsonl").read_bytes()
+    again = experiment.fit(tiny(), workdir, dataset=data)
+    assert without_seconds(again) == without_seconds(result)
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_two_runs_of_one_seed_are_one_run(finished, data, tmp_path):
+    _, result = finished
+    again = experiment.fit(tiny(), tmp_path / "again", dataset=data)
+    assert without_seconds(again) == without_seconds(result)
+    other = experiment.fit(tiny(seed=1), tmp_path / "other", dataset=data)
+    assert other["test"] != result["test"]
+
+
+def test_run_stopped_after_an_epoch_resumes_to_the_same_result(finished, data, tmp_path):
+    _, result = finished
+    experiment.fit(tiny(epochs=1), tmp_path / "run", dataset=data)
+    resumed = experiment.fit(tiny(), tmp_path / "run", dataset=data)
+    assert without_seconds(resumed) == without_seconds(result)
+
+
+@pytest.mark.parametrize("epoch", [2, 3])
+def test_failure_while_an_epoch_is_saved_resumes_to_the_same_result(
+    finished, data, tmp_path, monkeypatch, epoch
+):
+    _, result = finished
+
+    class Crash(Exception):
+        pass
+
+    save = Checkpoints.save_latest
+
+    def crash(self, at, state, progress):
+        if at == epoch:
+            raise Crash
+        save(self, at, state, progress)
+
+    monkeypatch.setattr(Checkpoints, "save_latest", crash)
+    with pytest.raises(Crash):
+        experiment.fit(tiny(), tmp_path / "run", dataset=data)
+    monkeypatch.setattr(Checkpoints, "save_latest", save)
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 9, "half a li')
+    resumed = experiment.fit(tiny(), tmp_path / "run", dataset=data)
+    assert without_seconds(resumed) == without_seconds(result)
+    rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+
+
+def test_workdir_of_another_config_is_refused_by_field(finished, data):
+    workdir, _ = finished
+    with pytest.raises(InputError, match=r"config\.learning_rate is 0\.001 there and 0\.01 here"):
+        experiment.fit(tiny(learning_rate=0.01), workdir, dataset=data)
+
+
+def test_workdir_of_other_data_is_refused(finished):
+    workdir, _ = finished
+    other = synthetic.dataset(**{**SIZES, "seed": 1})[0]
+    with pytest.raises(InputError, match="other data"):
+        experiment.fit(tiny(), workdir, dataset=other)
+
+
+def test_folder_that_is_no_run_is_refused(data, tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="holds no run"):
+        experiment.fit(tiny(), tmp_path, dataset=data)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_dead_tower_is_named(data, tmp_path, capsys):
+    config = tiny("conet", initializer="gaussian", reduction="mean", epochs=1)
+    experiment.fit(config, tmp_path / "run", dataset=data)
+    printed = capsys.readouterr().out
+    assert "the target tower is dead" in printed and "the source tower is dead" in printed
+    assert "config.initializer=he" in printed
+
+
+def test_infinite_loss_stops_before_the_state_is_saved(data, tmp_path):
+    config = tiny("conet", learning_rate=1e30, epochs=2)
+    with pytest.raises(InputError, match=r"(target|source) loss is not finite at step \d+"):
+        experiment.fit(config, tmp_path / "run", dataset=data)
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    assert checkpoints.latest_epoch() is None
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("pairing", ["random", "profile"])
+def test_other_pairings_run(data, tmp_path, pairing):
+    config = tiny("conet", pairing=pairing, epochs=1, inference="cross")
+    assert experiment.fit(config, tmp_path / "run", dataset=data)["epochs"] == 1
+
+
+@pytest.mark.parametrize("variant", ["mlp", "published", "published_mlp"])
+def test_variants_run(data, tmp_path, variant):
+    result = experiment.fit(tiny(variant, epochs=1, patience=1), tmp_path / "run", dataset=data)
+    assert result["test"]["users"] == 120
+
+
+def test_touched_items_are_those_of_all_splits(data):
+    indptr, items = experiment.touched_items(data)
+    assert len(items) == data.meta["counts"]["target_interactions"]
+    for user, item in zip(data.test.users, data.test.items, strict=True):
+        own = items[indptr[user] : indptr[user + 1]]
+        assert item in own and (np.diff(own) > 0).all()
+
+
+def test_constant_scorer_has_chance_hit_ratio():
+    ranks = evaluation.rank_scores(np.zeros((50, 100)), np.ones((50, 99), bool))
+    assert metrics.summarize(*ranks, k=10)["hit_ratio@10"] == pytest.approx(0.1, abs=1e-12)
+
+
+def _demo(workdir, *extra):
+    return [
+        sys.executable,
+        str(ROOT / "launch" / "train.py"),
+        f"--config={ROOT / 'configs' / 'demo.py'}",
+        f"--workdir={workdir}",
+        "--config.epochs=12",
+        "--config.patience=12",
+        *extra,
+    ]
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_resume_to_the_same_result(tmp_path):
+    def run(workdir):
+        subprocess.run(_demo(workdir), check=True, capture_output=True)
+        return without_seconds(json.loads((workdir / "result.json").read_text()))
+
+    started = time.monotonic()
+    expected = run(tmp_path / "undisturbed")
+    usual = time.monotonic() - started
+    rng = random.Random(0)
+    killed = 0
+    for attempt in range(10):
+        workdir = tmp_path / f"killed{attempt}"
+        process = subprocess.Popen(
+            _demo(workdir), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        time.sleep(rng.uniform(0.2, 1.0) * usual)
+        if process.poll() is None:
+            os.kill(process.pid, signal.SIGKILL)
+            killed += 1
+        process.wait()
+        for path in workdir.rglob("*.json"):
+            json.loads(path.read_text())
+        assert run(workdir) == expected
+    assert killed >= 5

@@ -1,0 +1,121 @@
+"""Commands as users type them: exit status, one-line errors, what they print."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def launch(name, *arguments, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "launch" / f"{name}.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=600,
+    )
+
+
+def assert_one_line_error(done, *fragments):
+    assert done.returncode == 2, done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    for fragment in fragments:
+        assert fragment in lines[0], lines[0]
+
+
+DEMO = f"--config={ROOT / 'configs' / 'demo.py'}"
+
+
+@pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "demo"])
+def test_help_exits_with_zero(name):
+    done = launch(name, "--help")
+    assert done.returncode == 0
+    assert "--" in done.stdout and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "fragments"),
+    [
+        ("train", ["--confg=x"], ["--confg", "did you mean --config?"]),
+        ("train", [], ["--config is missing"]),
+        ("train", ["--config=configs/nowhere.py"], ["configs/nowhere.py"]),
+        ("train", [f"{DEMO}:conett"], ["unknown variant 'conett'", "published"]),
+        ("train", [DEMO, "--config.targt_weight=0.5"], ["targt_weight", "target_weight"]),
+        ("train", [DEMO, "--config.target_weight=1.5"], ["config.target_weight is 1.5", "[0, 1]"]),
+        ("train", [DEMO, "--config.target_weight=half"], ["target_weight", "half"]),
+        ("train", [DEMO, "--config.l1=-1"], ["config.l1 is -1", "[0, inf)"]),
+        ("train", [DEMO, "--config.layers=(63,8)"], ["config.layers", "(63, 8)"]),
+        ("train", [DEMO, "--config.cross_layers=4"], ["config.cross_layers is 4", "3 transitions"]),
+        ("train", [DEMO, "--config.pairing=friends"], ["config.pairing", "same_user"]),
+        ("train", ["--config=configs/movies_books.py", "--config.data.dir=nowhere"],
+         ["no prepared data in nowhere", "python launch/prepare.py", "--out=nowhere"]),
+        ("train", [DEMO, "stray"], ["stray"]),
+        ("evaluate", [], ["workdir"]),
+        ("evaluate", ["--workdir=nowhere"], ["nowhere", "launch/train.py"]),
+        ("evaluate", ["--workdir=nowhere", "--split=train"], ["split", "test"]),
+        ("demo", ["--seed=-1"], ["seed"]),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_status_two(name, arguments, fragments, tmp_path):
+    done = launch(name, *arguments)
+    assert_one_line_error(done, *fragments)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "demo"
+    done = launch("train", DEMO, f"--workdir={workdir}", "--config.epochs=2")
+    assert done.returncode == 0, done.stderr
+    return workdir, done.stdout
+
+
+def test_train_prints_plain_lines_without_a_terminal(run):
+    _, printed = run
+    assert "epoch   1  train loss: target" in printed and "\x1b" not in printed
+
+
+@pytest.mark.parametrize("split", ["test", "valid"])
+def test_evaluate_reproduces_the_result(run, split):
+    workdir, _ = run
+    done = launch("evaluate", f"--workdir={workdir}", f"--split={split}")
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    result = json.loads((workdir / "result.json").read_text())
+    assert {name: printed[name] for name in result[split]} == result[split]
+
+
+def test_full_ranking_is_harder_than_ninety_nine_candidates(run):
+    workdir, _ = run
+    done = launch("evaluate", f"--workdir={workdir}", "--full_ranking")
+    assert done.returncode == 0, done.stderr
+    printed = json.loads(done.stdout)
+    result = json.loads((workdir / "result.json").read_text())
+    assert 0 < printed["ndcg@10"] < result["test"]["ndcg@10"]
+    assert printed["auc"] == pytest.approx(result["test"]["auc"], abs=0.03)
+
+
+def test_workdir_of_another_config_is_refused(run):
+    workdir, _ = run
+    done = launch("train", DEMO, f"--workdir={workdir}", "--config.seed=1", "--config.epochs=2")
+    assert_one_line_error(done, "config.seed is 0 there and 1 here")
+
+
+def test_altered_config_of_a_run_is_an_error(run, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    assert_one_line_error(launch("evaluate", f"--workdir={tmp_path}"), "config.json")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(5))
+def test_demo_orders_oracle_conet_mlp_and_popularity(tmp_path, seed):
+    done = launch("demo", f"--workdir={tmp_path / 'demo'}", f"--seed={seed}")
+    assert done.returncode == 0, done.stderr
+    table = done.stdout[done.stdout.index("test split") :].splitlines()[2:]
+    ndcg = {line[:20].strip(): float(line.split()[-2]) for line in table}
+    oracle, conet = ndcg["oracle (ceiling)"], ndcg["CoNet-lasso"]
+    assert oracle > conet > max(ndcg["MLP, target only"], ndcg["popularity (floor)"])
