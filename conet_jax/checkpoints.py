@@ -75,6 +75,4 @@ def _save(manager: ocp.CheckpointManager, epoch: int, **items: Any) -> None:
 
 def _abstract(like: Any) -> Any:
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)

@@ -8,7 +8,6 @@ import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
-
 from typing import Any
 
 from absl import app, flags
@@ -37,17 +36,20 @@ def _parse(argv: Sequence[str]) -> list[str]:
         hint = f"; did you mean --{near[0]}?" if near else ""
         fail(f"unknown flag --{error.flagname}{hint} (--help lists the flags)")
     except flags.Error as error:
-        # A config file that raises arrives as a traceback in the message: its last line says it.
         text = str(error)
-        fail(text.strip().splitlines()[-1].split("InputError: ")[-1] if "\n" in text else text)
+        if "Error whilst parsing config file" in text:  # followed by a whole traceback
+            text = re.split(r"[\w.]*(?:Error|Exception): ", text)[-1]
+        fail(text)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # What config_flags raises for a field that does not exist or a value of another type.
         near = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', str(error))
         if near:
             fail(f"unknown config field config.{near[2]}; did you mean config.{near[1]}?")
+        if "get_config" in str(error):
+            fail(f"the config file cannot be used: {error}")
         if isinstance(error, AttributeError | KeyError):
             name = str(error).strip("\"'")
-            fail(f"unknown config field config.{name}; configs/*.py and conet_jax/config.py list them")
+            fail(f"unknown config field config.{name}; conet_jax/config.py lists the fields")
         fail(f"the config cannot be used: {error}")
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}; options are written --name=value (see --help)")

@@ -105,8 +105,11 @@ def _one_of(*names: str) -> Any:
 def _number(low: float, high: float = math.inf, *, above: bool = False) -> Any:
     def check(value: Any) -> bool:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return is_number and math.isfinite(value) and (low < value if above else low <= value) and (
-            value <= high
+        return (
+            is_number
+            and math.isfinite(value)
+            and (low < value if above else low <= value)
+            and (value <= high)
         )
 
     bracket = "(" if above else "["

@@ -119,7 +119,10 @@ def make_task(config: ConfigDict, dataset: Dataset) -> Task:
         config.reduction, config.l1_method, float(config.clip_norm), float(config.loss_scale)
     )
     hyper = Hyper(
-        *(jnp.asarray(float(config[name])) for name in ("learning_rate", "target_weight", "l1", "dropout"))
+        *(
+            jnp.asarray(float(config[name]))
+            for name in ("learning_rate", "target_weight", "l1", "dropout")
+        )
     )
     return Task(
         config, dataset, model, interactions, plan, settings, hyper, jax.random.key(config.seed)
@@ -442,10 +445,9 @@ def _headline(task: Task, workdir: Path) -> str:
 
 def _epoch_line(row: dict[str, Any], metric: str, better: bool) -> str:
     losses = ", ".join(f"{domain} {loss:.4f}" for domain, loss in row["train_loss"].items())
-    return (
-        f"epoch {row['epoch']:3d}  train loss: {losses}  valid {metric} "
-        f"{row['valid'][metric]:.4f}{' *' if better else '  '}  {row['rows_per_second']:,.0f} rows/s"
-    )
+    value = f"{row['valid'][metric]:.4f}" + (" *" if better else "  ")
+    rate = f"{row['rows_per_second']:,.0f} rows/s"
+    return f"epoch {row['epoch']:3d}  train loss: {losses}  valid {metric} {value}  {rate}"
 
 
 def result_markdown(result: dict[str, Any]) -> str:

@@ -51,7 +51,7 @@ def add_l1(weight: ArrayLike, mask: Mask = None) -> optax.GradientTransformation
         if params is None:
             raise ValueError("add_l1 needs the parameters: update(updates, state, params)")
         updates = jax.tree.map(
-            lambda g, p: (g + weight * jnp.sign(p)).astype(g.dtype), updates, params
+            lambda g, p: (g + weight * jnp.sign(p)).astype(jnp.result_type(g)), updates, params
         )
         return updates, state
 
@@ -163,6 +163,7 @@ def clip_by_variable_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
     """
 
     def clip(g: jax.Array) -> jax.Array:
+        g = jnp.asarray(g)
         # Scaled by the largest entry, so that the squares do not overflow.
         largest = jnp.max(jnp.abs(g), initial=0)
         scale = jnp.where(largest > 0, largest, 1)

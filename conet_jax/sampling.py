@@ -341,9 +341,7 @@ def _partners(
     return Examples(users, items, positive.astype(float), target.weights)
 
 
-def _profile(
-    key: jax.Array, interactions: Interactions, users: jax.Array, length: int
-) -> Profile:
+def _profile(key: jax.Array, interactions: Interactions, users: jax.Array, length: int) -> Profile:
     """Training items of each user, a random run of them (wrapping round) where too many."""
     length = max(1, min(length, interactions.max_degree))
     start, stop = interactions.indptr[users], interactions.indptr[users + 1]

@@ -106,9 +106,7 @@ class RowPlan(NamedTuple):
     inverse: jax.Array
 
 
-def plan_rows(
-    model: Model, batch: Batch, num_rows: dict[str, int]
-) -> dict[str, RowPlan]:
+def plan_rows(model: Model, batch: Batch, num_rows: dict[str, int]) -> dict[str, RowPlan]:
     """Merges the duplicate ids of a step; ``inverse`` has the shapes of ``model.lookups``."""
     plans = {}
     for name, ids in model.lookups(batch).items():
@@ -221,6 +219,55 @@ train_chunk = jax.jit(
     run_steps, static_argnames=("model", "plan", "settings", "num_steps"), donate_argnums=0
 )
 """``run_steps`` compiled, with the state donated: tables are updated in place."""
+
+
+@partial(jax.jit, static_argnames=("model", "plan", "settings", "num_steps"), donate_argnums=0)
+def train_population(
+    states: TrainState,
+    interactions: dict[str, sampling.Interactions],
+    keys: jax.Array,
+    epoch: jax.Array,
+    first_step: jax.Array,
+    hypers: Hyper,
+    *,
+    model: Model,
+    plan: sampling.Plan,
+    settings: Settings,
+    num_steps: int,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """``train_chunk`` for a population of runs in one program: ``vmap`` over seeds and ``Hyper``.
+
+    Args:
+      states: states before, each leaf with a leading axis of members; donated.
+      interactions: training positives by domain, shared.
+      keys: PRNG keys [members].
+      epoch: int32[], shared.
+      first_step: int32[], shared.
+      hypers: each field f32[members].
+      model: the model.
+      plan: the epoch's layout.
+      settings: static choices.
+      num_steps: length of the scan.
+
+    Returns:
+      (states after, {name: f32[members, num_steps]}); a member is the run that it would be alone.
+    """
+
+    def member(state: TrainState, key: jax.Array, hyper: Hyper) -> Any:
+        return run_steps(
+            state,
+            interactions,
+            key,
+            epoch,
+            first_step,
+            hyper,
+            model=model,
+            plan=plan,
+            settings=settings,
+            num_steps=num_steps,
+        )
+
+    return jax.vmap(member)(states, keys, hypers)
 
 
 def chunk_lengths(steps: int, longest: int) -> list[int]:

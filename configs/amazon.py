@@ -16,7 +16,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config = default_config(variant)
     config.name = "amazon"
     config.data.dir = "data/amazon"
-    config.data.prepare = (
-        "python launch/prepare.py --download=amazon"
-    )
+    config.data.prepare = "python launch/prepare.py --download=amazon"
     return config

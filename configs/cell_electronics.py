@@ -1,4 +1,4 @@
-"""Cell phones from electronics, given as NCF triples: 3,325 users.
+r"""Cell phones from electronics, given as NCF triples: 3,325 users.
 
 Twins, one product listed under both categories, leak held-out pairs: drop them from the source.
 Make the data with
@@ -17,7 +17,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config = default_config(variant)
     config.name = "cell_electronics"
     config.data.dir = "data/cell_electronics"
-    config.data.prepare = (
-        "python launch/prepare.py --target=cell --source=electronics --drop_twins"
-    )
+    config.data.prepare = "python launch/prepare.py --target=cell --source=electronics --drop_twins"
     return config

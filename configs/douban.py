@@ -1,4 +1,4 @@
-"""Douban books from music, ratings of 4 and 5: a core of 1,271 users.
+r"""Douban books from music, ratings of 4 and 5: a core of 1,271 users.
 
 Make the data with
 

@@ -16,9 +16,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = default_config(variant)
     config.name = "mobile"
     config.data.dir = "data/mobile"
-    config.data.prepare = (
-        "python launch/prepare.py --target=apps.csv --source=news.csv"
-    )
+    config.data.prepare = "python launch/prepare.py --target=apps.csv --source=news.csv"
     if not variant.startswith("published") and config.model == "conet":
         config.target_weight = 0.8  # Sec. 3.3: best on Mobile
     return config

@@ -1,4 +1,4 @@
-"""Books from movies, the paper's pair in small: a core of 5,797 users.
+r"""Books from movies, the paper's pair in small: a core of 5,797 users.
 
 Make the data with
 

@@ -169,9 +169,7 @@ def test_hash_sees_every_array_id_and_option():
         held = getattr(data, part)
         values = getattr(held, field).copy()
         values.flat[-1] = ~values.flat[-1]
-        seen.add(
-            dataset.content_hash(data._replace(**{part: held._replace(**{field: values})}))
-        )
+        seen.add(dataset.content_hash(data._replace(**{part: held._replace(**{field: values})})))
     for name in ("user_ids", "target_item_ids", "source_item_ids"):
         ids = getattr(data, name).copy()
         ids[0], ids[1] = ids[0] + ids[1][:1], ids[1][1:]  # the same bytes, cut elsewhere
@@ -324,7 +322,9 @@ def test_dropping_twins_leaves_the_target_as_it_is():
     np.testing.assert_array_equal(kept.target.indices, dropped.target.indices)
     gone = {str(y) for _, y in twins}
     assert set(dropped.source_item_ids) == set(kept.source_item_ids) - gone
-    assert all_pairs(dropped, "source") == {p for p in all_pairs(kept, "source") if p[1] not in gone}
+    assert all_pairs(dropped, "source") == {
+        p for p in all_pairs(kept, "source") if p[1] not in gone
+    }
 
 
 def test_from_arrays_is_build_on_the_same_pairs():
@@ -405,7 +405,5 @@ def test_cell_from_electronics_has_the_known_positives_and_twins(data_dir):
     assert (~data.test.mask).sum() == 22
     assert len(data.source.indices) == 118879
     tests = [line.split("\t")[:2] for line in (folder / "cell/test.txt").read_text().splitlines()]
-    found = zip(
-        data.user_ids[data.test.users], data.target_item_ids[data.test.items], strict=True
-    )
+    found = zip(data.user_ids[data.test.users], data.target_item_ids[data.test.items], strict=True)
     assert dict(found) == dict(tests)

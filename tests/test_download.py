@@ -198,7 +198,9 @@ def test_server_that_starts_over_and_breaks_off_each_time_is_given_up(server, tm
 def test_prepare_downloads_resumes_and_builds(server, tmp_path):
     # 40 users, 8 items each in either domain: with the 5-core by default all of them stay.
     lines = [
-        f"A{user:012},B{(user * 7 + 13 * n) % 50:09},5.0,{n}" for user in range(40) for n in range(8)
+        f"A{user:012},B{(user * 7 + 13 * n) % 50:09},5.0,{n}"
+        for user in range(40)
+        for n in range(8)
     ]
     server.body = ("\n".join([*lines, "A0RARE0RARE00,B000000000,5.0,3"]) + "\n").encode()
     server.plan = [4_000, 0, 100]

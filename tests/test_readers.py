@@ -121,6 +121,13 @@ def test_named_columns_in_any_order_with_others_between(tmp_path):
     assert found == {"user": ["01", "1"], "item": ["007", "7"]}
 
 
+def test_quoted_line_ends_in_other_columns(tmp_path):
+    text = 'item_id,title,user_id,rating\n1,"two\nlines",a,1\n2,"three\n\nlines",b,2\n'
+    assert columns(readers.read(write(tmp_path, text)))["user"] == ["a", "b"]
+    with pytest.raises(InputError, match="file:7: bad rating 'x'"):
+        readers.read(write(tmp_path, text + "3,t,c,x\n"))
+
+
 def test_quoted_ids(tmp_path):
     found = columns(readers.read(write(tmp_path, 'user_id,item_id\n"a,b","c ""d"""\né,日本\n')))
     assert found == {"user": ["a,b", "é"], "item": ['c "d"', "日本"]}
@@ -170,7 +177,9 @@ def test_ncf_folder_and_prefix(tmp_path, prefix, format):
         "user": ["0", "1", "0", "1", "0"],
         "item": ["10", "20", "30", "10", "20"],
     }
-    assert rows.given == readers.Given(["1", "0"], ["10", "20"], [["30", "020", "50"], ["40", "50"]])
+    assert rows.given == readers.Given(
+        ["1", "0"], ["10", "20"], [["30", "020", "50"], ["40", "50"]]
+    )
 
 
 @pytest.mark.parametrize(
@@ -213,6 +222,7 @@ BAD = [
     ('user_id,item_id,rating\na,b,1\nc,"d,1\ne,f,1\n', r"file:3: a quote is opened"),
     ('user_id,item_id\na,b\nc,"d\ne,f\n', r"file:3: a quote is opened"),
     ('user_id,item_id,rating\nq,r,1\n"a\nz",b,1\nc,d,x\n', r"file:3: a quote is opened"),
+    ("user_id,item_id,rating\na,b,1\nc,d\r5,x\n", r"file:3: .*stray line end"),
     ("user_id,item_id,rating\n", "a header, but no rows"),
     ("user_id,item_id\na,b\nc\n", r"file:3: the item id is missing"),
     ("name,item_id,rating\na,b,1\n", "header line such as"),
@@ -248,6 +258,7 @@ def test_bad_line_far_behind_the_sample_is_found(tmp_path):
         (b"c,d,x\n", "file:100002: bad rating 'x'"),
         (b"c,d,1,1\n", "file:100002: 4 fields"),
         (b"c,\xff,1\n", "file:100002: not UTF-8"),
+        (b'c,"d,1\n' + b"a,b,1\n" * 50_000, "file:100002: a quote is opened"),
     ]:
         with pytest.raises(InputError, match=message):
             readers.read(write(tmp_path, good + tail + b"a,b,1\n"))

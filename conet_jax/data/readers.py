@@ -215,8 +215,10 @@ def _find_layout(name: str, lines: list[str], format: str) -> _Layout:
             f"as in user_id,item_id,rating,timestamp; found {first[:80]!r}"
         )
     quote = '"' if format == "named" else None
-    width = len(next(csv.reader(sample[:1], delimiter=separator))) if quote else 0
-    width = width or sample[0].count(separator) + 1
+    width = sample[0].count(separator) + 1
+    if quote:
+        with contextlib.suppress(csv.Error):  # the check of all rows will say what is wrong
+            width = len(next(csv.reader(sample, delimiter=separator)))
     if format in ("named", "recbole"):
         assert header is not None
         columns, named = _roles(header), len(header)
@@ -338,17 +340,8 @@ def _decoded(name: str, file: io.BufferedReader) -> Iterator[str]:
 
 
 def _check_text(name: str, layout: _Layout, file: io.BufferedReader) -> None:
-    lines = itertools.islice(_decoded(name, file), layout.skip, None)
-    if layout.quote:
-        records = csv.reader(lines, delimiter=layout.separator, quotechar=layout.quote)
-    else:
-        records = (line.rstrip("\r\n").split(layout.separator) for line in lines)
-    # A stray quote can join lines: the reader's own count of lines is then the right one, and the
-    # record begins after the one before.
-    number = layout.skip
-    for fields in records:
-        where = f"{name}:{number + 1}"
-        number = layout.skip + records.line_num if layout.quote else number + 1
+    for number, fields in _records(name, layout, file):
+        where = f"{name}:{number}"
         if not fields or fields == [""]:
             continue
         if any(fields[layout.named :]) or len(fields) > layout.width:
@@ -357,6 +350,28 @@ def _check_text(name: str, layout: _Layout, file: io.BufferedReader) -> None:
             where,
             {role: fields[at] if at < len(fields) else None for role, at in layout.columns.items()},
         )
+
+
+def _records(
+    name: str, layout: _Layout, file: io.BufferedReader
+) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a text table, each with the number of its first line."""
+    lines = itertools.islice(_decoded(name, file), layout.skip, None)
+    if not layout.quote:
+        for number, line in enumerate(lines, layout.skip + 1):
+            yield number, line.rstrip("\r\n").split(layout.separator)
+        return
+    reader = csv.reader(lines, delimiter=layout.separator, quotechar=layout.quote)
+    while True:
+        number = layout.skip + reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            message = f"{name}:{number}: a quote is opened and not closed, or a stray line end"
+            raise InputError(f"{message} ({error})") from error
+        yield number, fields
 
 
 def _check_json(name: str, layout: _Layout, file: io.BufferedReader) -> None:

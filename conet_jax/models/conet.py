@@ -46,7 +46,7 @@ class Options(NamedTuple):
 
 @lru_cache
 def build(options: Options) -> Model:
-    """Returns CoNet as a ``Model`` of pure functions; one object, and one compilation, an option."""
+    """Returns CoNet as a ``Model`` of pure functions, the same object for the same options."""
     return Model(
         domains=("target", "source"),
         pairing=options.pairing,
@@ -221,7 +221,9 @@ def _inputs(
     target_users, source_users = users[0], users[-1]
     target_items, source_items = rows["target_item"][:, 0], rows["source_item"][:, 0]
     if options.pairing != "profile":
-        return [(towers.merge(target_users, target_items), towers.merge(source_users, source_items))]
+        return [
+            (towers.merge(target_users, target_items), towers.merge(source_users, source_items))
+        ]
     source_profile = _mean(rows["source_item"][:, 1:], batch.source_profile)
     target_profile = _mean(rows["target_item"][:, 1:], batch.target_profile)
     return [
