@@ -166,7 +166,7 @@ def auc(above: ArrayLike, tied: ArrayLike, num_candidates: ArrayLike) -> Array:
 
 def summarize(
     above: ArrayLike, tied: ArrayLike, num_candidates: ArrayLike, *, k: int
-) -> dict[str, float]:
+) -> dict[str, float | int]:
     """Means over users of all metrics, in float64 on the host.
 
     Args:
@@ -177,7 +177,7 @@ def summarize(
 
     Returns:
       ``{"hit_ratio@k", "ndcg@k", "mrr@k", "mrr_published@k", "auc", "users"}`` with the number k
-      in the keys; "users" is the number of users.
+      in the keys; "users" is the number of users, an int.
 
     Raises:
       ValueError: there is no user, the counts are negative, they exceed the candidates, a user has
@@ -186,7 +186,7 @@ def summarize(
     Example:
       >>> metrics = summarize([0, 0], [99, 99], 99, k=10)  # a constant scorer
       >>> print(round(metrics["hit_ratio@10"], 12), metrics["auc"], metrics["users"])
-      0.1 0.5 2.0
+      0.1 0.5 2
     """
     above, tied, num_candidates = np.broadcast_arrays(
         *(np.asarray(count) for count in (above, tied, num_candidates))

@@ -290,6 +290,7 @@ def row_adam(
         now = jnp.minimum(jnp.asarray(step), end - 1)
         step_size = jnp.asarray(tables.step_size.astype(dtype))[now]
         root_scale = jnp.asarray(tables.root_scale.astype(dtype))[now]
+        grads = jnp.asarray(grads, dtype)
         m = b1 * m + (1 - b1) * grads
         v = b2 * v + (1 - b2) * jnp.square(grads)
         step_size = step_size * jnp.asarray(learning_rate, dtype)

@@ -128,32 +128,21 @@ def negatives(key: jax.Array, interactions: Interactions, users: jax.Array) -> j
     Returns:
       int32[n].
     """
-    start, stop = interactions.indptr[users], interactions.indptr[users + 1]
-    free = interactions.num_items - (stop - start)
-    rank = jax.random.randint(key, users.shape, 0, free)
-    low, high = start, stop
+    degree = interactions.indptr[users + 1] - interactions.indptr[users]
+    rank = jax.random.randint(key, users.shape, 0, interactions.num_items - degree)
+    return _past_positives(interactions, users, rank)
+
+
+def _past_positives(interactions: Interactions, users: jax.Array, rank: jax.Array) -> jax.Array:
+    """The ``rank``-th item, from 0, that is not a positive of the user."""
+    start, high = interactions.indptr[users], interactions.indptr[users + 1]
+    low = start
     for _ in range(int(interactions.max_degree).bit_length()):
         middle = (low + high) // 2
         below = (low < high) & (interactions.skipped[middle] <= rank)
         low, high = jnp.where(below, middle + 1, low), jnp.where(below, high, middle)
         high = jnp.maximum(low, high)
     return rank + (low - start)
-
-
-def positives(key: jax.Array, interactions: Interactions, users: jax.Array) -> jax.Array:
-    """Draws, for each user, one of its training positives uniformly.
-
-    Args:
-      key: PRNG key.
-      interactions: training positives.
-      users: int32[n].
-
-    Returns:
-      int32[n]; of no meaning for a user without any.
-    """
-    start, stop = interactions.indptr[users], interactions.indptr[users + 1]
-    pick = jax.random.randint(key, users.shape, 0, jnp.maximum(stop - start, 1))
-    return interactions.items[start + pick]
 
 
 class Plan(NamedTuple):
@@ -331,12 +320,19 @@ def _partners(
     key: jax.Array, source: Interactions, target: Examples, num_negatives: int
 ) -> Examples:
     """For each target example an item of the same user: positive w.p. 1 / (1 + negatives)."""
-    label_key, positive_key, negative_key = jax.random.split(key, 3)
+    label_key, rank_key = jax.random.split(key)
     users = target.users
-    has_any = source.indptr[users + 1] > source.indptr[users]
-    positive = jax.random.bernoulli(label_key, 1.0 / (1 + num_negatives), users.shape) & has_any
+    start = source.indptr[users]
+    degree = source.indptr[users + 1] - start
+    positive = jax.random.bernoulli(label_key, 1.0 / (1 + num_negatives), users.shape)
+    positive = positive & (degree > 0)
+    rank = jax.random.randint(
+        rank_key, users.shape, 0, jnp.where(positive, degree, source.num_items - degree)
+    )
     items = jnp.where(
-        positive, positives(positive_key, source, users), negatives(negative_key, source, users)
+        positive,
+        source.items[start + jnp.where(positive, rank, 0)],
+        _past_positives(source, users, rank),
     )
     return Examples(users, items, positive.astype(float), target.weights)
 

@@ -59,7 +59,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             end = len(server.body)
-            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{end}")
+            sent = start - 7 * (step == "wrong range")
+            self.send_header("Content-Range", f"bytes {sent}-{end - 1}/{end}")
         if step != "no length":
             self.send_header("Content-Length", str(len(server.body) - start))
         if server.etag:
@@ -128,6 +129,13 @@ def test_file_without_a_strong_tag_starts_afresh(server, tmp_path, etag):
 def test_server_without_ranges_starts_afresh(server, tmp_path):
     server.ranges, server.plan = False, [50_000]
     fetch(server, tmp_path / "x.csv")
+    assert (tmp_path / "x.csv").read_bytes() == BODY
+
+
+def test_wrong_range_is_not_appended(server, tmp_path):
+    server.plan = [50_000, "wrong range"]
+    fetch(server, tmp_path / "x.csv")
+    assert server.asked == [None, "bytes=50000-", "bytes=50000-"]
     assert (tmp_path / "x.csv").read_bytes() == BODY
 
 

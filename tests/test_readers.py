@@ -223,6 +223,7 @@ BAD = [
     ('user_id,item_id\na,b\nc,"d\ne,f\n', r"file:3: a quote is opened"),
     ('user_id,item_id,rating\nq,r,1\n"a\nz",b,1\nc,d,x\n', r"file:3: a quote is opened"),
     ("user_id,item_id,rating\na,b,1\nc,d\r5,x\n", r"file:3: .*stray line end"),
+    ('user_id,item_id\na,"b\nc,d"\ne,f\n', r"file:2: a quote is opened"),
     ("user_id,item_id,rating\n", "a header, but no rows"),
     ("user_id,item_id\na,b\nc\n", r"file:3: the item id is missing"),
     ("name,item_id,rating\na,b,1\n", "header line such as"),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import shutil
 
 import numpy as np
@@ -92,6 +93,21 @@ def test_failed_write_leaves_the_old_data(data, saved, monkeypatch):
 
     monkeypatch.setattr(np.lib.format, "write_array", broken)
     with pytest.raises(InputError, match="No space left"):
+        store.save(data, saved)
+    assert os.listdir(saved.parent) == ["prepared"]
+    store.load(saved)
+
+
+def test_failed_renaming_puts_the_old_data_back(data, saved, monkeypatch):
+    rename = pathlib.Path.rename
+
+    def broken(path, target):
+        if ".new-" in path.name:
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(pathlib.Path, "rename", broken)
+    with pytest.raises(InputError, match="Input/output error"):
         store.save(data, saved)
     assert os.listdir(saved.parent) == ["prepared"]
     store.load(saved)

@@ -105,6 +105,9 @@ def build(
     positives, reports = {}, {}
     for domain, rows in zip(DOMAINS, (target, source), strict=True):
         positives[domain], reports[domain] = _positives(rows, min_rating)
+    if split == "latest" and not target.given:  # said before the long part, not after it
+        if "timestamp" not in positives["target"].collect_schema():
+            raise InputError(f"{target.name}: --split=latest needs timestamps; use --split=random")
     shared = _shared_users(positives, reports)
     if not len(shared):
         raise InputError(

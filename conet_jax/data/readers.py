@@ -276,8 +276,7 @@ def _guess(name: str, header: list[str] | None, separator: str, sample: list[str
         return sum(len(r) > column and bool(pattern.fullmatch(r[column])) for r in rows) / len(rows)
 
     for format, (user, item) in {"amazon_2014": (0, 1), "amazon_2018": (1, 0)}.items():
-        looks = share(user, _AMAZON_USER) > 0.8 and share(item, _AMAZON_USER) < 0.2
-        if looks and share(item, _AMAZON_ITEM) > 0.8:
+        if share(user, _AMAZON_USER) > 0.8 and share(item, _AMAZON_ITEM) > 0.8:
             return format
     raise InputError(
         f"{name}: the content does not tell which column is the user: give --format=amazon_2014 "
