@@ -95,7 +95,29 @@ def rank_held_out(model: Model, params: Params, source: Interactions, held_out: 
     Raises:
       InputError: a score is NaN or infinite.
     """
-    projected = project(params, source, model=model)
+    return rank_projected(model, project(params, source, model=model), held_out)
+
+
+def rank_projected(model: Model, projected: Any, held_out: HeldOut) -> Ranks:
+    """``rank_held_out`` from tables that went through ``project`` before."""
+    arguments, chunk = _ranker_arguments(held_out)
+    above, tied, finite = _rank_all(projected, *arguments, model=model, chunk=chunk)
+    count = len(held_out.users)
+    _check_finite(np.asarray(finite)[:count], held_out.users)
+    return Ranks(
+        np.asarray(above)[:count], np.asarray(tied)[:count], held_out.mask.sum(1, dtype=np.int32)
+    )
+
+
+def ranker_memory(model: Model, projected: Any, held_out: HeldOut) -> int:
+    """Returns the bytes of temporaries of the ranker compiled for these users."""
+    arguments, chunk = _ranker_arguments(held_out)
+    lowered = _rank_all.lower(projected, *arguments, model=model, chunk=chunk)
+    return lowered.compile().memory_analysis().temp_size_in_bytes
+
+
+def _ranker_arguments(held_out: HeldOut) -> tuple[tuple[np.ndarray, ...], int]:
+    """Users, listed items and mask padded to whole chunks, and a chunk's users."""
     listed = np.concatenate([held_out.items[:, None], held_out.candidates], axis=1)
     chunk = max(1, min(len(listed), _SCORES_A_CHUNK // listed.shape[1]))
     padding = -len(listed) % chunk
@@ -103,14 +125,7 @@ def rank_held_out(model: Model, params: Params, source: Interactions, held_out: 
     def pad(x: np.ndarray) -> np.ndarray:
         return np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
 
-    above, tied, finite = _rank_all(
-        projected, pad(held_out.users), pad(listed), pad(held_out.mask), model=model, chunk=chunk
-    )
-    count = len(listed)
-    _check_finite(np.asarray(finite)[:count], held_out.users)
-    return Ranks(
-        np.asarray(above)[:count], np.asarray(tied)[:count], held_out.mask.sum(1, dtype=np.int32)
-    )
+    return tuple(pad(x) for x in (held_out.users, listed, held_out.mask)), chunk
 
 
 def _check_finite(finite: np.ndarray, users: np.ndarray) -> None:

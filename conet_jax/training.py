@@ -18,9 +18,9 @@ from conet_jax.models.base import Batch, Hyper, Model, Params
 from conet_jax.row_adam import merge_ids, row_adam
 
 TABLE_ADAM = row_adam()
-# Rows last read before this step are brought up to date by a sum, later ones by the closed form
-# (design.md); settling every row once, here, ends the need for the sum.
-SETTLE_STEP = 300
+# Rows last written before this step are brought up to date by a sum, later ones by the closed form
+# (row_adam): settling every row once, here, ends the need for the sum.
+SETTLE_STEP = TABLE_ADAM.closed_from
 
 
 @flax.struct.dataclass

@@ -34,6 +34,14 @@ CASES = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Nearly all of the time here is compilation."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 # Eqs. 1-5, 7, 8, for one example at a time; every matrix as in the paper, acting on columns.
 
 
@@ -100,8 +108,12 @@ def logits_of(params, batch, pairing):
         if pairing != "profile":
             logits = pair_logits(params.dense, *own, batch.cross)
         else:
-            seen = mean_embedding(q_news, batch.source_profile.items[n], batch.source_profile.mask[n])
-            read = mean_embedding(q_app, batch.target_profile.items[n], batch.target_profile.mask[n])
+            seen = mean_embedding(
+                q_news, batch.source_profile.items[n], batch.source_profile.mask[n]
+            )
+            read = mean_embedding(
+                q_app, batch.target_profile.items[n], batch.target_profile.mask[n]
+            )
             logits = (
                 pair_logits(params.dense, own[0], np.concatenate([p[u], seen]), batch.cross)[0],
                 pair_logits(params.dense, np.concatenate([p[v], read]), own[1], batch.cross)[1],
@@ -162,7 +174,9 @@ def random_batch(pairing, seed=1, cross=1.0):
         weights = np.ones(EXAMPLES)
         weights[rng.choice(EXAMPLES, 3, replace=False)] = 0
         users = rng.integers(0, SIZES.users, EXAMPLES)
-        return Examples(users, rng.integers(0, num_items, EXAMPLES), rng.permutation(labels), weights)
+        return Examples(
+            users, rng.integers(0, num_items, EXAMPLES), rng.permutation(labels), weights
+        )
 
     def profile(num_items):
         mask = (np.arange(4)[None, :] < rng.integers(0, 5, EXAMPLES)[:, None]).astype(float)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from conet_jax.row_adam import merge_ids, merge_ids_in, row_adam
+from conet_jax.row_adam import merge_ids, row_adam
 
 
 def _problem(steps, rows=2000, dim=4, n=16, seed=0):
@@ -297,23 +297,13 @@ def test_scan_copies_no_table():
     assert memory.temp_size_in_bytes < 4 * rows * dim
 
 
-@pytest.mark.parametrize("merge", ["sort", "scratch"])
 @pytest.mark.parametrize("n", [1, 2, 64, 500])
-def test_merged_ids_hold_each_id_once(merge, n):
+def test_merged_ids_hold_each_id_once(n):
     rng = np.random.default_rng(n)
     num_rows = 40
     chunk = rng.integers(0, num_rows, (6, n)).astype(np.int32)
     chunk[0] = 7
-    if merge == "sort":
-        unique, inverse = jax.jit(jax.vmap(lambda ids: merge_ids(ids, num_rows)))(chunk)
-    else:
-
-        def plan(scratch, ids):
-            scratch, *merged = merge_ids_in(scratch, ids)
-            return scratch, merged
-
-        scratch = jnp.full(num_rows, 3, jnp.int32)  # its content does not matter
-        _, (unique, inverse) = jax.lax.scan(plan, scratch, chunk)
+    unique, inverse = jax.jit(jax.vmap(lambda ids: merge_ids(ids, num_rows)))(chunk)
     assert unique.dtype == inverse.dtype == jnp.int32
     for ids, u, i in zip(chunk, np.asarray(unique), np.asarray(inverse), strict=True):
         np.testing.assert_array_equal(u[i], ids)
@@ -321,7 +311,7 @@ def test_merged_ids_hold_each_id_once(merge, n):
         assert (u[u >= num_rows] == num_rows).all()
 
 
-def test_merging_by_sort_takes_many_rows_and_the_id_of_no_row():
+def test_merging_takes_many_rows_and_the_id_of_no_row():
     num_rows = 2**31 - 2  # id and place no longer fit one key
     for rows in (num_rows, 10):
         ids = jnp.array([rows, 5, rows - 1, 5, rows], jnp.int32)

@@ -1,0 +1,547 @@
+"""What ``launch/benchmark.py`` times: the claims of the README, as ratios within one run."""
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from conet_jax import evaluation, experiment, sampling, training
+from conet_jax.config import default_config
+from conet_jax.data import synthetic
+from conet_jax.data.dataset import Dataset, HeldOut
+from conet_jax.models.base import Model, Params
+
+# Table 1: users, target items and interactions, source items and interactions.
+SCALES = {
+    "amazon": (80_763, 93_799, 1_323_101, 35_896, 963_373),
+    "mobile": (23_111, 14_348, 1_164_394, 29_921, 617_146),
+    "small": (3_000, 2_000, 30_000, 2_000, 60_000),
+}
+RAW_LINES = (22_507_155, 4_607_047)  # of the paper's two files, ratings_Books and _Movies_and_TV
+STEPS = 500  # of our optimiser a timed run
+DENSE_STEPS = 50  # of the dense one, which is slower by far
+
+
+class Report:
+    """Collects named figures and ratios."""
+
+    def __init__(self, runs: int) -> None:
+        self.runs = runs
+        self.results: list[dict[str, Any]] = []
+        self.ratios: dict[str, float] = {}
+        self.rates: dict[str, float] = {}
+
+    def time(self, variants: dict[str, tuple[Callable[[], Any], float]]) -> dict[str, float]:
+        """Times variants in turn.
+
+        Args:
+          variants: {name: (function that runs and blocks, items it works through)}; items are
+            steps, users, rows or pairs, as the name says.
+
+        Returns:
+          {name: median seconds an item}.
+        """
+        seconds: dict[str, list[float]] = {name: [] for name in variants}
+        for function, _ in variants.values():
+            function()
+        for _ in range(self.runs):
+            for name, (function, _) in variants.items():
+                began = time.perf_counter()
+                function()
+                seconds[name].append(time.perf_counter() - began)
+        an_item = {}
+        for name, (_, items) in variants.items():
+            median = float(np.median(seconds[name]))
+            an_item[name] = median / items
+            self.results.append(
+                {
+                    "name": name,
+                    "seconds": median / items,
+                    "runs": seconds[name],
+                    "items_per_second": items / median,
+                }
+            )
+            print(f"  {name}: {1e6 * median / items:,.2f} us an item", file=sys.stderr, flush=True)
+        return an_item
+
+
+def run(suites: tuple[str, ...], *, scale: str, runs: int) -> dict:
+    """Runs suites and returns the report that ``launch/benchmark.py`` writes as JSON.
+
+    Args:
+      suites: of "train", "evaluate", "population", "prepare".
+      scale: a key of ``SCALES``.
+      runs: timed runs of each variant.
+
+    Returns:
+      {"machine": …, "results": […], "ratios": {…}, "rates": {…}}.
+    """
+    report = Report(runs)
+    if set(suites) - {"prepare"}:
+        dataset = _dataset(scale)
+    for suite in suites:
+        print(suite, file=sys.stderr, flush=True)
+        if suite == "train":
+            _train(report, dataset)
+        elif suite == "evaluate":
+            _evaluate(report, dataset)
+        elif suite == "population":
+            _population(report)
+        elif suite == "prepare":
+            _prepare(report, scale)
+    device = jax.devices()[0]
+    machine = {
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "device": f"{device.platform} {device.device_kind}",
+        "scale": scale,
+        "versions": experiment.versions(),
+        "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+    }
+    return {
+        "machine": machine,
+        "results": report.results,
+        "ratios": report.ratios,
+        "rates": report.rates,
+    }
+
+
+def table(report: dict) -> str:
+    """Returns a report as an aligned table."""
+    lines = [f"{'':44}{'us an item':>14}{'items/s':>16}"]
+    for row in report["results"]:
+        lines.append(
+            f"{row['name']:44}{1e6 * row['seconds']:14,.2f}{row['items_per_second']:16,.0f}"
+        )
+    for title in ("ratios", "rates"):
+        lines += ["", f"{title}"]
+        for name, value in report[title].items():
+            lines.append(f"{name:44}" + (f"{value:14.2f}" if value < 1e4 else f"{value:14,.0f}"))
+    machine = report["machine"]
+    lines += [
+        "",
+        f"{machine['device']}, {machine['cores']} cores, scale {machine['scale']}, "
+        f"jax {machine['versions']['jax']}, peak memory "
+        f"{machine['peak_memory_bytes'] / 2**30:.2f} GiB",
+    ]
+    return "\n".join(lines)
+
+
+def _dataset(scale: str) -> Dataset:
+    users, target_items, target_pairs, source_items, source_pairs = SCALES[scale]
+    return synthetic.dataset(
+        num_users=users,
+        num_target_items=target_items,
+        num_source_items=source_items,
+        target_interactions=target_pairs,
+        source_interactions=source_pairs,
+        seed=0,
+    )[0]
+
+
+def _task(dataset: Dataset, **fields: Any) -> experiment.Task:
+    config = default_config("conet")
+    config.update(fields)
+    return experiment.make_task(config, dataset)
+
+
+# Training
+
+
+def _make_steps(task: experiment.Task, num_steps: int) -> tuple[Any, dict[str, training.RowPlan]]:
+    """Batches and row plans of an epoch's first steps, made beforehand."""
+    sizes = {name: len(table) for name, table in jax.eval_shape(task.init).tables.items()}
+
+    @jax.jit
+    def make() -> Any:
+        batches = jax.vmap(
+            lambda step: sampling.sample_step(
+                task.sampling_key, jnp.int32(0), step, task.interactions, task.plan
+            )
+        )(jnp.arange(num_steps, dtype=jnp.int32))
+        return batches, jax.vmap(lambda b: training.plan_rows(task.model, b, sizes))(batches)
+
+    return jax.block_until_ready(make())
+
+
+def _row_runner(task: experiment.Task, steps: Any, *, times: int = 1) -> Callable[[], None]:
+    """Our step over given batches, on tables ``times`` as long as the data needs."""
+
+    @jax.jit
+    def longer() -> training.TrainState:
+        state = task.init()
+        tables = {name: jnp.tile(table, (times, 1)) for name, table in state.tables.items()}
+        return state.replace(tables=tables)
+
+    def scan(state: training.TrainState, steps: Any) -> training.TrainState:
+        def body(state: training.TrainState, step: Any) -> Any:
+            return training.train_step(
+                state, *step, task.hyper, model=task.model, settings=task.settings
+            )
+
+        return jax.lax.scan(body, state, steps)[0]
+
+    compiled = jax.jit(scan, donate_argnums=0)
+    holder = [compiled(longer(), steps)]
+    holder[0] = training.settle_in_place(holder[0], task.hyper.learning_rate)
+
+    def once() -> None:
+        holder[0] = jax.block_until_ready(compiled(holder[0], steps))
+
+    return once
+
+
+def _dense_runner(task: experiment.Task, steps: Any) -> Callable[[], None]:
+    """Dense ``optax.adam`` over all parameters: the same batches, scan and donation."""
+    optimizer = optax.adam(task.hyper.learning_rate)
+    batches = steps[0]
+
+    def step(carry: tuple[Params, Any], batch: Any) -> Any:
+        params, opt_state = carry
+
+        def objective(params: Params) -> jax.Array:
+            ids = task.model.lookups(batch)
+            rows = {name: params.tables[name][index] for name, index in ids.items()}
+            value, sums = task.model.loss(params.dense, rows, batch, task.hyper)
+            return value * sums["target_count"]
+
+        updates, opt_state = optimizer.update(jax.grad(objective)(params), opt_state)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    compiled = jax.jit(lambda carry, b: jax.lax.scan(step, carry, b)[0], donate_argnums=0)
+    params = training.settled(task.init(), task.hyper.learning_rate)
+    holder = [(params, optimizer.init(params))]
+
+    def once() -> None:
+        holder[0] = jax.block_until_ready(compiled(holder[0], batches))
+
+    return once
+
+
+def _epoch_runner(task: experiment.Task, num_steps: int) -> Callable[[], None]:
+    """Our step as in training: sampling and planning within the program."""
+    holder = [task.init()]
+
+    def once() -> None:
+        holder[0], _ = training.train_chunk(
+            holder[0],
+            task.interactions,
+            task.sampling_key,
+            jnp.int32(0),
+            jnp.int32(0),
+            task.hyper,
+            model=task.model,
+            plan=task.plan,
+            settings=task.settings,
+            num_steps=num_steps,
+        )
+        jax.block_until_ready(holder[0])
+
+    once()
+    holder[0] = training.settle_in_place(holder[0], task.hyper.learning_rate)
+    return once
+
+
+def _train(report: Report, dataset: Dataset) -> None:
+    for pairing, suffix in (("random", ""), ("same_user", "_same_user")):
+        task = _task(dataset, pairing=pairing)
+        count = min(STEPS, task.plan.steps)
+        dense_count = min(DENSE_STEPS, count)
+        steps = _make_steps(task, count)
+        few = jax.tree.map(lambda x, n=dense_count: x[:n], steps)
+        names = [f"train_step_{kind}{suffix}" for kind in ("row", "dense", "row_tables_x4")]
+        epoch = f"train_epoch_step{suffix}"
+        seconds = report.time(
+            {
+                names[0]: (_row_runner(task, steps), count),
+                names[1]: (_dense_runner(task, few), dense_count),
+                names[2]: (_row_runner(task, steps, times=4), count),
+                epoch: (_epoch_runner(task, count), count),
+            }
+        )
+        row = seconds[names[0]]
+        report.ratios[f"train_step_dense_over_row{suffix}"] = seconds[names[1]] / row
+        report.ratios[f"train_step_tables_x4{suffix}"] = seconds[names[2]] / row
+        report.ratios[f"epoch_over_steps{suffix}"] = seconds[epoch] / row
+        rows = 2 * task.plan.batch_examples
+        report.rates[f"train_rows_per_second{suffix}"] = rows / seconds[epoch]
+    if jax.devices()[0].platform != "cpu":
+        _train_large_batches(report, dataset)
+
+
+def _train_large_batches(report: Report, dataset: Dataset) -> None:
+    """Batches of 1,024 to 1 M examples, against the roofline measured on this device."""
+    bandwidth, matrix = _roofline(report)
+    for batch in (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20):
+        task = _task(dataset, pairing="same_user", batch_size=batch // 2)
+        count = max(1, min(20, task.plan.steps))
+        name = f"train_epoch_step_batch_{batch}"
+        seconds = report.time({name: (_epoch_runner(task, count), count)})[name]
+        state = jax.eval_shape(task.init)
+        # A row is read and written once, packed; the towers' arithmetic is forward and backward.
+        width = sum(3 * 4 * (table.shape[1]) for table in state.tables.values())
+        weights = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(state.dense))
+        ideal = max(2 * batch * width / bandwidth, 3 * 2 * batch * weights / matrix)
+        report.rates[f"train_rows_per_second_batch_{batch}"] = 2 * batch / seconds
+        report.ratios[f"roofline_over_step_batch_{batch}"] = ideal / seconds
+
+
+def _roofline(report: Report) -> tuple[float, float]:
+    """Measured memory bandwidth (bytes/s) and float32 matrix rate (operations/s)."""
+    block = jnp.ones((1 << 28,), jnp.float32)
+    square = jnp.ones((8192, 8192), jnp.float32)
+    add = jax.jit(lambda x: x + 1)
+    multiply = jax.jit(lambda x: x @ x)
+    seconds = report.time(
+        {
+            "roofline_copy_bytes": (lambda: add(block).block_until_ready(), 2.0 * block.nbytes),
+            "roofline_matrix_operations": (
+                lambda: multiply(square).block_until_ready(),
+                2.0 * 8192**3,
+            ),
+        }
+    )
+    return 1 / seconds["roofline_copy_bytes"], 1 / seconds["roofline_matrix_operations"]
+
+
+# Evaluation
+
+
+def _first_users(held_out: HeldOut, count: int) -> HeldOut:
+    return HeldOut(*(x[:count] for x in held_out))
+
+
+def _loop_runner(model: Model, projected: Any, held_out: HeldOut) -> Callable[[], None]:
+    """One jitted call a user, candidates from the host, the rank read back before the next."""
+
+    @jax.jit
+    def rank(projected: Any, user: jax.Array, items: jax.Array, mask: jax.Array) -> Any:
+        scores = model.scores(projected, user[None], items[None])
+        return evaluation.count_above(scores[0], mask)
+
+    listed = np.concatenate([held_out.items[:, None], held_out.candidates], axis=1)
+
+    def once() -> None:
+        for user, items, mask in zip(held_out.users, listed, held_out.mask, strict=True):
+            jax.device_get(rank(projected, user, items, mask))
+
+    return once
+
+
+def _evaluate(report: Report, dataset: Dataset) -> None:
+    test = dataset.test
+    for inference in ("target", "cross"):
+        task = _task(dataset, inference=inference)
+        params = training.settled(task.init(), task.hyper.learning_rate)
+        source = task.interactions["source"]
+
+        def everyone(task: Any = task, params: Any = params, source: Any = source) -> None:
+            evaluation.rank_held_out(task.model, params, source, test)
+
+        pairs = len(test.users) * (1 + test.candidates.shape[1])
+        suffix = "" if inference == "target" else "_cross"
+        seconds = report.time({f"evaluate_pairs{suffix}": (everyone, pairs)})
+        report.rates[f"eval_pairs_per_second{suffix}"] = 1 / seconds[f"evaluate_pairs{suffix}"]
+        if inference == "cross":
+            continue
+        some = _first_users(test, 4000)
+        projected = evaluation.project(params, source, model=task.model)
+        seconds = report.time(
+            {
+                "evaluate_users_loop": (
+                    _loop_runner(task.model, projected, some),
+                    len(some.users),
+                ),
+                "evaluate_users_vmap": (
+                    lambda s=some, p=projected, m=task.model: evaluation.rank_projected(m, p, s),
+                    len(some.users),
+                ),
+            }
+        )
+        report.ratios["evaluate_loop_over_vmap"] = (
+            seconds["evaluate_users_loop"] / seconds["evaluate_users_vmap"]
+        )
+        quarter = _first_users(test, len(test.users) // 4)
+        memory = [
+            evaluation.ranker_memory(task.model, projected, users) for users in (quarter, test)
+        ]
+        report.ratios["evaluate_memory_x4"] = memory[1] / memory[0]
+        few = _first_users(test, 256)
+        touched = experiment.touched_items(dataset)
+        full = len(few.users) * dataset.target.num_items
+        seconds = report.time(
+            {
+                "full_ranking_pairs": (
+                    lambda t=task, p=params, s=source, f=few, all_=touched: evaluation.rank_full(
+                        t.model, p, s, f, all_
+                    ),
+                    full,
+                )
+            }
+        )
+        report.rates["full_ranking_pairs_per_second"] = 1 / seconds["full_ranking_pairs"]
+
+
+# Population
+
+
+def _population(report: Report) -> None:
+    dataset = synthetic.dataset(
+        num_users=3_000,
+        num_target_items=300,
+        num_source_items=400,
+        target_interactions=15_000,
+        source_interactions=90_000,
+        dim=3,
+        noise=0.15,
+        seed=0,
+    )[0]
+    members = 8
+    task = _task(dataset)
+    tasks = [_task(dataset, seed=seed) for seed in range(members)]
+    steps = task.plan.steps
+
+    def stack(values: list[Any]) -> Any:
+        return jax.tree.map(lambda *x: jnp.stack(x), *values)
+
+    def states() -> Any:
+        return jax.block_until_ready(stack([t.init() for t in tasks]))
+
+    keys = jnp.stack([t.sampling_key for t in tasks])
+    hypers = stack([t.hyper for t in tasks])
+    static = dict(model=task.model, plan=task.plan, settings=task.settings, num_steps=steps)
+
+    def eight(compiled: Any, state: Any, epoch: int = 0) -> Any:
+        out = compiled(state, task.interactions, keys, jnp.int32(epoch), jnp.int32(0), hypers)
+        return jax.block_until_ready(out)[0]
+
+    def one(compiled: Any, state: Any, epoch: int = 0) -> Any:
+        arguments = (task.interactions, task.sampling_key, jnp.int32(epoch), jnp.int32(0))
+        return jax.block_until_ready(compiled(state, *arguments, task.hyper))[0]
+
+    def compile_program(function: Any, state: Any, key: Any, hyper: Any) -> Any:
+        arguments = (state, task.interactions, key, jnp.int32(0), jnp.int32(0), hyper)
+        return function.lower(*arguments, **static).compile()
+
+    compile_seconds, programs = {}, {}
+    for name, function, state, key, hyper in (
+        ("one", training.train_chunk, task.init(), task.sampling_key, task.hyper),
+        ("eight", training.train_population, states(), keys, hypers),
+    ):
+        began = time.perf_counter()
+        programs[name] = compile_program(function, state, key, hyper)
+        compile_seconds[name] = time.perf_counter() - began
+    rate = task.hyper.learning_rate
+    holder = {"one": task.init(), "eight": states()}
+    settle = jax.jit(jax.vmap(training.settle_in_place, in_axes=(0, None)))
+    warm = -(-training.SETTLE_STEP // steps)
+    for epoch in range(warm):
+        holder["one"] = one(programs["one"], holder["one"], epoch)
+        holder["eight"] = eight(programs["eight"], holder["eight"], epoch)
+    holder["one"] = training.settle_in_place(holder["one"], rate)
+    holder["eight"] = settle(holder["eight"], rate)
+
+    def run_one() -> None:
+        holder["one"] = one(programs["one"], holder["one"])
+
+    def run_eight() -> None:
+        holder["eight"] = eight(programs["eight"], holder["eight"])
+
+    seconds = report.time(
+        {"population_step_1": (run_one, steps), "population_step_8": (run_eight, steps)}
+    )
+    ratio = seconds["population_step_8"] / seconds["population_step_1"]
+    report.ratios["population_8_over_1"] = ratio
+    # A run of the demo is its compilation and some twenty epochs.
+    epochs = 20
+    whole = {
+        name: compile_seconds[name] + epochs * steps * seconds[f"population_step_{count}"]
+        for name, count in (("one", 1), ("eight", 8))
+    }
+    report.ratios["population_8_over_1_with_compilation"] = whole["eight"] / whole["one"]
+
+
+# Preparation
+
+
+def write_raw(path: Path, lines: int, *, seed: int, users: int, items: int) -> None:
+    """Writes a raw Amazon ratings file: user,item,rating,timestamp, skewed, without a header.
+
+    Args:
+      path: the file.
+      lines: its length.
+      seed: of the draw.
+      users: distinct user ids at most; both files of a pair draw from the same.
+      items: distinct item ids at most.
+    """
+    import polars as pl
+
+    rng = np.random.default_rng(seed)
+    with open(path, "wb") as file:
+        for first in range(0, lines, 2_000_000):
+            count = min(2_000_000, lines - first)
+            # A power law: a few active users and popular items, and a long tail.
+            user = (users * rng.random(count) ** 2).astype(np.int64) * 7_368_787 % (36**9)
+            item = (items * rng.random(count) ** 2).astype(np.int64) * 7_368_787 % (10**9)
+            frame = pl.DataFrame(
+                {
+                    "user": user,
+                    "item": item,
+                    "rating": rng.choice(5, count, p=[0.08, 0.05, 0.09, 0.19, 0.59]) + 1.0,
+                    "timestamp": rng.integers(900_000_000, 1_400_000_000, count),
+                }
+            ).with_columns(
+                pl.format("A{}", pl.col("user").cast(pl.String).str.zfill(13)),
+                pl.format("B{}", pl.col("item").cast(pl.String).str.zfill(9)),
+            )
+            frame.write_csv(file, include_header=False)
+
+
+def _prepare(report: Report, scale: str) -> None:
+    fraction, core = (0.01, 1) if scale == "small" else (1.0, 5)
+    root = Path(__file__).resolve().parent.parent
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in ("books.csv", "movies.csv")]
+        users = max(1, int(8_000_000 * fraction))
+        for seed, (path, count, items) in enumerate(
+            zip(paths, RAW_LINES, (2_300_000, 200_000), strict=True)
+        ):
+            size = int(count * fraction)
+            write_raw(path, size, seed=seed, users=users, items=max(5_000, int(items * fraction)))
+        total = sum(int(count * fraction) for count in RAW_LINES)
+        began = time.perf_counter()
+        command = [
+            sys.executable,
+            str(root / "launch" / "prepare.py"),
+            f"--target={paths[0]}",
+            f"--source={paths[1]}",
+            f"--min_user_items={core}",
+            f"--min_item_users={core}",
+            f"--out={Path(folder) / 'out'}",
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        seconds = time.perf_counter() - began
+        if done.returncode:
+            raise RuntimeError(f"prepare failed: {done.stderr}")
+    peak = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    report.results.append(
+        {
+            "name": "prepare_raw_lines",
+            "seconds": seconds / total,
+            "runs": [seconds],
+            "items_per_second": total / seconds,
+        }
+    )
+    report.rates["prepare_seconds"] = seconds
+    report.rates["prepare_peak_gib"] = peak / 2**30

@@ -1,0 +1,42 @@
+"""Times what this project claims to be fast, each claim as a ratio of two things in one run.
+
+python launch/benchmark.py [--suite=all|train|evaluate|prepare|population] \
+    [--scale=amazon|mobile|small] [--json=FILE]
+
+Synthetic data with the counts of the paper's Table 1. A figure is the median of repeated runs after
+a warm-up, variants in turn in one process. Machines are noisy: compare ratios, not seconds.
+"""
+
+import sys
+
+from absl import flags
+
+from conet_jax import cli
+
+_SUITES = ("train", "evaluate", "population", "prepare")
+_SUITE = flags.DEFINE_enum("suite", "all", ["all", *_SUITES], "What to time.")
+_SCALE = flags.DEFINE_enum(
+    "scale", "amazon", ["amazon", "mobile", "small"], "Sizes: a data set of Table 1, or small."
+)
+_JSON = flags.DEFINE_string("json", None, "File to write the results to, besides the table.")
+_RUNS = flags.DEFINE_integer("runs", 5, "Timed runs of each variant.", lower_bound=1)
+
+
+def main() -> None:
+    """Runs the suites, prints a table, writes the JSON."""
+    from conet_jax import benchmark
+
+    suites = _SUITES if _SUITE.value == "all" else (_SUITE.value,)
+    report = benchmark.run(suites, scale=_SCALE.value, runs=_RUNS.value)
+    print(benchmark.table(report))
+    if _JSON.value:
+        from pathlib import Path
+
+        from conet_jax.metric_writers import write_json
+
+        write_json(Path(_JSON.value), report)
+        print(f"written to {_JSON.value}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run(main)
