@@ -80,7 +80,7 @@ def run(suites: tuple[str, ...], *, scale: str, runs: int) -> dict:
     """Runs suites and returns the report that ``launch/benchmark.py`` writes as JSON.
 
     Args:
-      suites: of "train", "evaluate", "population", "prepare".
+      suites: of "train", "evaluate", "population", "prepare", "run".
       scale: a key of ``SCALES``.
       runs: timed runs of each variant.
 
@@ -100,6 +100,8 @@ def run(suites: tuple[str, ...], *, scale: str, runs: int) -> dict:
             _population(report)
         elif suite == "prepare":
             _prepare(report, scale)
+        elif suite == "run":
+            _whole_run(report, dataset)
     device = jax.devices()[0]
     machine = {
         "platform": platform.platform(),
@@ -391,6 +393,16 @@ def _evaluate(report: Report, dataset: Dataset) -> None:
             }
         )
         report.rates["full_ranking_pairs_per_second"] = 1 / seconds["full_ranking_pairs"]
+
+
+def _whole_run(report: Report, dataset: Dataset) -> None:
+    """Thirty epochs of the plain recipe, each validated and saved; peak memory is the process's."""
+    config = default_config()
+    config.name, config.epochs, config.patience = "benchmark", 30, 30
+    with tempfile.TemporaryDirectory() as folder:
+        result = experiment.fit(config, Path(folder) / "run", dataset=dataset)
+    report.rates["run_seconds"] = result["seconds"]
+    report.rates["run_seconds_per_epoch"] = result["seconds"] / result["epochs"]
 
 
 # Population
