@@ -163,7 +163,7 @@ def _task(dataset: Dataset, **fields: Any) -> experiment.Task:
 
 def _make_steps(task: experiment.Task, num_steps: int) -> tuple[Any, dict[str, training.RowPlan]]:
     """Batches and row plans of an epoch's first steps, made beforehand."""
-    sizes = {name: len(table) for name, table in jax.eval_shape(task.init).tables.items()}
+    sizes = {name: len(table) for name, table in task.abstract_state().tables.items()}
 
     @jax.jit
     def make() -> Any:
@@ -290,7 +290,7 @@ def _train_large_batches(report: Report, dataset: Dataset) -> None:
         count = max(1, min(20, task.plan.steps))
         name = f"train_epoch_step_batch_{batch}"
         seconds = report.time({name: (_epoch_runner(task, count), count)})[name]
-        state = jax.eval_shape(task.init)
+        state = task.abstract_state()
         # A row is read and written once, packed; the towers' arithmetic is forward and backward.
         width = sum(3 * 4 * (table.shape[1]) for table in state.tables.values())
         weights = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(state.dense))

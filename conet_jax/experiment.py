@@ -26,6 +26,7 @@ from conet_jax.checkpoints import Checkpoints
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import InputError
 from conet_jax.metric_writers import Console, MetricsFile, write_json, write_text
+from conet_jax.models import ials
 from conet_jax.models.base import Hyper, Model, Params, Sizes
 
 CHUNK_STEPS = 512  # steps a call of the compiled program: bounds its memory, moves the bar
@@ -48,6 +49,17 @@ class Task(NamedTuple):
 
     def init(self) -> training.TrainState:
         """Returns the state before the first step, from the config's seed."""
+        state = self._init()
+        if self.config.warm_start == "ials":
+            tables = {name: training.TABLE_ADAM.init(x) for name, x in self._factorize().items()}
+            state = state.replace(tables=tables)
+        return state
+
+    def abstract_state(self) -> training.TrainState:
+        """Returns shapes and dtypes of the state, computing nothing."""
+        return jax.eval_shape(self._init)
+
+    def _init(self) -> training.TrainState:
         dataset = self.dataset
         sizes = Sizes(dataset.num_users, dataset.target.num_items, dataset.source.num_items)
 
@@ -56,6 +68,29 @@ class Task(NamedTuple):
             return training.init_state(self.model, self.model.init(key, sizes), self.settings)
 
         return init(jax.random.fold_in(self.key, 0))
+
+    def _factorize(self) -> dict[str, jax.Array]:
+        """Implicit ALS on the training pairs of the model's domains, side by side."""
+        config, domains = self.config, self.model.domains
+        pairs = [self.interactions[domain] for domain in domains]
+        offsets = np.cumsum([0] + [p.num_items for p in pairs])
+        factors = ials.fit(
+            np.concatenate([np.asarray(p.users) for p in pairs]),
+            np.concatenate(
+                [np.asarray(p.items) + at for p, at in zip(pairs, offsets, strict=False)]
+            ),
+            num_users=self.dataset.num_users,
+            num_items=int(offsets[-1]),
+            factors=config.layers[0] // 2,
+            regularization=config.ials_regularization,
+            alpha=config.ials_alpha,
+            sweeps=config.ials_sweeps,
+            seed=config.seed,
+        )
+        tables = {"user": factors.users}
+        for i, domain in enumerate(domains):
+            tables[f"{domain}_item"] = factors.items[offsets[i] : offsets[i + 1]]
+        return tables
 
     @property
     def sampling_key(self) -> jax.Array:
@@ -209,9 +244,11 @@ class _Progress(NamedTuple):
 
 def _fit(task: Task, workdir: Path, checkpoints: Checkpoints) -> dict:
     config, plan = task.config, task.plan
-    state, progress = task.init(), _Progress()
-    if checkpoints.latest_epoch() is not None:
-        state, stored = checkpoints.restore_latest(state)
+    progress = _Progress()
+    if checkpoints.latest_epoch() is None:
+        state = task.init()
+    else:
+        state, stored = checkpoints.restore_latest(task.abstract_state())
         progress = _Progress.from_json(stored)
     metrics_file = MetricsFile(workdir / "metrics.jsonl", epochs=progress.epoch)
     rows_a_step = plan.batch_examples * len(plan.domains)
@@ -424,7 +461,7 @@ def restore(workdir: str | Path) -> tuple[Task, Params, dict[str, Any]]:
     try:
         if checkpoints.latest_epoch() is None:
             raise InputError(f"{workdir} holds no checkpoint yet; train it by launch/train.py")
-        state = jax.eval_shape(task.init)
+        state = task.abstract_state()
         _, progress = checkpoints.restore_latest(state)
         like = jax.eval_shape(training.settled, state, task.hyper.learning_rate)
         return task, checkpoints.restore_best(progress["best_epoch"], like), progress

@@ -433,8 +433,7 @@ def assert_std(x, std):
     assert abs(x.std() / std - 1) < 5 / np.sqrt(2 * x.size)
 
 
-@pytest.mark.parametrize("initializer", ["he", "gaussian"])
-@pytest.mark.parametrize("cross_rank", [0, 3])
+@pytest.mark.parametrize(("initializer", "cross_rank"), [("he", 3), ("gaussian", 0)])
 def test_initialisers_have_the_stated_standard_deviation(initializer, cross_rank):
     layers = (256, 128, 64)
     options = conet.Options(

@@ -164,6 +164,11 @@ RUNS = {
 }
 
 
+def quick(*names, of):
+    """Parameters, all but the named ones slow: each is some programs to compile."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.slow) for name in of]
+
+
 @pytest.fixture
 def quick_compilation():
     """Nearly all of the time is compilation; not where last bits are compared."""
@@ -173,7 +178,7 @@ def quick_compilation():
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", quick("sum_subgradient", "sum_proximal_clip_alone", of=RUNS))
 def test_steps_are_those_of_dense_adam_on_all_parameters(name):
     run = RUNS[name]
     with jax.enable_x64(True):
@@ -198,6 +203,7 @@ def dense_result(run, params, hyper):
     return dense_adam(params, jnp.arange(EPOCHS, dtype=jnp.int32), hyper, run=run)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 def test_steps_in_float32_are_those_of_dense_adam_loosely():
     run, hyper = RUNS["sum_subgradient"], hyper_of()
@@ -220,8 +226,19 @@ def assert_bits_equal(one, other):
     jax.tree.map(check, one, other)
 
 
-@pytest.mark.parametrize("name", ["sum_subgradient", "sum_proximal_clip_alone"])
-def test_an_epoch_in_other_chunks_is_the_same_to_the_last_bit(name):
+@pytest.mark.parametrize(
+    ("name", "disable_optimizations"),
+    [
+        ("sum_subgradient", True),
+        pytest.param("sum_subgradient", False, marks=pytest.mark.slow),
+        pytest.param("sum_proximal_clip_alone", False, marks=pytest.mark.slow),
+    ],
+)
+def test_an_epoch_in_other_chunks_is_the_same_to_the_last_bit(name, disable_optimizations, request):
+    if disable_optimizations:
+        request.getfixturevalue("quick_compilation")
+    else:
+        jax.clear_caches()
     run, hyper = RUNS[name], hyper_of()
     state, sums = train(run, state_of(run), hyper, [12])
     again, again_sums = train(run, state_of(run), hyper, [12])
@@ -250,7 +267,7 @@ def test_settling_on_the_way_changes_nothing_but_rounding():
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("name", ["sum_subgradient", "mean_proximal"])
+@pytest.mark.parametrize("name", quick("sum_subgradient", of=["sum_subgradient", "mean_proximal"]))
 def test_a_population_is_its_single_runs(name):
     run = RUNS[name]
     with jax.enable_x64(True):
@@ -282,13 +299,13 @@ def test_a_population_is_its_single_runs(name):
 
 
 GOLDEN = {  # f32, JAX 0.10.2 on a CPU
-    "target_loss": [0.0, 0.0, 0.0],
-    "source_loss": [0.0, 0.0, 0.0],
+    "target_loss": [5.44941, 5.30895, 5.5988],
+    "source_loss": [6.25178, 5.75442, 5.83657],
 }
 RENEW = (
-    "A training step gives other losses than it used to. If that was meant (another initialisation, "
-    "sampling, optimiser or version of JAX), replace GOLDEN in tests/test_training.py by {found} and "
-    "say why in the commit; if not, it is a bug."
+    "A training step gives other losses than it used to. If that was meant (another "
+    "initialisation, sampling, optimiser or version of JAX), replace GOLDEN in "
+    "tests/test_training.py by {found} and say why in the commit; if not, it is a bug."
 )
 
 
@@ -308,7 +325,7 @@ def cross_entries(state):
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("method", ["subgradient", "proximal"])
+@pytest.mark.parametrize("method", quick("proximal", of=["subgradient", "proximal"]))
 def test_large_l1_empties_the_cross_connections(method):
     run = run_of("same_user", l1_method=method)
     entries = {}

@@ -14,6 +14,9 @@ def _conet(config: Any) -> Model:
             cross_per_direction=config.cross_per_direction,
             cross_rank=config.cross_rank,
             inner_product=config.inner_product,
+            inner_weight=config.inner_weight,
+            output_bias=config.output_bias,
+            output_scale=config.output_scale,
             initializer=config.initializer,
             dropout=config.dropout > 0,
             pairing=config.pairing,
@@ -27,6 +30,9 @@ def _mlp(config: Any) -> Model:
         mlp.Options(
             layers=tuple(config.layers),
             inner_product=config.inner_product,
+            inner_weight=config.inner_weight,
+            output_bias=config.output_bias,
+            output_scale=config.output_scale,
             initializer=config.initializer,
             dropout=config.dropout > 0,
         )

@@ -26,7 +26,11 @@ class Options(NamedTuple):
       cross_layers: number of crossed transitions, counted from the lowest; 0 is no transfer.
       cross_per_direction: an H^l for each direction instead of a shared one (footnote 1).
       cross_rank: rank of H^l = U^T V (footnote 3); 0 is a full matrix.
-      inner_product: a second logit term w^T (p_u * q_i), w learned, one weight a dimension.
+      inner_product: a second logit term w^T (p_u * q_i), w learned, one weight a dimension, so
+        that the towers learn what the linear model misses.
+      inner_weight: start of w.
+      output_bias: start of the output's bias with an inner product.
+      output_scale: factor on the towers' output weights at the start, under "he".
       initializer: "gaussian" or "he" for the towers; tables and H^l are N(0, 0.01^2) in both.
       dropout: whether ``Hyper.dropout`` is applied to the merged embeddings in training.
       pairing: "random", "same_user" or "profile".
@@ -38,6 +42,9 @@ class Options(NamedTuple):
     cross_per_direction: bool = False
     cross_rank: int = 0
     inner_product: bool = False
+    inner_weight: float = 1.0
+    output_bias: float = 0.0
+    output_scale: float = 1.0
     initializer: str = "he"
     dropout: bool = False
     pairing: str = "same_user"
@@ -87,12 +94,16 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
     }
     tables = {name: towers.gaussian(keys[name], (n, dim)) for name, n in rows.items()}
     dense: dict[str, Any] = {
-        domain: towers.init_tower(keys[domain], options.layers, initializer=options.initializer)
+        domain: towers.init_tower(
+            keys[domain],
+            options.layers,
+            initializer=options.initializer,
+            output_scale=options.output_scale,
+            inner_weight=options.inner_weight if options.inner_product else None,
+            output_bias=options.output_bias,
+        )
         for domain in ("target", "source")
     }
-    if options.inner_product:
-        for domain in ("target", "source"):
-            dense[domain]["inner"] = jnp.ones(dim)
     dense["cross"] = {}
     for level in range(options.cross_layers):
         shape = (options.layers[level], options.layers[level + 1])
@@ -169,6 +180,7 @@ def forward(
     source: jax.Array,
     *,
     cross: jax.Array | float = 1.0,
+    dropped: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Both towers from the merged embeddings to the logits (Eqs. 1-4).
 
@@ -177,6 +189,7 @@ def forward(
       target: f32[..., p], [p_u, q_i] of the target domain.
       source: f32[..., p], [p_v, q_j] of the source domain.
       cross: factor on the cross terms of Eq. 3.
+      dropped: what the layers see of the two inputs under dropout; the inner product sees all.
 
     Returns:
       (target logits, source logits), f32[...] each.
@@ -185,6 +198,8 @@ def forward(
         towers.inner_logits(dense["target"], target),
         towers.inner_logits(dense["source"], source),
     )
+    if dropped is not None:
+        target, source = dropped
     for level in range(towers.depth(dense["target"])):
         target, source = map(jax.nn.relu, transition(dense, level, target, source, cross))
     return (
@@ -242,10 +257,14 @@ def batch_logits(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (target logits, source logits) f32[n] of a batch; ``rate`` None is no dropout."""
     inputs = _inputs(rows, batch, options)
+    dropped: list[Any] = [None] * len(inputs)
     if rate is not None:
         keys = iter(jax.random.split(batch.key, 2 * len(inputs)))
-        inputs = [tuple(towers.dropout(next(keys), x, rate) for x in pair) for pair in inputs]
-    logits = [forward(dense, *pair, cross=batch.cross) for pair in inputs]
+        dropped = [tuple(towers.dropout(next(keys), x, rate) for x in pair) for pair in inputs]
+    logits = [
+        forward(dense, *pair, cross=batch.cross, dropped=seen)
+        for pair, seen in zip(inputs, dropped, strict=True)
+    ]
     return logits[0][0], logits[-1][1]
 
 

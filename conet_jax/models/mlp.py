@@ -16,6 +16,9 @@ class Options(NamedTuple):
 
     layers: tuple[int, ...] = (64, 32, 16, 8)
     inner_product: bool = False
+    inner_weight: float = 1.0
+    output_bias: float = 0.0
+    output_scale: float = 1.0
     initializer: str = "he"
     dropout: bool = False
 
@@ -45,9 +48,14 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
         "user": towers.gaussian(user_key, (sizes.users, dim)),
         "target_item": towers.gaussian(item_key, (sizes.target_items, dim)),
     }
-    tower = towers.init_tower(tower_key, options.layers, initializer=options.initializer)
-    if options.inner_product:
-        tower["inner"] = jnp.ones(dim)
+    tower = towers.init_tower(
+        tower_key,
+        options.layers,
+        initializer=options.initializer,
+        output_scale=options.output_scale,
+        inner_weight=options.inner_weight if options.inner_product else None,
+        output_bias=options.output_bias,
+    )
     return Params(tables, {"target": tower})
 
 
@@ -56,9 +64,9 @@ def lookups(batch: Batch) -> dict[str, jax.Array]:
     return {"user": batch.target.users, "target_item": batch.target.items}
 
 
-def forward(tower: Any, merged: jax.Array) -> jax.Array:
-    """Eq. 1: f32[..., p] -> logits f32[...]."""
-    x = merged
+def forward(tower: Any, merged: jax.Array, dropped: jax.Array | None = None) -> jax.Array:
+    """Eq. 1: f32[..., p] -> logits f32[...]; ``dropped`` is what the layers see under dropout."""
+    x = merged if dropped is None else dropped
     for level in range(towers.depth(tower)):
         x = jax.nn.relu(towers.affine(tower[f"layer_{level + 1}"], x))
     return towers.output_logits(tower, x) + towers.inner_logits(tower, merged)
@@ -69,9 +77,8 @@ def loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Eq. 5 averaged over the examples, and its sum and count (see ``Model.loss``)."""
     merged = towers.merge(rows["user"], rows["target_item"])
-    if options.dropout:
-        merged = towers.dropout(batch.key, merged, hyper.dropout)
-    logits = forward(dense["target"], merged)
+    dropped = towers.dropout(batch.key, merged, hyper.dropout) if options.dropout else None
+    logits = forward(dense["target"], merged, dropped)
     labels, weights = batch.target.labels, batch.target.weights
     value = losses.binary_cross_entropy(logits, labels, weights=weights, reduction="mean")
     total = losses.binary_cross_entropy(logits, labels, weights=weights)

@@ -22,7 +22,13 @@ def gaussian(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def init_tower(
-    key: jax.Array, layers: tuple[int, ...], *, initializer: str, output_scale: float = 1.0
+    key: jax.Array,
+    layers: tuple[int, ...],
+    *,
+    initializer: str,
+    output_scale: float = 1.0,
+    inner_weight: float | None = None,
+    output_bias: float = 0.0,
 ) -> dict[str, Any]:
     """Initialises W^l, b^l of every transition and the output h of Sec. 2.2.
 
@@ -32,6 +38,9 @@ def init_tower(
       initializer: "gaussian" (the paper: N(0, 0.01^2), biases too) or "he" (He et al. 2015:
         N(0, 2 / fan_in), output N(0, 1 / fan_in), biases zero).
       output_scale: factor on the output weights under "he".
+      inner_weight: start of every entry of w in the second logit term w^T (p_u * q_i); None is
+        no such term.
+      output_bias: start of the output's bias with an inner product, else as ``initializer`` says.
 
     Returns:
       {"layer_1": {"kernel": f32[in, out], "bias": f32[out]}, …, "output": {…}}; activations are
@@ -48,6 +57,9 @@ def init_tower(
             std = (2.0 / shape[0]) ** 0.5 if name != "output" else output_scale / shape[0] ** 0.5
             kernel, bias = std * jax.random.normal(kernel_key, shape), jnp.zeros(shape[1:])
         params[name] = {"kernel": kernel, "bias": bias}
+    if inner_weight is not None:
+        params["inner"] = jnp.full((layers[0] // 2,), inner_weight)
+        params["output"]["bias"] = jnp.full((1,), output_bias)
     return params
 
 
