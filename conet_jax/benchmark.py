@@ -215,8 +215,7 @@ def _dense_runner(task: experiment.Task, steps: Any) -> Callable[[], None]:
         def objective(params: Params) -> jax.Array:
             ids = task.model.lookups(batch)
             rows = {name: params.tables[name][index] for name, index in ids.items()}
-            value, sums = task.model.loss(params.dense, rows, batch, task.hyper)
-            return value * sums["target_count"]
+            return task.model.loss(params.dense, rows, batch, task.hyper, reduction="sum")[0]
 
         updates, opt_state = optimizer.update(jax.grad(objective)(params), opt_state)
         return (optax.apply_updates(params, updates), opt_state), None

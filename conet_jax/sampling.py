@@ -107,10 +107,13 @@ def permute(key: jax.Array, positions: jax.Array, size: int) -> jax.Array:
             column = (column + mix(row, keys[2 * i + 1]) % columns) % columns
         return row * columns + column
 
-    x = feistel(jnp.asarray(positions).astype(jnp.uint32))
-    x = jax.lax.while_loop(
-        lambda x: (x >= size).any(), lambda x: jnp.where(x >= size, feistel(x), x), x
-    )
+    def walk(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        x, inside = carry
+        x = jnp.where(inside, x, feistel(x))
+        return x, x < size
+
+    start = jnp.asarray(positions).astype(jnp.uint32)
+    x, _ = jax.lax.while_loop(lambda c: ~c[1].all(), walk, (start, jnp.zeros(start.shape, bool)))
     return x.astype(jnp.int32)
 
 

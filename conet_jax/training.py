@@ -146,20 +146,21 @@ def train_step(
 
     def objective(dense: Any, values: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
         looked_up = {name: values[name][plan.inverse] for name, plan in rows_read.items()}
-        value, sums = model.loss(dense, looked_up, batch, hyper)
-        counts = [count for name, count in sums.items() if name.endswith("_count")]
-        scale = jnp.asarray(settings.loss_scale)
-        if settings.reduction == "sum":
-            scale = scale * jnp.max(jnp.stack(counts))
-        return scale * value, (sums, scale)
+        value, sums = model.loss(dense, looked_up, batch, hyper, reduction=settings.reduction)
+        return settings.loss_scale * value, sums
 
     values = {name: row[:, : dim[name]] for name, row in rows.items()}
-    (_, (sums, scale)), (dense_grads, row_grads) = jax.value_and_grad(
+    (_, sums), (dense_grads, row_grads) = jax.value_and_grad(
         objective, argnums=(0, 1), has_aux=True
     )(state.dense, values)
 
-    # The norm is weighed against the mean loss: scaled with it, and absent where nothing crosses.
-    optimizer = _dense_optimizer(model, settings, rate, hyper.l1 * scale * batch.cross)
+    # l1 weighs the norm against the mean loss per example: beside a sum it counts once an example.
+    # Where nothing crosses there is no penalty.
+    l1 = hyper.l1 * settings.loss_scale * batch.cross
+    if settings.reduction == "sum":
+        counts = [count for name, count in sums.items() if name.endswith("_count")]
+        l1 = l1 * jnp.max(jnp.stack(counts))
+    optimizer = _dense_optimizer(model, settings, rate, l1)
     updates, opt_state = optimizer.update(dense_grads, state.opt_state, state.dense)
     dense = optax.apply_updates(state.dense, updates)
     if settings.clip_norm:

@@ -34,7 +34,7 @@ def data():
     return synthetic.dataset(**SIZES)[0]
 
 
-def tiny(variant="", **fields):
+def tiny(variant="lasso", **fields):
     config = default_config(variant)
     config.name = "tiny"
     config.layers = (16, 8, 4)
@@ -213,7 +213,7 @@ def test_other_pairings_run(data, tmp_path, pairing):
     assert experiment.fit(config, tmp_path / "run", dataset=data)["epochs"] == 1
 
 
-@pytest.mark.parametrize("variant", ["mlp", "published", "published_mlp"])
+@pytest.mark.parametrize("variant", ["", "mlp", "published", "published_mlp"])
 def test_variants_run(data, tmp_path, variant):
     result = experiment.fit(tiny(variant, epochs=1, patience=1), tmp_path / "run", dataset=data)
     assert result["test"]["users"] == 120

@@ -113,15 +113,21 @@ def dense_adam(params, epochs, hyper, *, run):
         params, state = carry
         batch = sampling.sample_step(KEY, *position, INTERACTIONS, run.plan)
 
-        def mean_loss(params):
+        def joint(params):
             rows = {n: params.tables[n][ids] for n, ids in run.model.lookups(batch).items()}
-            return run.model.loss(params.dense, rows, batch, hyper)
+            mean, sums = run.model.loss(params.dense, rows, batch, hyper)
+            if run.settings.reduction == "mean":
+                return mean, sums
+            if "source_loss" not in sums:
+                return sums["target_loss"], sums
+            weight = hyper.target_weight
+            return weight * sums["target_loss"] + (1 - weight) * sums["source_loss"], sums
 
-        (_, sums), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
+        (_, sums), grads = jax.value_and_grad(joint, has_aux=True)(params)
         factor = run.settings.loss_scale
+        grads = jax.tree.map(lambda g: factor * g, grads)
         if run.settings.reduction == "sum":
             factor *= jnp.maximum(batch.target.weights.sum(), sums.get("source_count", 0.0))
-        grads = jax.tree.map(lambda g: factor * g, grads)
         # Nothing is penalised in a step in which nothing crosses.
         weight = jnp.where(batch.cross == 1, factor * hyper.l1, 0.0)
         if lasso and run.settings.l1_method == "subgradient":

@@ -85,10 +85,10 @@ class Model(NamedTuple):
       inference: "target" or "cross", see ``project``.
       init: (key, Sizes) -> Params.
       lookups: Batch -> {table: int32[...]}, the ids whose rows a step reads.
-      loss: (dense, rows, batch, hyper) -> (f32[], {name: f32[]}). ``rows`` has the shapes of
-        ``lookups`` with the embedding dimension appended. The scalar is the joint loss (Eq. 7)
-        averaged over a domain's examples; the dict holds, for each domain, ``<domain>_loss``
-        (summed over examples, nats) and ``<domain>_count`` (examples).
+      loss: (dense, rows, batch, hyper, reduction="mean") -> (f32[], {name: f32[]}). ``rows`` has
+        the shapes of ``lookups`` with the embedding dimension appended. The scalar is the joint
+        loss (Eq. 7), "sum" or "mean" over each domain's examples; the dict holds, for each domain,
+        ``<domain>_loss`` (summed over examples, nats) and ``<domain>_count`` (examples).
       project: (params, source interactions) -> projected tables for ``scores``: at inference the
         first layer is linear in [user, item], so each table goes through it once.
       scores: (projected, users int32[n], items int32[n, c]) -> logits f32[n, c].

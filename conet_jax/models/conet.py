@@ -5,7 +5,7 @@ parameters: one tower a domain (W^l, b^l, output h) and, under ``cross``, the H^
 ``cross_layers`` transitions.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -60,7 +60,7 @@ def build(options: Options) -> Model:
         inference=options.inference,
         init=lambda key, sizes: init(key, sizes, options),
         lookups=lambda batch: lookups(batch, options),
-        loss=lambda dense, rows, batch, hyper: loss(dense, rows, batch, hyper, options),
+        loss=partial(loss, options=options),
         project=lambda params, source: project(params, source, options),
         scores=lambda projected, users, items: scores(projected, users, items, options),
         diagnostics=lambda dense, rows, batch: diagnostics(dense, rows, batch, options),
@@ -147,31 +147,33 @@ def cross_matrices(dense: Any, level: int) -> tuple[jax.Array, jax.Array] | None
 
 
 def transition(
-    dense: Any, level: int, target: jax.Array, source: jax.Array, cross: jax.Array | float = 1.0
-) -> tuple[jax.Array, jax.Array]:
-    """One crossed transition before the rectifier (Eq. 3a, 3b).
+    dense: Any, level: int, both: jax.Array, cross: jax.Array | float = 1.0
+) -> jax.Array:
+    """One transition of both towers before the rectifier (Eq. 3a, 3b), as one product.
 
-    ``W_t a_t + b_t + H a_s`` and ``W_s a_s + b_s + H a_t``, or the plain affine maps above the
-    crossed layers.
+    ``[a_t, a_s] [[W_t, H_ts], [H_st, W_s]] + [b_t, b_s]``, so that the target receives
+    ``a_t W_t + a_s H_st + b_t``; above the crossed layers there is no H.
 
     Args:
       dense: dense parameters.
       level: l, from 0.
-      target: f32[..., p], a^l of the target tower.
-      source: f32[..., p], a^l of the source tower.
-      cross: factor on both cross terms, 0 where nothing crosses.
+      both: f32[..., 2 p], a^l of the target tower and, beside it, of the source tower.
+      cross: factor on the H^l, 0 where nothing crosses.
 
     Returns:
-      The two towers' pre-activations, f32[..., r].
+      f32[..., 2 r], both pre-activations side by side.
     """
     name = f"layer_{level + 1}"
-    to_target = towers.affine(dense["target"][name], target)
-    to_source = towers.affine(dense["source"][name], source)
+    target, source = dense["target"][name], dense["source"][name]
     matrices = cross_matrices(dense, level)
-    if matrices is not None:
-        to_target = to_target + cross * (source @ matrices[0])
-        to_source = to_source + cross * (target @ matrices[1])
-    return to_target, to_source
+    if matrices is None:
+        own, other = jnp.split(both, 2, axis=-1)
+        return jnp.concatenate([towers.affine(target, own), towers.affine(source, other)], axis=-1)
+    to_target, to_source = (cross * h for h in matrices)
+    block = jnp.block([[target["kernel"], to_source], [to_target, source["kernel"]]])
+    return towers.affine(
+        {"kernel": block, "bias": jnp.concatenate([target["bias"], source["bias"]])}, both
+    )
 
 
 def forward(
@@ -198,10 +200,10 @@ def forward(
         towers.inner_logits(dense["target"], target),
         towers.inner_logits(dense["source"], source),
     )
-    if dropped is not None:
-        target, source = dropped
+    both = jnp.concatenate((target, source) if dropped is None else dropped, axis=-1)
     for level in range(towers.depth(dense["target"])):
-        target, source = map(jax.nn.relu, transition(dense, level, target, source, cross))
+        both = jax.nn.relu(transition(dense, level, both, cross))
+    target, source = jnp.split(both, 2, axis=-1)
     return (
         towers.output_logits(dense["target"], target) + inner[0],
         towers.output_logits(dense["source"], source) + inner[1],
@@ -269,9 +271,14 @@ def batch_logits(
 
 
 def loss(
-    dense: Any, rows: dict[str, jax.Array], batch: Batch, hyper: Hyper, options: Options
+    dense: Any,
+    rows: dict[str, jax.Array],
+    batch: Batch,
+    hyper: Hyper,
+    options: Options,
+    reduction: str = "mean",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The joint loss (Eq. 7) of a batch, averaged over each domain's examples.
+    """The joint loss (Eq. 7) of a batch.
 
     Args:
       dense: dense parameters.
@@ -279,6 +286,7 @@ def loss(
       batch: examples.
       hyper: target weight and dropout rate are read.
       options: structure.
+      reduction: "mean" over each domain's examples, or "sum".
 
     Returns:
       (f32[], sums and counts by domain), see ``Model.loss``.
@@ -294,7 +302,7 @@ def loss(
         target_weight=hyper.target_weight,
         target_weights=target.weights,
         source_weights=source.weights,
-        reduction="mean",
+        reduction=reduction,
     )
     aux = {}
     for name, logits, examples in (
@@ -344,14 +352,15 @@ def project(params: Params, source: Any, options: Options) -> dict[str, Any]:
     if options.inference == "target":
         return towers.project_target(dense["target"], user, item)
     profile = profiles(source.items, source.users, tables["source_item"], user.shape[0])
-    no_item, no_user = jnp.zeros_like(user), jnp.zeros_like(item)
-    by_user = transition(dense, 0, towers.merge(user, no_item), towers.merge(user, profile))
+    none = jnp.zeros_like(user)
+    by_user = transition(dense, 0, jnp.concatenate([user, none, user, profile], axis=-1))
+    none = jnp.zeros_like(item)
     by_item = transition(
-        _without_bias(dense), 0, towers.merge(no_user, item), towers.merge(no_user, no_user)
+        _without_bias(dense), 0, jnp.concatenate([none, item, none, none], axis=-1)
     )
     return {
-        "user": jnp.concatenate(by_user, axis=-1),
-        "item": jnp.concatenate(by_item, axis=-1),
+        "user": by_user,
+        "item": by_item,
         "dense": dense,
         **towers.project_inner(dense["target"], user, item),
     }
@@ -382,13 +391,14 @@ def scores(
     """
     if options.inference == "target":
         return towers.score_target(projected, users, items)
-    dense, width = projected["dense"], options.layers[1]
-    first = jax.nn.relu(projected["user"][users][:, None, :] + projected["item"][items])
-    target, source = first[..., :width], first[..., width:]
+    dense = projected["dense"]
+    both = jax.nn.relu(projected["user"][users][:, None, :] + projected["item"][items])
     for level in range(1, towers.depth(dense["target"])):
-        target, source = map(jax.nn.relu, transition(dense, level, target, source))
-    logits = towers.output_logits(dense["target"], target)
-    return logits + towers.score_inner(projected, users, items)
+        both = jax.nn.relu(transition(dense, level, both))
+    target, _ = jnp.split(both, 2, axis=-1)
+    return towers.output_logits(dense["target"], target) + towers.score_inner(
+        projected, users, items
+    )
 
 
 def diagnostics(
@@ -429,7 +439,8 @@ def diagnostics(
             crossed = jnp.linalg.norm(other @ h)
             kept = jnp.linalg.norm(own @ dense[domain][name]["kernel"])
             out[f"cross_ratio/{domain}/{name}"] = crossed / jnp.maximum(kept, 1e-30)
-        target, source = map(jax.nn.relu, transition(dense, level, target, source))
+        both = jnp.concatenate([target, source], axis=-1)
+        target, source = jnp.split(jax.nn.relu(transition(dense, level, both)), 2, axis=-1)
     return out
 
 

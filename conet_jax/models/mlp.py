@@ -1,6 +1,6 @@
 """The base network alone (Sec. 2.2; He et al. 2017): one tower on the target domain."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -32,7 +32,7 @@ def build(options: Options) -> Model:
         inference="target",
         init=lambda key, sizes: init(key, sizes, options),
         lookups=lookups,
-        loss=lambda dense, rows, batch, hyper: loss(dense, rows, batch, hyper, options),
+        loss=partial(loss, options=options),
         project=lambda params, source: project(params, options),
         scores=scores,
         diagnostics=diagnostics,
@@ -73,14 +73,19 @@ def forward(tower: Any, merged: jax.Array, dropped: jax.Array | None = None) -> 
 
 
 def loss(
-    dense: Any, rows: dict[str, jax.Array], batch: Batch, hyper: Hyper, options: Options
+    dense: Any,
+    rows: dict[str, jax.Array],
+    batch: Batch,
+    hyper: Hyper,
+    options: Options,
+    reduction: str = "mean",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Eq. 5 averaged over the examples, and its sum and count (see ``Model.loss``)."""
+    """Eq. 5 over the examples, and its sum and count (see ``Model.loss``)."""
     merged = towers.merge(rows["user"], rows["target_item"])
     dropped = towers.dropout(batch.key, merged, hyper.dropout) if options.dropout else None
     logits = forward(dense["target"], merged, dropped)
     labels, weights = batch.target.labels, batch.target.weights
-    value = losses.binary_cross_entropy(logits, labels, weights=weights, reduction="mean")
+    value = losses.binary_cross_entropy(logits, labels, weights=weights, reduction=reduction)
     total = losses.binary_cross_entropy(logits, labels, weights=weights)
     return value, {"target_loss": total, "target_count": weights.sum()}
 
