@@ -1,0 +1,97 @@
+"""CoNet trained with row_adam and with dense optax.adam: the same run, at the size of the demo."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from conet_jax import evaluation, experiment, sampling, training
+from conet_jax.config import default_config
+from conet_jax.data import synthetic
+from conet_jax.models.base import Params
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def data():
+    return synthetic.dataset(
+        num_users=3000,
+        num_target_items=1000,
+        num_source_items=1200,
+        target_interactions=40_000,
+        source_interactions=60_000,
+        seed=0,
+    )[0]
+
+
+def task_of(data):
+    return experiment.make_task(default_config("conet"), data)
+
+
+def dense_run(task, num_steps):
+    """The first steps of epoch 0 by optax.adam over all parameters: (params, target losses)."""
+    adam = optax.adam(task.hyper.learning_rate)
+
+    def step(carry, at):
+        params, state = carry
+        batch = sampling.sample_step(
+            task.sampling_key, jnp.int32(0), at, task.interactions, task.plan
+        )
+
+        def loss(params):
+            rows = {n: params.tables[n][ids] for n, ids in task.model.lookups(batch).items()}
+            return task.model.loss(params.dense, rows, batch, task.hyper, reduction="sum")
+
+        (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, state = adam.update(grads, state)
+        return (optax.apply_updates(params, updates), state), sums
+
+    params = training.settled(task.init(), task.hyper.learning_rate)
+    steps = jnp.arange(num_steps, dtype=jnp.int32)
+    run = jax.jit(lambda carry: jax.lax.scan(step, carry, steps))
+    (params, _), sums = run((Params(*params), adam.init(params)))
+    return params, sums
+
+
+def row_run(task, num_steps):
+    state, sums = training.train_chunk(
+        task.init(),
+        task.interactions,
+        task.sampling_key,
+        jnp.int32(0),
+        jnp.int32(0),
+        task.hyper,
+        model=task.model,
+        plan=task.plan,
+        settings=task.settings,
+        num_steps=num_steps,
+    )
+    return training.settled(state, task.hyper.learning_rate), sums
+
+
+def test_a_thousand_steps_in_float64_have_the_losses_of_dense_adam(data):
+    with jax.enable_x64(True):
+        task = task_of(data)
+        _, expected = dense_run(task, 1000)
+        _, found = row_run(task, 1000)
+    assert found["target_loss"].dtype == np.float64
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-6)
+
+
+def test_a_float32_epoch_has_the_loss_and_ranking_of_dense_adam(data):
+    task = task_of(data)
+    results = []
+    for run in (dense_run, row_run):
+        params, sums = run(task, task.plan.steps)
+        ranks = evaluation.rank_held_out(
+            task.model, params, task.interactions["source"], data.valid
+        )
+        loss = float(np.sum(sums["target_loss"]) / np.sum(sums["target_count"]))
+        results.append((loss, evaluation.summarize(ranks, k=10)["ndcg@10"]))
+    (dense_loss, dense_ndcg), (row_loss, row_ndcg) = results
+    assert row_loss == pytest.approx(dense_loss, rel=1e-3)
+    assert row_ndcg == pytest.approx(dense_ndcg, abs=0.005)
+    assert dense_loss < 0.68  # it learns
