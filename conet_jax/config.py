@@ -75,7 +75,7 @@ def default_config(variant: str = "") -> ConfigDict:
     config.patience = 5  # epochs without a better validation NDCG before stopping
     config.seed = 0
     config.eval_k = 10  # cut-off of HR, NDCG and MRR
-    config.devices = 0  # devices to use, 0 is all
+    config.devices = 1  # this version trains on one device
     config.platform = ""  # cpu, gpu or tpu; empty is JAX's choice
 
     if variant in ("mlp", "published_mlp"):
@@ -179,7 +179,7 @@ _CHECKS: dict[str, Any] = {
     "patience": _integer(1),
     "seed": _integer(0),
     "eval_k": _integer(1),
-    "devices": _integer(0),
+    "devices": (lambda value: value == 1, "1: this version trains on one device"),
     "platform": _one_of("", "cpu", "gpu", "cuda", "rocm", "tpu"),
 }
 
