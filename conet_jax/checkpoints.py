@@ -12,6 +12,8 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
+from conet_jax.errors import InputError
+
 logging.set_verbosity(logging.ERROR)  # Orbax reports every step of every save
 
 
@@ -37,25 +39,29 @@ class Checkpoints:
         """Saves settled parameters of the best epoch so far."""
         _save(self._best, epoch, params=ocp.args.StandardSave(params))
 
+    def forget_after(self, epoch: int) -> None:
+        """Deletes best parameters of later epochs, which a run that resumes comes by again."""
+        for step in self._best.all_steps():
+            if step > epoch:
+                self._best.delete(step)
+
     def latest_epoch(self) -> int | None:
         """Returns the epoch of the newest state, or None."""
         return self._latest.latest_step()
 
     def restore_latest(self, like: Any) -> tuple[Any, dict[str, Any]]:
         """Returns (state, progress) of the newest state; ``like`` gives structure and shapes."""
-        restored = self._latest.restore(
+        restored = _restore(
+            self._latest,
             self._latest.latest_step(),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(_abstract(like)), progress=ocp.args.JsonRestore()
-            ),
+            state=ocp.args.StandardRestore(_abstract(like)),
+            progress=ocp.args.JsonRestore(),
         )
         return restored["state"], restored["progress"]
 
     def restore_best(self, epoch: int, like: Any) -> Any:
         """Returns the parameters saved as best at ``epoch``."""
-        restored = self._best.restore(
-            epoch, args=ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(like)))
-        )
+        restored = _restore(self._best, epoch, params=ocp.args.StandardRestore(_abstract(like)))
         return restored["params"]
 
     def close(self) -> None:
@@ -71,6 +77,18 @@ def _save(manager: ocp.CheckpointManager, epoch: int, **items: Any) -> None:
         manager.delete(epoch)  # a resumed run comes by the same epoch again
     manager.save(epoch, args=ocp.args.Composite(**items), force=True)
     manager.wait_until_finished()
+
+
+def _restore(manager: ocp.CheckpointManager, epoch: int, **items: Any) -> Any:
+    try:
+        return manager.restore(epoch, args=ocp.args.Composite(**items))
+    except Exception as error:  # Orbax raises many kinds for missing, altered and unlike files
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
+        raise InputError(
+            f"the checkpoint in {manager.directory / str(epoch)} is damaged, or of another config "
+            f"({type(error).__name__}: {reason}); take it away to go on from an earlier one, or "
+            "train anew in another --workdir"
+        ) from None
 
 
 def _abstract(like: Any) -> Any:

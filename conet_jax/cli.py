@@ -51,23 +51,37 @@ def _parse(argv: Sequence[str]) -> list[str]:
             name = str(error).strip("\"'")
             fail(f"unknown config field config.{name}; conet_jax/config.py lists the fields")
         fail(f"the config cannot be used: {error}")
+    except Exception as error:  # a config file is code, and can raise anything
+        fail(f"the config file cannot be used: {type(error).__name__}: {error}")
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}; options are written --name=value (see --help)")
     return rest
 
 
 def config_of(flag: Any) -> Any:
-    """Returns the value of a config flag, or raises if the flag is missing."""
+    """Returns the value of a config flag, checked.
+
+    Raises:
+      InputError: the flag is missing, the file cannot be read, or a field is wrong.
+    """
+    from ml_collections import ConfigDict
+
+    from conet_jax.config import validate
+
     if flag.value is None:
         raise InputError("--config is missing: name a config file, --config=configs/demo.py")
+    config = flag.value
     try:
-        flag.value.get("name")
+        hasattr(config, "name")  # what stands for a file that was not found raises
     except OSError:
         raise InputError(
             f"the config file {flags.FLAGS['config'].config_filename!r} cannot be read; "
             "configs/*.py are the ones there are"
         ) from None
-    return flag.value
+    if not isinstance(config, ConfigDict):
+        raise InputError(f"get_config returned {type(config).__name__}: expected a ConfigDict")
+    validate(config)
+    return config
 
 
 def choose_platform(config: Any) -> None:
@@ -76,6 +90,12 @@ def choose_platform(config: Any) -> None:
         import jax
 
         jax.config.update("jax_platforms", config.platform)
+        try:
+            jax.devices()
+        except RuntimeError as error:
+            raise InputError(
+                f"config.platform is {config.platform!r}, which cannot be used here: {error}"
+            ) from None
 
 
 def default_workdir(config: Any) -> str:

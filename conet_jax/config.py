@@ -10,7 +10,7 @@ from conet_jax.errors import InputError
 
 VARIANTS = ("", "conet", "lasso", "mlp", "published", "published_conet", "published_mlp")
 # Fields that may differ between a workdir and the command that resumes it.
-FREE_FIELDS = ("devices", "platform", "epochs", "data.dir")
+FREE_FIELDS = ("devices", "platform", "epochs", "data.dir", "data.prepare")
 
 
 def default_config(variant: str = "") -> ConfigDict:
@@ -139,15 +139,17 @@ def _number(low: float, high: float = math.inf, *, above: bool = False) -> Any:
     return check, f"a number in {bracket}{low:g}, {high:g}]".replace("inf]", "inf)")
 
 
-def _integer(low: int) -> Any:
+def _integer(low: int, high: int = 2**31 - 1) -> Any:
     def check(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= low
+        return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
-    return check, f"a whole number, at least {low}"
+    return check, f"a whole number from {low} to {high}"
 
 
 _BOOL = (lambda value: isinstance(value, bool), "true or false")
 _CHECKS: dict[str, Any] = {
+    "name": (lambda value: isinstance(value, str) and value != "", "a name for the run's folder"),
+    "variant": (lambda value: value in VARIANTS, "one of " + ", ".join(VARIANTS[1:])),
     "model": _one_of("conet", "mlp"),
     "cross_layers": _integer(0),
     "cross_per_direction": _BOOL,
@@ -191,12 +193,21 @@ def validate(config: ConfigDict) -> None:
       InputError: names the field, its value and what is expected; for an unknown field, the
         nearest known one.
     """
-    known = set(default_config()) | {"sweep"}
+    known = set(default_config())
     for field in config:
         if field not in known:
             near = difflib.get_close_matches(field, known, n=1)
             hint = f"; did you mean config.{near[0]}?" if near else ""
             raise InputError(f"unknown config field config.{field}{hint}")
+    data = config.get("data")
+    if not isinstance(data, ConfigDict) or set(data) - {"dir", "prepare", "synthetic"}:
+        fields = sorted(data) if isinstance(data, ConfigDict) else data
+        raise InputError(f"config.data is {fields!r}: expected fields dir, prepare or synthetic")
+    if "synthetic" in data and data.get("dir"):
+        raise InputError(
+            f"config.data.dir is {data.dir!r}, but this config makes its data: take the config of "
+            "a data set, configs/movies_books.py for one"
+        )
     for field, (check, expected) in _CHECKS.items():
         if field not in config:
             raise InputError(f"config.{field} is missing: expected {expected}")

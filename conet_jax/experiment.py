@@ -141,15 +141,10 @@ def make_task(config: ConfigDict, dataset: Dataset) -> Task:
         domain: sampling.to_device(data.indptr, data.indices, data.num_items)
         for domain, data in (("target", dataset.target), ("source", dataset.source))
     }
-    plan = sampling.plan_epoch(
-        interactions,
-        domains=model.domains,
-        pairing=model.pairing,
-        negatives=config.negatives,
-        batch_size=config.batch_size,
-        surplus=config.surplus,
-        profile_length=config.profile_length,
-    )
+    try:
+        plan = _plan(config, model, interactions)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     settings = training.Settings(
         config.reduction, config.l1_method, float(config.clip_norm), float(config.loss_scale)
     )
@@ -161,6 +156,18 @@ def make_task(config: ConfigDict, dataset: Dataset) -> Task:
     )
     return Task(
         config, dataset, model, interactions, plan, settings, hyper, jax.random.key(config.seed)
+    )
+
+
+def _plan(config: ConfigDict, model: Model, interactions: dict[str, Any]) -> sampling.Plan:
+    return sampling.plan_epoch(
+        interactions,
+        domains=model.domains,
+        pairing=model.pairing,
+        negatives=config.negatives,
+        batch_size=config.batch_size,
+        surplus=config.surplus,
+        profile_length=config.profile_length,
     )
 
 
@@ -196,29 +203,54 @@ def _claim(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
     path = workdir / "config.json"
     digest = dataset.meta["hash"]
     if path.exists():
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            stored_digest = stored.pop("dataset_hash")
-        except (ValueError, KeyError) as error:
-            raise InputError(f"{path} cannot be read ({error}); take another --workdir") from None
+        stored, stored_digest = stored_config(workdir)
         differing = config_lib.differences(stored, config)
-        if differing:
+        # A run that never came to its first checkpoint has nothing to lose.
+        started = any((workdir / "checkpoints" / "latest").glob("[0-9]*"))
+        if differing and started:
             raise InputError(
                 f"{workdir} holds a run of another config: {'; '.join(differing)}. Take another "
                 "--workdir, or the same fields"
             )
-        if stored_digest != digest:
+        if stored_digest != digest and started:
             raise InputError(
                 f"{workdir} holds a run on other data: its hash is {stored_digest[:12]}…, that of "
                 f"the data here {digest[:12]}…. Take another --workdir"
             )
-    elif workdir.is_dir() and any(workdir.iterdir()):
+        return
+    if workdir.is_dir() and any(p.name != ".config.json.tmp" for p in workdir.iterdir()):
         raise InputError(f"{workdir} is not empty and holds no run; take another --workdir")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_json(path, {**json.loads(config.to_json()), "dataset_hash": digest})
+        _write_config(workdir, config, dataset)
     except OSError as error:
         raise InputError(f"cannot write to {workdir}: {error.strerror}") from None
+
+
+def _write_config(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
+    stored = {**json.loads(config.to_json()), "dataset_hash": dataset.meta["hash"]}
+    write_json(workdir / "config.json", stored)
+
+
+def stored_config(workdir: str | Path) -> tuple[dict[str, Any], str]:
+    """Returns (config, hash of the data) of a run.
+
+    Raises:
+      InputError: the folder holds no run, or its config.json cannot be read.
+    """
+    path = Path(workdir) / "config.json"
+    if not path.exists():
+        raise InputError(f"{workdir} holds no run (no config.json); train it by launch/train.py")
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        digest = stored.pop("dataset_hash")
+        if not (isinstance(digest, str) and isinstance(stored["data"], dict)):
+            raise TypeError("a field is of another type")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} cannot be read as a run's config ({error}); take another --workdir"
+        ) from None
+    return stored, digest
 
 
 class _Progress(NamedTuple):
@@ -250,6 +282,13 @@ def _fit(task: Task, workdir: Path, checkpoints: Checkpoints) -> dict:
     else:
         state, stored = checkpoints.restore_latest(task.abstract_state())
         progress = _Progress.from_json(stored)
+        if config.epochs < progress.epoch:
+            raise InputError(
+                f"config.epochs is {config.epochs}, but the run in {workdir} has done "
+                f"{progress.epoch}; give as many or more to go on"
+            )
+        checkpoints.forget_after(progress.epoch)
+    _write_config(workdir, config, task.dataset)
     metrics_file = MetricsFile(workdir / "metrics.jsonl", epochs=progress.epoch)
     rows_a_step = plan.batch_examples * len(plan.domains)
     console = Console(epochs=config.epochs, steps=plan.steps, rows_a_step=rows_a_step)
@@ -352,8 +391,8 @@ def _check_losses(chunk: dict[str, np.ndarray], first_step: int, epoch: int) -> 
             step = first_step + int(np.argmin(np.isfinite(values))) + 1
             raise InputError(
                 f"the {name.removesuffix('_loss')} loss is not finite at step {step} (epoch "
-                f"{epoch}); the last checkpoint is of the epoch before: start anew with a smaller "
-                "config.learning_rate, or set config.clip_norm"
+                f"{epoch}), and nothing of this epoch was saved: start anew in another --workdir "
+                "with a smaller config.learning_rate, or set config.clip_norm"
             )
 
 
@@ -370,6 +409,12 @@ def _validate(task: Task, params: Params, row: dict[str, Any]) -> tuple[dict, li
         plan=task.plan,
     )
     row["diagnostics"] = {name: float(value) for name, value in diagnostics.items()}
+    for name, value in row["diagnostics"].items():
+        if not math.isfinite(value):
+            raise InputError(
+                f"{name} is {value} after epoch {row['epoch']}: the run has diverged; start anew "
+                "with a smaller config.learning_rate, or set config.clip_norm"
+            )
     warnings = []
     weight = {"target": config.target_weight, "source": 1.0 - config.target_weight}
     for domain, loss in row["train_loss"].items():
@@ -439,14 +484,7 @@ def restore(workdir: str | Path) -> tuple[Task, Params, dict[str, Any]]:
       InputError: the folder holds no run, no checkpoint, or its data is gone or altered.
     """
     workdir = Path(workdir)
-    path = workdir / "config.json"
-    if not path.exists():
-        raise InputError(f"{workdir} holds no run (no config.json); train it by launch/train.py")
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        digest = stored.pop("dataset_hash")
-    except (ValueError, KeyError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from None
+    stored, digest = stored_config(workdir)
     config = ConfigDict(stored)
     dataset = load_dataset(config)
     if dataset.meta["hash"] != digest:

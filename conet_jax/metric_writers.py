@@ -15,7 +15,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes text beside ``path``, flushes it to disk and renames it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.tmp")  # one name: a killed run leaves one at most
     try:
         with open(beside, "w", encoding="utf-8") as file:
             file.write(text)
@@ -42,9 +42,10 @@ class MetricsFile:
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
                     row = json.loads(line)
-                except ValueError:  # the last line of a killed run
+                    epoch = int(row["epoch"])
+                except (ValueError, KeyError, TypeError):  # the last line of a killed run
                     break
-                if row["epoch"] <= epochs:
+                if epoch <= epochs:
                     kept.append(line + "\n")
         write_text(path, "".join(kept))
 

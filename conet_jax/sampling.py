@@ -198,9 +198,17 @@ def plan_epoch(
     Returns:
       The ``Plan``; the number of steps is that of the longest domain's examples ("random",
       "profile") or of the target's ("same_user", one domain).
+
+    Raises:
+      ValueError: an epoch has 2^31 examples or more.
     """
     batch = batch_size * (1 + negatives)
     lengths = tuple(len(interactions[d].items) * (1 + negatives) for d in domains)
+    if max(lengths) + batch >= 2**31:
+        raise ValueError(
+            f"an epoch of {max(lengths):,} examples is too long for int32 positions: negatives is "
+            f"{negatives}"
+        )
     leading = lengths[:1] if pairing in (None, "same_user") else lengths
     return Plan(
         domains=domains,

@@ -48,7 +48,7 @@ class Settings(NamedTuple):
       l1_method: "subgradient" or "proximal".
       clip_norm: largest gradient norm of each variable (a table's over the rows of the batch); 0
         is no clipping.
-      loss_scale: factor on the loss and the penalty of a step.
+      loss_scale: factor on the loss of a step, not on the penalty.
     """
 
     reduction: str = "sum"
@@ -156,7 +156,7 @@ def train_step(
 
     # l1 weighs the norm against the mean loss per example: beside a sum it counts once an example.
     # Where nothing crosses there is no penalty.
-    l1 = hyper.l1 * settings.loss_scale * batch.cross
+    l1 = hyper.l1 * batch.cross
     if settings.reduction == "sum":
         counts = [count for name, count in sums.items() if name.endswith("_count")]
         l1 = l1 * jnp.max(jnp.stack(counts))
@@ -298,8 +298,8 @@ def diagnose(
     model: Model,
     plan: sampling.Plan,
 ) -> dict[str, jax.Array]:
-    """Returns ``Model.diagnostics`` on the last joint batch of an epoch."""
-    step = jnp.int32(max(plan.steps - 2, 0))
+    """Returns ``Model.diagnostics`` on the last batch of an epoch, in which both domains meet."""
+    step = jnp.int32(plan.steps - 1)
     batch = sampling.sample_step(key, epoch, step, interactions, plan)
     rows = {name: params.tables[name][ids] for name, ids in model.lookups(batch).items()}
     return model.diagnostics(params.dense, rows, batch)

@@ -3,7 +3,7 @@ r"""Cell phones from electronics, given as NCF triples: 3,325 users.
 Twins, one product listed under both categories, leak held-out pairs: drop them from the source.
 Make the data with
 
-    python launch/prepare.py --target=cell --source=electronics --drop_twins \\
+    python launch/prepare.py --target=cell --source=electronics --drop_twins \
         --out=data/cell_electronics
 """
 

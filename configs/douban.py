@@ -2,7 +2,7 @@ r"""Douban books from music, ratings of 4 and 5: a core of 1,271 users.
 
 Make the data with
 
-    python launch/prepare.py --target=books.dat --source=music.dat \\
+    python launch/prepare.py --target=books.dat --source=music.dat \
         --min_item_users=3 --min_user_items=2 --out=data/douban
 """
 

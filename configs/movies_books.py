@@ -2,7 +2,7 @@ r"""Books from movies, the paper's pair in small: a core of 5,797 users.
 
 Make the data with
 
-    python launch/prepare.py --target=books.csv --source=movies.csv \\
+    python launch/prepare.py --target=books.csv --source=movies.csv \
         --min_item_users=3 --min_user_items=2 --out=data/movies_books
 """
 

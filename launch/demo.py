@@ -8,7 +8,13 @@ from absl import flags
 from conet_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder of the demo's two runs.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the data and of both runs.", lower_bound=0)
+_SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "Seed of the data and of both runs.",
+    lower_bound=0,
+    upper_bound=2**31 - 1,
+)
 
 
 def main() -> None:

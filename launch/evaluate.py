@@ -18,7 +18,10 @@ _FULL = flags.DEFINE_boolean(
 
 def main() -> None:
     """Prints the metrics as JSON."""
-    from conet_jax import evaluation, experiment
+    from conet_jax import experiment
+
+    cli.choose_platform(experiment.stored_config(_WORKDIR.value)[0])
+    from conet_jax import evaluation
 
     task, params, progress = experiment.restore(_WORKDIR.value)
     dataset, source = task.dataset, task.interactions["source"]

@@ -190,6 +190,31 @@ def test_folder_that_is_no_run_is_refused(data, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_fewer_epochs_than_were_done_are_refused(finished, data):
+    workdir, _ = finished
+    before = (workdir / "config.json").read_bytes()
+    with pytest.raises(InputError, match=r"config\.epochs is 1, but the run .* has done 3"):
+        experiment.fit(tiny(epochs=1), workdir, dataset=data)
+    assert (workdir / "config.json").read_bytes() == before
+
+
+def test_damaged_checkpoint_is_named(data, tmp_path):
+    experiment.fit(tiny(epochs=1), tmp_path / "run", dataset=data)
+    for file in (tmp_path / "run" / "checkpoints" / "latest" / "1" / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"")
+    with pytest.raises(InputError, match="the checkpoint in .*latest/1 is damaged"):
+        experiment.fit(tiny(epochs=2), tmp_path / "run", dataset=data)
+
+
+def test_run_that_failed_before_a_checkpoint_can_start_anew(finished, data, tmp_path):
+    with pytest.raises(InputError, match="not finite"):
+        experiment.fit(tiny("conet", learning_rate=1e30), tmp_path / "run", dataset=data)
+    (tmp_path / "run" / ".config.json.tmp").write_text("{")
+    result = experiment.fit(tiny(), tmp_path / "run", dataset=data)
+    assert without_seconds(result) == without_seconds(finished[1])
+
+
 def test_dead_tower_is_named(data, tmp_path, capsys):
     config = tiny("conet", initializer="gaussian", reduction="mean", epochs=1)
     experiment.fit(config, tmp_path / "run", dataset=data)

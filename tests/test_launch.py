@@ -55,6 +55,10 @@ def test_help_exits_with_zero(name):
         ("train", ["--config=configs/movies_books.py", "--config.data.dir=nowhere"],
          ["no prepared data in nowhere", "python launch/prepare.py", "--out=nowhere"]),
         ("train", [DEMO, "stray"], ["stray"]),
+        ("train", [DEMO, "--config.platform=tpu"], ["config.platform is 'tpu'"]),
+        ("train", [DEMO, "--config.seed=99999999999"], ["config.seed is 99999999999"]),
+        ("train", [DEMO, "--config.data.dir=x"], ["config.data.dir is 'x'", "movies_books"]),
+        ("train", ["--config=README.md"], ["config file cannot be used"]),
         ("evaluate", [], ["workdir"]),
         ("evaluate", ["--workdir=nowhere"], ["nowhere", "launch/train.py"]),
         ("evaluate", ["--workdir=nowhere", "--split=train"], ["split", "test"]),
@@ -103,6 +107,17 @@ def test_workdir_of_another_config_is_refused(run):
     workdir, _ = run
     done = launch("train", DEMO, f"--workdir={workdir}", "--config.seed=1", "--config.epochs=2")
     assert_one_line_error(done, "config.seed is 0 there and 1 here")
+
+
+@pytest.mark.parametrize(
+    "body", ["return 3", "raise RuntimeError('no')", "return ConfigDict({'nam': 'x'})"]
+)
+def test_config_file_that_cannot_be_used_is_one_line(body, tmp_path):
+    path = tmp_path / "config.py"
+    path.write_text(
+        f"from ml_collections import ConfigDict\ndef get_config(variant=''):\n    {body}\n"
+    )
+    assert_one_line_error(launch("train", f"--config={path}"))
 
 
 def test_altered_config_of_a_run_is_an_error(run, tmp_path):

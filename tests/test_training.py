@@ -124,8 +124,8 @@ def dense_adam(params, epochs, hyper, *, run):
             return weight * sums["target_loss"] + (1 - weight) * sums["source_loss"], sums
 
         (_, sums), grads = jax.value_and_grad(joint, has_aux=True)(params)
-        factor = run.settings.loss_scale
-        grads = jax.tree.map(lambda g: factor * g, grads)
+        grads = jax.tree.map(lambda g: run.settings.loss_scale * g, grads)
+        factor = 1.0
         if run.settings.reduction == "sum":
             factor *= jnp.maximum(batch.target.weights.sum(), sums.get("source_count", 0.0))
         # Nothing is penalised in a step in which nothing crosses.

@@ -374,7 +374,14 @@ def _code_given(
     known = candidates >= 0
     keys = pairs.users * len(item_ids) + pairs.items
     positive = known & np.isin(held[:, None] * len(item_ids) + candidates, keys)
-    heldout = _held_out(held, items, np.maximum(candidates, 0), known & ~positive)
+    mask = known & ~positive
+    if not mask.any(axis=1).all():
+        user = users[int(held[int(np.argmin(mask.any(axis=1)))])]
+        raise InputError(
+            f"user {user!r} has no negative left in the given test candidates: none are listed, or "
+            "all are positives of the user; remove the user's line or add candidates"
+        )
+    heldout = _held_out(held, items, np.maximum(candidates, 0), mask)
     return heldout, int(positive.sum())
 
 

@@ -128,6 +128,14 @@ def load(directory: str | os.PathLike) -> Dataset:
             ids[name] = _decode(read[f"{name}_bytes"], read[f"{name}_offsets"], size)
         except ValueError as error:
             _damaged(path, f"{name}: {error}")
+    for part in ("valid", "test"):
+        if counts.get(f"{part}_users") != len(held[part].users):
+            _damaged(path / _JSON, f"counts.{part}_users differs from the arrays")
+    held_out = {"target": len(held["valid"].users) + len(held["test"].users), "source": 0}
+    for domain in DOMAINS:
+        number = len(interactions[domain].indices) + held_out[domain]
+        if counts.get(f"{domain}_interactions") != number:
+            _damaged(path / _JSON, f"counts.{domain}_interactions differs from the arrays")
     dataset = Dataset(**interactions, **held, **ids, meta=meta)
     if content_hash(dataset) != stored:
         _damaged(path, "the content does not match its hash")

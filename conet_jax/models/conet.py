@@ -15,6 +15,7 @@ from conet_jax import losses
 from conet_jax.models import towers
 from conet_jax.models.base import Batch, Hyper, Model, Params, Profile, Sizes
 
+_PROFILE_BLOCK = 1 << 14
 DIRECTIONS = ("to_target", "to_source")
 
 
@@ -328,7 +329,18 @@ def profiles(items: jax.Array, users: jax.Array, table: jax.Array, num_users: in
     Returns:
       f32[num_users, dim].
     """
-    sums = jax.ops.segment_sum(table[items], users, num_users, indices_are_sorted=True)
+    # In blocks, so that no array has a row an interaction.
+    padding = -items.shape[0] % _PROFILE_BLOCK
+    blocks = [
+        jnp.pad(x, (0, padding), constant_values=fill).reshape(-1, _PROFILE_BLOCK)
+        for x, fill in ((items, 0), (users, num_users))
+    ]
+
+    def add(sums: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+        items, users = block
+        return sums.at[users].add(table[items], mode="drop", indices_are_sorted=True), None
+
+    sums, _ = jax.lax.scan(add, jnp.zeros((num_users, table.shape[1]), table.dtype), tuple(blocks))
     counts = jax.ops.segment_sum(jnp.ones_like(users), users, num_users, indices_are_sorted=True)
     return sums / jnp.maximum(counts, 1)[:, None]
 
@@ -415,13 +427,14 @@ def diagnostics(
     Returns:
       For layer l: ``h_mean_abs/layer_l`` (mean absolute entry of H^l), ``h_zeros/layer_l``
       (fraction of exact zeros), ``cross_ratio/<domain>/layer_l``: norm(H a_other) / norm(W a_own)
-      over the batch. With an H for each direction the first two end in ``/to_target`` etc.
+      over the batch, 0 where W a_own is. With an H for each direction the first two end in
+      ``/to_target`` or ``/to_source``.
       And ``logit_spread/<domain>``, largest minus smallest logit: 0 of a dead tower.
     """
     logits = batch_logits(dense, rows, batch, options, None)
     out = {
-        f"logit_spread/{domain}": jnp.ptp(values)
-        for domain, values in zip(("target", "source"), logits, strict=True)
+        "logit_spread/target": towers.logit_spread(logits[0], batch.target.weights),
+        "logit_spread/source": towers.logit_spread(logits[1], batch.source.weights),
     }
     target, source = _inputs(rows, batch, options)[0]
     for level in range(options.cross_layers):
@@ -438,7 +451,7 @@ def diagnostics(
         ):
             crossed = jnp.linalg.norm(other @ h)
             kept = jnp.linalg.norm(own @ dense[domain][name]["kernel"])
-            out[f"cross_ratio/{domain}/{name}"] = crossed / jnp.maximum(kept, 1e-30)
+            out[f"cross_ratio/{domain}/{name}"] = jnp.where(kept > 0, crossed / kept, 0.0)
         both = jnp.concatenate([target, source], axis=-1)
         target, source = jnp.split(jax.nn.relu(transition(dense, level, both)), 2, axis=-1)
     return out

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-_ENTRIES_A_SOLVE = 1 << 15  # gathered factors at once: some 4 MiB at 32 factors
+_ENTRIES_A_SOLVE = 1 << 15  # gathered factors at once: 4 MiB at 32 factors
+_ROWS_A_SOLVE = 1 << 11  # normal matrices at once: 8 MiB at 32 factors
 
 
 class Factors(NamedTuple):
@@ -77,7 +78,9 @@ def _groups(rows: np.ndarray, columns: np.ndarray, num_rows: int) -> list[tuple[
     groups = []
     for width in np.unique(widths[degrees > 0]):
         members = np.flatnonzero((widths == width) & (degrees > 0))
-        at_once = max(1, _ENTRIES_A_SOLVE // width)
+        # Few shapes to compile, and few padding rows: a power of two, and memory within bounds.
+        at_once = min(_ROWS_A_SOLVE, max(1, _ENTRIES_A_SOLVE // width))
+        at_once = min(at_once, 1 << (len(members) - 1).bit_length())
         for first in range(0, len(members), at_once):
             ids = members[first : first + at_once]
             slots = np.arange(width)[None, :]

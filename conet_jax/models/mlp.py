@@ -4,7 +4,6 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from conet_jax import losses
 from conet_jax.models import towers
@@ -93,7 +92,7 @@ def loss(
 def diagnostics(dense: Any, rows: dict[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
     """Returns ``logit_spread/target``, largest minus smallest logit of the batch."""
     logits = forward(dense["target"], towers.merge(rows["user"], rows["target_item"]))
-    return {"logit_spread/target": jnp.ptp(logits)}
+    return {"logit_spread/target": towers.logit_spread(logits, batch.target.weights)}
 
 
 def project(params: Params, options: Options) -> dict[str, Any]:

@@ -139,6 +139,14 @@ def score_target(projected: dict[str, Any], users: jax.Array, items: jax.Array) 
     return output_logits(tower, x) + score_inner(projected, users, items)
 
 
+def logit_spread(logits: jax.Array, weights: jax.Array) -> jax.Array:
+    """Largest minus smallest of the logits f32[n] whose weight is not 0: 0 of a dead tower."""
+    counted = weights > 0
+    return jnp.max(logits, where=counted, initial=-jnp.inf) - jnp.min(
+        logits, where=counted, initial=jnp.inf
+    )
+
+
 def depth(tower: dict[str, Any]) -> int:
     """Number of hidden transitions of a tower."""
     return sum(name.startswith("layer_") for name in tower)
