@@ -502,9 +502,11 @@ def write_raw(path: Path, lines: int, *, seed: int, users: int, items: int) -> N
     with open(path, "wb") as file:
         for first in range(0, lines, 2_000_000):
             count = min(2_000_000, lines - first)
-            # A power law: a few active users and popular items, and a long tail.
-            user = (users * rng.random(count) ** 2).astype(np.int64) * 7_368_787 % (36**9)
-            item = (items * rng.random(count) ** 2).astype(np.int64) * 7_368_787 % (10**9)
+            # A few active users and popular items, and a long tail.
+            user, item = (
+                (size * ((rng.random(count) + 0.1) / 1.1) ** 4).astype(np.int64)
+                for size in (users, items)
+            )
             frame = pl.DataFrame(
                 {
                     "user": user,
@@ -513,8 +515,8 @@ def write_raw(path: Path, lines: int, *, seed: int, users: int, items: int) -> N
                     "timestamp": rng.integers(900_000_000, 1_400_000_000, count),
                 }
             ).with_columns(
-                pl.format("A{}", pl.col("user").cast(pl.String).str.zfill(13)),
-                pl.format("B{}", pl.col("item").cast(pl.String).str.zfill(9)),
+                pl.format("A{}", pl.col("user").cast(pl.String).str.zfill(13)).alias("user"),
+                pl.format("B{}", pl.col("item").cast(pl.String).str.zfill(9)).alias("item"),
             )
             frame.write_csv(file, include_header=False)
 

@@ -30,7 +30,7 @@ def default_config(variant: str = "") -> ConfigDict:
     if variant not in VARIANTS:
         raise InputError(f"unknown variant {variant!r}: the variants are {', '.join(VARIANTS[1:])}")
     config = ConfigDict()
-    config.name = ""  # data set, set by configs/*.py
+    config.name = "run"  # data set, set by configs/*.py; names the workdir
     config.variant = variant
     config.data = ConfigDict({"dir": ""})  # folder made by launch/prepare.py
 
