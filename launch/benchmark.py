@@ -13,7 +13,7 @@ from absl import flags
 
 from conet_jax import cli
 
-_SUITES = ("train", "evaluate", "population", "prepare")
+_SUITES = ("prepare", "train", "evaluate", "population")  # the first forks while this is small
 _SUITE = flags.DEFINE_enum(
     "suite",
     "all",
