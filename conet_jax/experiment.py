@@ -6,6 +6,7 @@
 ``result.json``, bit for bit in every field but ``seconds``.
 """
 
+import ctypes
 import json
 import math
 import platform
@@ -317,6 +318,7 @@ def _fit(task: Task, workdir: Path, checkpoints: Checkpoints) -> dict:
             console.line(_epoch_line(row, metric, better))
             for warning in warnings:
                 console.line(f"warning: {warning}")
+            _return_memory()
         result = _finish(task, progress, checkpoints, state)
     finally:
         console.close()
@@ -324,6 +326,17 @@ def _fit(task: Task, workdir: Path, checkpoints: Checkpoints) -> dict:
     write_json(workdir / "result.json", result)
     print(result_markdown(result))
     return result
+
+
+def _return_memory() -> None:
+    """Hands freed memory back to the system, where the C library (glibc) can.
+
+    Saving and validating free some 100 MB an epoch at the paper's scale, which malloc would keep in
+    its arenas: over twelve epochs that was a third of the process.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def run_epoch(
