@@ -10,6 +10,7 @@ import ctypes
 import json
 import math
 import platform
+import sys
 import time
 from importlib import metadata
 from pathlib import Path
@@ -334,9 +335,10 @@ def _return_memory() -> None:
     Saving and validating free some 100 MB an epoch at the paper's scale, which malloc would keep in
     its arenas: over twelve epochs that was a third of the process.
     """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def run_epoch(
