@@ -345,10 +345,9 @@ def _evaluate(report: Report, dataset: Dataset) -> None:
     for inference in ("target", "cross"):
         task = _task(dataset, inference=inference)
         params = training.settled(task.init(), task.hyper.learning_rate)
-        source = task.interactions["source"]
 
-        def everyone(task: Any = task, params: Any = params, source: Any = source) -> None:
-            evaluation.rank_held_out(task.model, params, source, test)
+        def everyone(task: Any = task, params: Any = params) -> None:
+            evaluation.rank_held_out(task.model, params, task.interactions, test)
 
         pairs = len(test.users) * (1 + test.candidates.shape[1])
         suffix = "" if inference == "target" else "_cross"
@@ -357,7 +356,7 @@ def _evaluate(report: Report, dataset: Dataset) -> None:
         if inference == "cross":
             continue
         some = _first_users(test, 4000)
-        projected = evaluation.project(params, source, model=task.model)
+        projected = evaluation.project(params, task.interactions, model=task.model)
         seconds = report.time(
             {
                 "evaluate_users_loop": (
@@ -384,8 +383,8 @@ def _evaluate(report: Report, dataset: Dataset) -> None:
         seconds = report.time(
             {
                 "full_ranking_pairs": (
-                    lambda t=task, p=params, s=source, f=few, all_=touched: evaluation.rank_full(
-                        t.model, p, s, f, all_
+                    lambda t=task, p=params, f=few, all_=touched: evaluation.rank_full(
+                        t.model, p, t.interactions, f, all_
                     ),
                     full,
                 )

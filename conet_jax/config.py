@@ -8,7 +8,25 @@ from ml_collections import ConfigDict
 
 from conet_jax.errors import InputError
 
-VARIANTS = ("", "conet", "lasso", "mlp", "published", "published_conet", "published_mlp")
+# The recommended recipe and what is left of it without the source domain, or without lasso.
+OURS = ("", "ours_conet", "ours_mlp")
+# The paper's models and hyper-parameters, its baselines, and what it says in footnotes.
+PAPER = ("conet", "lasso", "mlp", "bprmf", "cmf", "cmf_squared", "fm", "mlp_shared", "cross_stitch")
+FOOTNOTES = ("pretrain", "dropout", "l2", "low_rank", "per_direction", "group_lasso")
+REFERENCES = ("popularity", "ials", "ials_joined", "ease", "ease_joined")
+PUBLISHED = ("published", "published_conet", "published_mlp")
+VARIANTS = OURS + PAPER + FOOTNOTES + REFERENCES + PUBLISHED
+MODEL_NAMES = (
+    "conet",
+    "mlp",
+    "cross_stitch",
+    "bprmf",
+    "cmf",
+    "fm",
+    "ials",
+    "ease",
+    "popularity",
+)
 # Fields that may differ between a workdir and the command that resumes it.
 FREE_FIELDS = ("devices", "platform", "epochs", "data.dir", "data.prepare")
 
@@ -17,9 +35,11 @@ def default_config(variant: str = "") -> ConfigDict:
     """Returns every config field with its default under a variant.
 
     Args:
-      variant: "" is our recommended recipe, CoNet with lasso; "conet", "lasso" and "mlp" are the
-        paper's models and hyper-parameters with our decisions where it is silent; "published",
-        "published_conet" and "published_mlp" are the procedure of the authors' code.
+      variant: "" is our recommended recipe, CoNet with lasso, "ours_conet" the same without lasso
+        and "ours_mlp" without the source domain; ``PAPER`` are the paper's models, baselines and
+        hyper-parameters with our decisions where it is silent, ``FOOTNOTES`` what it tried beside,
+        ``REFERENCES`` linear models and popularity; ``PUBLISHED`` are the procedure of the
+        authors' code.
 
     Returns:
       A flat ``ConfigDict`` (``data`` apart); configs/*.py set what a data set differs in.
@@ -35,7 +55,7 @@ def default_config(variant: str = "") -> ConfigDict:
     config.data = ConfigDict({"dir": ""})  # folder made by launch/prepare.py
 
     # Model: Eqs. 1-4.
-    config.model = "conet"  # or mlp, the base network on the target alone
+    config.model = "conet"  # a name in conet_jax/models/__init__.py
     config.layers = (64, 32, 16, 8)  # Sec. 3.1; the first is [user, item], 32 each
     config.cross_layers = 3  # crossed transitions from the lowest, all of them; 0 is no transfer
     config.cross_per_direction = False  # footnote 1: one H^l serves both directions
@@ -44,19 +64,32 @@ def default_config(variant: str = "") -> ConfigDict:
     config.inner_weight = 1.0  # start of every entry of w
     config.output_bias = 0.0  # start of the output's bias, with an inner product
     config.output_scale = 1.0  # factor on the towers' output weights at the start, under he
-    config.warm_start = ""  # ials: tables start from a factorisation of the model's domains
+    config.initializer = "he"  # of the towers; gaussian is the paper's N(0, 0.01^2)
+    config.warm_start = ""  # ials: tables start from a factorisation of the model's domains;
+    # pretrain: users start from an MLP trained on the source (footnote 10)
+    config.pretrain_epochs = 10  # of that MLP
+    config.ials_sweeps = 15  # of that factorisation
+
+    # Linear models: ials, ease and the warm start.
+    config.joined = False  # ials, ease: the items of both domains side by side
     config.ials_regularization = 1.0  # lambda of Hu, Koren and Volinsky 2008
     config.ials_alpha = 10.0  # confidence of a pair above that of the others
-    config.ials_sweeps = 15
-    config.initializer = "he"  # of the towers; gaussian is the paper's N(0, 0.01^2)
+    config.ials_source_weight = 1.0  # weight of the source's squared errors where both are joined
+    config.ease_regularization = 100.0  # lambda of Steck 2019
+    config.max_items = 20_000  # ease refuses more
 
     # Objective: Eqs. 5, 7, 8.
     config.target_weight = 0.6  # alpha of Eq. 7; Sec. 3.3 finds 0.6 best on Amazon, 0.8 on Mobile
     config.reduction = "sum"  # of a step's examples, as Eq. 5; or mean
     config.loss_scale = 1.0  # factor on the loss of a step
     config.l1 = 0.0  # lambda of Eq. 8, against the mean loss per example in nats
-    config.l1_method = "subgradient"  # sign(H) in the gradient; proximal reaches exact zeros
+    config.l1_method = "subgradient"  # sign(H) in the gradient; proximal reaches exact zeros;
+    # group: group lasso on the rows of the H^l, proximal
+    config.l2 = 0.0  # half of it weighs the squared norm of the H^l; in bprmf, cmf and fm of the
+    # rows that an example reads
     config.dropout = 0.0  # rate on the merged embedding, in training
+    config.cmf_loss = "logistic"  # cmf: or squared, weighted
+    config.negative_weight = 1.0  # cmf: weight of a negative's squared error
 
     # An epoch.
     config.pairing = "same_user"  # what meets what in Eq. 3: random, same_user or profile
@@ -78,7 +111,7 @@ def default_config(variant: str = "") -> ConfigDict:
     config.devices = 1  # this version trains on one device
     config.platform = ""  # cpu, gpu or tpu; empty is JAX's choice
 
-    if variant in ("mlp", "published_mlp"):
+    if variant in ("mlp", "ours_mlp", "published_mlp", "pretrain"):
         config.model = "mlp"
         config.cross_layers = 0
         config.inference = "target"
@@ -87,7 +120,7 @@ def default_config(variant: str = "") -> ConfigDict:
         # Of 1e-6, 1e-5, …, 1e-2 the best on validation (NDCG@10, seed 0, mean of movies_books,
         # douban, cell_electronics: .2154 .2160 .2129 .2138 .2146); differences are within noise.
         config.l1 = 1e-5
-    if variant == "":
+    if variant in OURS:
         # The towers learn what a linear model misses: tables start from iALS on both domains, whose
         # score is the second term of the logit. From design.md; validation NDCG@10 rises by 19 to
         # 35% over the variant lasso on the three real pairs (README).
@@ -101,8 +134,41 @@ def default_config(variant: str = "") -> ConfigDict:
         config.negatives = 4
         config.batch_size = 52  # 260 examples a step and domain
         config.target_weight = 0.8
-        config.l1 = 1e-5
         config.l1_method = "proximal"
+    if variant == "":
+        config.l1 = 1e-5
+    if variant == "ours_mlp":
+        config.target_weight = 1.0
+    if variant in ("mlp_shared",):
+        config.cross_layers = 0
+        config.pairing = "random"
+        config.inference = "target"
+    if variant == "cross_stitch":
+        config.model = "cross_stitch"
+        config.layers = (64, 64, 64, 64)
+    if variant == "pretrain":
+        config.warm_start = "pretrain"
+    if variant == "dropout":
+        config.dropout = 0.3
+    if variant == "l2":
+        config.l2 = 1e-4
+    if variant == "low_rank":
+        config.cross_rank = 4
+    if variant == "per_direction":
+        config.cross_per_direction = True
+    if variant == "group_lasso":
+        config.l1 = 1e-5
+        config.l1_method = "group"
+    if variant in ("bprmf", "cmf", "fm"):
+        config.model = variant
+    if variant == "cmf_squared":
+        config.model = "cmf"
+        config.cmf_loss = "squared"
+    if variant in REFERENCES:
+        config.model = variant.removesuffix("_joined")
+        config.joined = variant.endswith("_joined")
+    if variant in ("cmf", "cmf_squared", "bprmf", "ials", "ease", "popularity"):
+        config.inference = "target"
     if variant.startswith("published"):
         # design.md, "Where the paper is silent, or its published code differs from it".
         config.initializer = "gaussian"
@@ -150,7 +216,7 @@ _BOOL = (lambda value: isinstance(value, bool), "true or false")
 _CHECKS: dict[str, Any] = {
     "name": (lambda value: isinstance(value, str) and value != "", "a name for the run's folder"),
     "variant": (lambda value: value in VARIANTS, "one of " + ", ".join(VARIANTS[1:])),
-    "model": _one_of("conet", "mlp"),
+    "model": _one_of(*MODEL_NAMES),
     "cross_layers": _integer(0),
     "cross_per_direction": _BOOL,
     "cross_rank": _integer(0),
@@ -158,16 +224,24 @@ _CHECKS: dict[str, Any] = {
     "inner_weight": _number(-math.inf),
     "output_bias": _number(-math.inf),
     "output_scale": _number(0),
-    "warm_start": _one_of("", "ials"),
+    "warm_start": _one_of("", "ials", "pretrain"),
+    "pretrain_epochs": _integer(1),
+    "ials_sweeps": _integer(1),
+    "joined": _BOOL,
     "ials_regularization": _number(0, above=True),
     "ials_alpha": _number(0, above=True),
-    "ials_sweeps": _integer(1),
+    "ials_source_weight": _number(0, above=True),
+    "ease_regularization": _number(0, above=True),
+    "max_items": _integer(1),
     "initializer": _one_of("he", "gaussian"),
     "target_weight": _number(0, 1),
     "reduction": _one_of("sum", "mean"),
     "loss_scale": _number(0, above=True),
     "l1": _number(0),
-    "l1_method": _one_of("subgradient", "proximal"),
+    "l1_method": _one_of("subgradient", "proximal", "group"),
+    "l2": _number(0),
+    "cmf_loss": _one_of("logistic", "squared"),
+    "negative_weight": _number(0, above=True),
     "dropout": _number(0, 0.99),
     "pairing": _one_of("random", "same_user", "profile"),
     "surplus": _one_of("repeat", "alone"),
@@ -224,6 +298,16 @@ def validate(config: ConfigDict) -> None:
         raise InputError(
             f"config.cross_layers is {config.cross_layers}: layers {layers} have only "
             f"{len(layers) - 1} transitions to cross"
+        )
+    if config.model == "cross_stitch" and len(set(layers)) > 1:
+        raise InputError(
+            f"config.layers is {layers!r}: a cross-stitch network mixes activations of one space, "
+            "so expected equal widths, such as (64, 64, 64, 64)"
+        )
+    if config.warm_start == "ials" and config.model not in ("conet", "mlp", "cross_stitch"):
+        raise InputError(
+            f"config.warm_start is 'ials': expected '' with config.model={config.model}; it is for "
+            "conet, mlp and cross_stitch"
         )
     if config.model == "mlp" and (config.cross_layers or config.inference == "cross"):
         raise InputError(

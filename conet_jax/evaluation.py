@@ -76,17 +76,20 @@ def _rank_all(
 
 
 project = jax.jit(
-    lambda params, source, *, model: model.project(params, source), static_argnames="model"
+    lambda params, interactions, *, model: model.project(params, interactions),
+    static_argnames="model",
 )
 
 
-def rank_held_out(model: Model, params: Params, source: Interactions, held_out: HeldOut) -> Ranks:
+def rank_held_out(
+    model: Model, params: Params, interactions: dict[str, Interactions], held_out: HeldOut
+) -> Ranks:
     """Ranks every held-out item among its candidates.
 
     Args:
       model: the model.
       params: settled parameters.
-      source: the source domain's training interactions, for profiles.
+      interactions: training interactions by domain, for profiles.
       held_out: n users, their items and candidates.
 
     Returns:
@@ -95,7 +98,7 @@ def rank_held_out(model: Model, params: Params, source: Interactions, held_out: 
     Raises:
       InputError: a score is NaN or infinite.
     """
-    return rank_projected(model, project(params, source, model=model), held_out)
+    return rank_projected(model, project(params, interactions, model=model), held_out)
 
 
 def rank_projected(model: Model, projected: Any, held_out: HeldOut) -> Ranks:
@@ -194,7 +197,7 @@ def _rank_full(
 def rank_full(
     model: Model,
     params: Params,
-    source: Interactions,
+    interactions: dict[str, Interactions],
     held_out: HeldOut,
     touched: tuple[np.ndarray, np.ndarray],
     *,
@@ -206,7 +209,7 @@ def rank_full(
     Args:
       model: the model.
       params: settled parameters.
-      source: the source domain's training interactions, for profiles.
+      interactions: training interactions by domain, for profiles.
       held_out: n users and their items; its candidates are not read.
       touched: (indptr int[users + 1], items int[nnz]), target items of each user in all splits.
       users_at_once: users a chunk.
@@ -218,7 +221,7 @@ def rank_full(
     Raises:
       InputError: a score is NaN or infinite.
     """
-    projected = project(params, source, model=model)
+    projected = project(params, interactions, model=model)
     num_items = projected["item"].shape[0]
     indptr, indices = touched
     width = int(np.diff(indptr)[held_out.users].max(initial=1))

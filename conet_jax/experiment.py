@@ -1,9 +1,10 @@
 """A run: train, validate each epoch, stop early, test once on the best, and write it all down.
 
 ``fit`` is the one stateful function of the package. What it leaves in the workdir:
-``config.json``, ``metrics.jsonl`` (a row an epoch), ``checkpoints/``, ``result.json``,
-``result.md``. The same call again goes on from the latest checkpoint and ends with the same
-``result.json``, bit for bit in every field but ``seconds``.
+``config.json``, ``metrics.jsonl`` (a row an epoch), ``checkpoints/``, ``ranks.npz`` (of every
+held-out item at the end), ``result.json``, ``result.md``. The same call again goes on from the
+latest checkpoint and ends with the same ``result.json``, bit for bit in every field but
+``seconds``.
 """
 
 import ctypes
@@ -12,6 +13,7 @@ import math
 import platform
 import sys
 import time
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +29,7 @@ from conet_jax import evaluation, models, sampling, training
 from conet_jax.checkpoints import Checkpoints
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import InputError
-from conet_jax.metric_writers import Console, MetricsFile, write_json, write_text
+from conet_jax.metric_writers import Console, MetricsFile, write_arrays, write_json, write_text
 from conet_jax.models import ials
 from conet_jax.models.base import Hyper, Model, Params, Sizes
 
@@ -37,6 +39,9 @@ DEAD_MARGIN = 1e-3  # nats; a tower that predicts 1/2 everywhere stays at ln 2
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "polars")
 
 
+State = training.TrainState | Params  # Params of a model that is not trained by gradients
+
+
 class Task(NamedTuple):
     """A config made concrete on a data set: what every launcher needs to compute anything."""
 
@@ -44,55 +49,82 @@ class Task(NamedTuple):
     dataset: Dataset
     model: Model
     interactions: dict[str, sampling.Interactions]
-    plan: sampling.Plan
+    plan: sampling.Plan | None  # None for a model that is not trained by gradients
     settings: training.Settings
     hyper: Hyper
     key: jax.Array
+    sweep: Callable[[Params], Params] | None  # an epoch of such a model
 
-    def init(self) -> training.TrainState:
+    @property
+    def sizes(self) -> Sizes:
+        """Rows of the tables."""
+        data = self.dataset
+        return Sizes(data.num_users, data.target.num_items, data.source.num_items)
+
+    def init(self) -> State:
         """Returns the state before the first step, from the config's seed."""
-        state = self._init()
-        if self.config.warm_start == "ials":
-            tables = {name: training.TABLE_ADAM.init(x) for name, x in self._factorize().items()}
-            state = state.replace(tables=tables)
-        return state
+        return self._state(self._start())
 
-    def abstract_state(self) -> training.TrainState:
+    def abstract_state(self) -> State:
         """Returns shapes and dtypes of the state, computing nothing."""
-        return jax.eval_shape(self._init)
+        return jax.eval_shape(lambda: self._state(self._init()))
 
-    def _init(self) -> training.TrainState:
-        dataset = self.dataset
-        sizes = Sizes(dataset.num_users, dataset.target.num_items, dataset.source.num_items)
+    def params(self, state: State) -> Params:
+        """Returns a copy of the parameters, every row brought to the current step."""
+        if self.sweep is not None:
+            return state
+        return training.settled(state, self.hyper.learning_rate)
 
-        @jax.jit
-        def init(key: jax.Array) -> training.TrainState:
-            return training.init_state(self.model, self.model.init(key, sizes), self.settings)
+    def resumable(self, state: State) -> Any:
+        """Returns what of the state a run must save to go on: nothing of a closed form."""
+        return {"step": jnp.int32(1)} if self.model.closed_form else state
 
-        return init(jax.random.fold_in(self.key, 0))
+    def _state(self, params: Params) -> State:
+        if self.sweep is not None:
+            return params
+        return training.init_state(self.model, params, self.settings)
 
-    def _factorize(self) -> dict[str, jax.Array]:
-        """Implicit ALS on the training pairs of the model's domains, side by side."""
-        config, domains = self.config, self.model.domains
-        pairs = [self.interactions[domain] for domain in domains]
-        offsets = np.cumsum([0] + [p.num_items for p in pairs])
-        factors = ials.fit(
-            np.concatenate([np.asarray(p.users) for p in pairs]),
-            np.concatenate(
-                [np.asarray(p.items) + at for p, at in zip(pairs, offsets, strict=False)]
-            ),
-            num_users=self.dataset.num_users,
-            num_items=int(offsets[-1]),
-            factors=config.layers[0] // 2,
-            regularization=config.ials_regularization,
-            alpha=config.ials_alpha,
-            sweeps=config.ials_sweeps,
-            seed=config.seed,
+    def _init(self) -> Params:
+        # An error of its own, not one of jit's: a model may refuse the sizes.
+        init = jax.jit(self.model.init, static_argnums=1)
+        return init(jax.random.fold_in(self.key, 0), self.sizes)
+
+    def _start(self) -> Params:
+        """The parameters of ``_init``, or of a warm start."""
+        params = self._init()
+        if self.config.warm_start == "ials":
+            config = self.config
+            structure = models.options(ials, config)._replace(joined="source" in self.model.domains)
+            tables = ials.fit(
+                self.interactions,
+                self.sizes,
+                structure,
+                sweeps=config.ials_sweeps,
+                seed=config.seed,
+            )
+            params = params._replace(tables={**params.tables, **tables})
+        if self.config.warm_start == "pretrain":
+            tables = {**params.tables, "user": self._pretrain()}
+            params = params._replace(tables=tables)
+        return params
+
+    def _pretrain(self) -> jax.Array:
+        """User embeddings of an MLP trained on the source domain (footnote 10)."""
+        config, data = self.config, {"target": self.interactions["source"]}
+        mlp = models.MODELS["mlp"]
+        model = mlp.build(models.options(mlp, config))
+        sizes = Sizes(self.sizes.users, self.sizes.source_items, 0)
+        params = model.init(jax.random.fold_in(self.key, 2), sizes)
+        task = self._replace(
+            model=model,
+            interactions=data,
+            plan=_plan(config, model, data),
+            key=jax.random.fold_in(self.key, 3),
         )
-        tables = {"user": factors.users}
-        for i, domain in enumerate(domains):
-            tables[f"{domain}_item"] = factors.items[offsets[i] : offsets[i + 1]]
-        return tables
+        state = task._state(params)
+        for epoch in range(1, config.pretrain_epochs + 1):
+            state, _ = run_epoch(task, state, epoch)
+        return task.params(state).tables["user"]
 
     @property
     def sampling_key(self) -> jax.Array:
@@ -143,22 +175,21 @@ def make_task(config: ConfigDict, dataset: Dataset) -> Task:
         domain: sampling.to_device(data.indptr, data.indices, data.num_items)
         for domain, data in (("target", dataset.target), ("source", dataset.source))
     }
-    try:
-        plan = _plan(config, model, interactions)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    sizes = Sizes(dataset.num_users, dataset.target.num_items, dataset.source.num_items)
+    plan, sweep = None, None
+    if model.sweeper is not None:
+        sweep = model.sweeper(interactions, sizes)
+    else:
+        try:
+            plan = _plan(config, model, interactions)
+        except ValueError as error:
+            raise InputError(str(error)) from None
     settings = training.Settings(
         config.reduction, config.l1_method, float(config.clip_norm), float(config.loss_scale)
     )
-    hyper = Hyper(
-        *(
-            jnp.asarray(float(config[name]))
-            for name in ("learning_rate", "target_weight", "l1", "dropout")
-        )
-    )
-    return Task(
-        config, dataset, model, interactions, plan, settings, hyper, jax.random.key(config.seed)
-    )
+    hyper = Hyper(*(jnp.asarray(float(config[name])) for name in Hyper._fields))
+    key = jax.random.key(config.seed)
+    return Task(config, dataset, model, interactions, plan, settings, hyper, key, sweep)
 
 
 def _plan(config: ConfigDict, model: Model, interactions: dict[str, Any]) -> sampling.Plan:
@@ -255,7 +286,7 @@ def stored_config(workdir: str | Path) -> tuple[dict[str, Any], str]:
     return stored, digest
 
 
-class _Progress(NamedTuple):
+class Progress(NamedTuple):
     """What a run must know beside its state to go on."""
 
     epoch: int = 0  # epochs done
@@ -264,65 +295,114 @@ class _Progress(NamedTuple):
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
+        """Returns what ``from_json`` reads."""
         return {**self._asdict(), "best_value": self.best_value if self.best_epoch else None}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "_Progress":
+    def from_json(cls, value: dict[str, Any]) -> "Progress":
+        """Returns the progress that was stored."""
         best = -math.inf if value["best_value"] is None else value["best_value"]
         return cls(**{**value, "best_value": best})
 
-    def stopped(self, config: ConfigDict) -> bool:
+    def stopped(self, task: Task) -> bool:
+        """Whether the run is over: its last epoch, or patience at an end."""
         waited = self.epoch - self.best_epoch
-        return self.epoch >= config.epochs or waited >= config.patience
+        last = 1 if task.model.closed_form else task.config.epochs
+        return self.epoch >= last or waited >= task.config.patience
+
+
+class Epoch(NamedTuple):
+    """The end of an epoch.
+
+    Attributes:
+      progress: of the run, this epoch included.
+      state: state after; the next epoch takes its buffers.
+      params: settled parameters.
+      row: row of metrics.jsonl.
+      better: whether its validation NDCG is the best so far.
+      warnings: of dead towers.
+    """
+
+    progress: Progress
+    state: State
+    params: Params
+    row: dict[str, Any]
+    better: bool
+    warnings: list[str]
+
+
+def train(
+    task: Task, state: State, progress: Progress | None = None, console: Console | None = None
+) -> Iterator[Epoch]:
+    """Trains and validates epoch by epoch until the last, or until patience runs out.
+
+    Args:
+      task: the run.
+      state: state to go on from; its buffers are donated.
+      progress: of the run so far; by default none.
+      console: told of every chunk.
+
+    Yields:
+      An ``Epoch`` each. Test items are not looked at.
+    """
+    progress = progress or Progress()
+    started = time.perf_counter() - progress.seconds
+    while not progress.stopped(task):
+        epoch = progress.epoch + 1
+        state, row = run_epoch(task, state, epoch, console)
+        params = task.params(state)
+        since = time.perf_counter()
+        row["valid"], warnings = _validate(task, params, row)
+        now = time.perf_counter()
+        row["seconds"] |= {"validation": now - since, "total": now - started}
+        value = row["valid"][f"ndcg@{task.config.eval_k}"]
+        better = value > progress.best_value
+        if better:
+            progress = progress._replace(best_epoch=epoch, best_value=value)
+        progress = progress._replace(epoch=epoch, seconds=row["seconds"]["total"])
+        yield Epoch(progress, state, params, row, better, warnings)
+        del params
 
 
 def _fit(task: Task, workdir: Path, checkpoints: Checkpoints) -> dict:
-    config, plan = task.config, task.plan
-    progress = _Progress()
-    if checkpoints.latest_epoch() is None:
-        state = task.init()
-    else:
-        state, stored = checkpoints.restore_latest(task.abstract_state())
-        progress = _Progress.from_json(stored)
+    config = task.config
+    progress, state = Progress(), None
+    if checkpoints.latest_epoch() is not None:
+        state, stored = checkpoints.restore_latest(task.resumable(task.abstract_state()))
+        progress = Progress.from_json(stored)
         if config.epochs < progress.epoch:
             raise InputError(
                 f"config.epochs is {config.epochs}, but the run in {workdir} has done "
                 f"{progress.epoch}; give as many or more to go on"
             )
         checkpoints.forget_after(progress.epoch)
+    else:
+        state = task.init()
     _write_config(workdir, config, task.dataset)
     metrics_file = MetricsFile(workdir / "metrics.jsonl", epochs=progress.epoch)
-    rows_a_step = plan.batch_examples * len(plan.domains)
-    console = Console(epochs=config.epochs, steps=plan.steps, rows_a_step=rows_a_step)
+    steps, rows_a_step = 1, 1
+    if task.plan is not None:
+        steps, rows_a_step = task.plan.steps, task.plan.batch_examples * len(task.plan.domains)
+    console = Console(epochs=config.epochs, steps=steps, rows_a_step=rows_a_step)
     try:
         console.line(_headline(task, workdir))
         if progress.epoch:
             console.line(f"resuming after epoch {progress.epoch}")
-        started = time.perf_counter() - progress.seconds
-        metric = f"ndcg@{config.eval_k}"
-        while not progress.stopped(config):
-            epoch = progress.epoch + 1
-            state, row = run_epoch(task, state, epoch, console)
-            params = training.settled(state, task.hyper.learning_rate)
-            since = time.perf_counter()
-            valid, warnings = _validate(task, params, row)
-            row["valid"] = valid
-            row["seconds"]["validation"] = time.perf_counter() - since
-            better = valid[metric] > progress.best_value
-            if better:
-                progress = progress._replace(best_epoch=epoch, best_value=valid[metric])
-                checkpoints.save_best(epoch, params)
-            row["seconds"]["total"] = seconds = time.perf_counter() - started
-            progress = progress._replace(epoch=epoch, seconds=seconds)
-            metrics_file.append(row)
-            checkpoints.save_latest(epoch, state, progress.to_json())
-            console.line(_epoch_line(row, metric, better))
-            for warning in warnings:
+        for end in train(task, state, progress, console):
+            progress = end.progress
+            if end.better:
+                checkpoints.save_best(progress.epoch, end.params)
+            metrics_file.append(end.row)
+            checkpoints.save_latest(progress.epoch, task.resumable(end.state), progress.to_json())
+            console.line(_epoch_line(end.row, f"ndcg@{config.eval_k}", end.better))
+            for warning in end.warnings:
                 console.line(f"warning: {warning}")
+            del end
             _return_memory()
-        result = _finish(task, progress, checkpoints, state)
+        result, ranks = _finish(task, progress, checkpoints)
     finally:
         console.close()
+    write_arrays(workdir / "ranks.npz", **ranks)
     write_text(workdir / "result.md", result_markdown(result))
     write_json(workdir / "result.json", result)
     print(result_markdown(result))
@@ -342,8 +422,8 @@ def _return_memory() -> None:
 
 
 def run_epoch(
-    task: Task, state: training.TrainState, epoch: int, console: Console | None = None
-) -> tuple[training.TrainState, dict[str, Any]]:
+    task: Task, state: State, epoch: int, console: Console | None = None
+) -> tuple[State, dict[str, Any]]:
     """Trains one epoch.
 
     Args:
@@ -359,6 +439,8 @@ def run_epoch(
     Raises:
       InputError: the loss of a step is not finite.
     """
+    if task.sweep is not None:
+        return _run_sweep(task, state, epoch)
     plan, rate = task.plan, task.hyper.learning_rate
     sums: dict[str, list[np.ndarray]] = {}
     done, began = 0, time.perf_counter()
@@ -400,6 +482,20 @@ def run_epoch(
     }
 
 
+def _run_sweep(task: Task, params: Params, epoch: int) -> tuple[Params, dict[str, Any]]:
+    began = time.perf_counter()
+    params = jax.block_until_ready(task.sweep(params))
+    seconds = time.perf_counter() - began
+    rows = sum(len(task.interactions[domain].items) for domain in task.model.domains)
+    return params, {
+        "epoch": epoch,
+        "step": epoch,
+        "train_loss": {},
+        "seconds": {"train": seconds},
+        "rows_per_second": rows / seconds,
+    }
+
+
 def _check_losses(chunk: dict[str, np.ndarray], first_step: int, epoch: int) -> None:
     for name, values in chunk.items():
         if not np.isfinite(values).all():
@@ -413,16 +509,18 @@ def _check_losses(chunk: dict[str, np.ndarray], first_step: int, epoch: int) -> 
 
 def _validate(task: Task, params: Params, row: dict[str, Any]) -> tuple[dict, list[str]]:
     """Ranks the validation items, adds diagnostics to ``row``, and looks for dead towers."""
-    config, source = task.config, task.interactions["source"]
-    ranks = evaluation.rank_held_out(task.model, params, source, task.dataset.valid)
-    diagnostics = training.diagnose(
-        params,
-        task.interactions,
-        task.sampling_key,
-        jnp.int32(row["epoch"] - 1),
-        model=task.model,
-        plan=task.plan,
-    )
+    config = task.config
+    ranks = evaluation.rank_held_out(task.model, params, task.interactions, task.dataset.valid)
+    diagnostics = {}
+    if task.plan is not None:
+        diagnostics = training.diagnose(
+            params,
+            task.interactions,
+            task.sampling_key,
+            jnp.int32(row["epoch"] - 1),
+            model=task.model,
+            plan=task.plan,
+        )
     row["diagnostics"] = {name: float(value) for name, value in diagnostics.items()}
     for name, value in row["diagnostics"].items():
         if not math.isfinite(value):
@@ -448,23 +546,20 @@ def _validate(task: Task, params: Params, row: dict[str, Any]) -> tuple[dict, li
 
 
 def _finish(
-    task: Task, progress: _Progress, checkpoints: Checkpoints, state: training.TrainState
-) -> dict[str, Any]:
-    """Evaluates the best checkpoint, on test for the first and only time."""
+    task: Task, progress: Progress, checkpoints: Checkpoints
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Evaluates the best checkpoint, on test for the first and only time: (result, ranks)."""
     config, dataset = task.config, task.dataset
-    like = jax.eval_shape(training.settled, state, task.hyper.learning_rate)
-    params = checkpoints.restore_best(progress.best_epoch, like)
-    evaluate = {
-        split: evaluation.summarize(
-            evaluation.rank_held_out(
-                task.model, params, task.interactions["source"], getattr(dataset, split)
-            ),
-            k=config.eval_k,
-        )
-        for split in ("test", "valid")
-    }
-    return {
-        **evaluate,
+    params = checkpoints.restore_best(progress.best_epoch, _abstract_params(task))
+    metrics, arrays = {}, {}
+    for split in ("test", "valid"):
+        held_out = getattr(dataset, split)
+        ranks = evaluation.rank_held_out(task.model, params, task.interactions, held_out)
+        metrics[split] = evaluation.summarize(ranks, k=config.eval_k)
+        arrays |= {f"{split}_users": held_out.users}
+        arrays |= {f"{split}_{name}": value for name, value in ranks._asdict().items()}
+    result = {
+        **metrics,
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
         "seed": config.seed,
@@ -474,6 +569,11 @@ def _finish(
         "seconds": round(progress.seconds, 3),
         "versions": versions(),
     }
+    return result, arrays
+
+
+def _abstract_params(task: Task) -> Params:
+    return jax.eval_shape(task.params, task.abstract_state())
 
 
 def versions() -> dict[str, str]:
@@ -514,10 +614,9 @@ def restore(workdir: str | Path) -> tuple[Task, Params, dict[str, Any]]:
     try:
         if checkpoints.latest_epoch() is None:
             raise InputError(f"{workdir} holds no checkpoint yet; train it by launch/train.py")
-        state = task.abstract_state()
-        _, progress = checkpoints.restore_latest(state)
-        like = jax.eval_shape(training.settled, state, task.hyper.learning_rate)
-        return task, checkpoints.restore_best(progress["best_epoch"], like), progress
+        _, progress = checkpoints.restore_latest(task.resumable(task.abstract_state()))
+        params = checkpoints.restore_best(progress["best_epoch"], _abstract_params(task))
+        return task, params, progress
     finally:
         checkpoints.close()
 
@@ -525,11 +624,12 @@ def restore(workdir: str | Path) -> tuple[Task, Params, dict[str, Any]]:
 def _headline(task: Task, workdir: Path) -> str:
     counts = task.dataset.meta["counts"]
     device = jax.devices()[0]
+    steps = f", {task.plan.steps:,} steps an epoch" if task.plan is not None else ""
     return (
         f"{task.config.name}{':' if task.config.variant else ''}{task.config.variant} on "
         f"{device.platform} ({device.device_kind}), {counts['users']:,} users, "
         f"{counts['target_interactions']:,} target and {counts['source_interactions']:,} source "
-        f"interactions, {task.plan.steps:,} steps an epoch; writing to {workdir}"
+        f"interactions{steps}; writing to {workdir}"
     )
 
 
@@ -537,7 +637,8 @@ def _epoch_line(row: dict[str, Any], metric: str, better: bool) -> str:
     losses = ", ".join(f"{domain} {loss:.4f}" for domain, loss in row["train_loss"].items())
     value = f"{row['valid'][metric]:.4f}" + (" *" if better else "  ")
     rate = f"{row['rows_per_second']:,.0f} rows/s"
-    return f"epoch {row['epoch']:3d}  train loss: {losses}  valid {metric} {value}  {rate}"
+    losses = f"train loss: {losses}  " if losses else ""
+    return f"epoch {row['epoch']:3d}  {losses}valid {metric} {value}  {rate}"
 
 
 def result_markdown(result: dict[str, Any]) -> str:

@@ -56,6 +56,34 @@ def _reduce(
     return jnp.where(total == 0, 0, value / jnp.where(total == 0, 1, total))
 
 
+def reduced(
+    losses: ArrayLike, *, weights: ArrayLike | None = None, reduction: str = "sum"
+) -> jax.Array:
+    r"""Weighs losses of examples and reduces them over the last axis, as all losses here do.
+
+    ``sum_i w_i l_i``, divided by ``sum_i w_i`` for the mean (0 if nothing counts).
+
+    Args:
+      losses: f32[..., n].
+      weights: f32, broadcastable to [..., n]; 0 masks an example out, even where its loss is not
+        finite. None is weight 1 for all.
+      reduction: "sum", "mean" or "none".
+
+    Returns:
+      f32[...], or f32[..., n] if reduction is "none".
+
+    Raises:
+      ValueError: a scalar, weights that do not broadcast, or an unknown reduction.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> losses = jnp.array([1.0, 2.0, jnp.inf])
+      >>> print(reduced(losses, weights=jnp.array([1.0, 1.0, 0.0]), reduction="mean"))
+      1.5
+    """
+    return _reduce(lambda values: values, _float(losses), weights, reduction)
+
+
 def binary_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,

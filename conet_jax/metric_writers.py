@@ -4,8 +4,11 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
+
+import numpy as np
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -15,10 +18,19 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Writes text beside ``path``, flushes it to disk and renames it."""
+    _write(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Writes arrays as .npz beside ``path``, flushes them to disk and renames the file."""
+    _write(path, lambda file: np.savez(file, **arrays))
+
+
+def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     beside = path.with_name(f".{path.name}.tmp")  # one name: a killed run leaves one at most
     try:
-        with open(beside, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(beside, "wb") as file:
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-METHODS = ("subgradient", "proximal")
+METHODS = ("subgradient", "proximal", "group")
 
 Mask = Any | Callable[[optax.Params], Any] | None
 
@@ -79,6 +79,7 @@ def proximal_l1(
     b2: ArrayLike = 0.999,
     eps: ArrayLike = 1e-8,
     mask: Mask = None,
+    groups: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Follows an Adam step by the proximal step of an L1 penalty, in Adam's own metric.
 
@@ -89,6 +90,11 @@ def proximal_l1(
     the fixed points are those of the lasso. A plain ``learning_rate * weight`` is not that.
     Parameters become exactly 0.
 
+    With ``groups`` the penalty is the group lasso, ``weight * sum_g sqrt(n) |p_g|_2`` over the rows
+    g of each array (its last axis, n entries), which vanish whole:
+    ``p_g <- p'_g max(1 - t / |p'_g|, 0)``, with t the threshold above for the row's mean of
+    ``v_hat``, times sqrt(n).
+
     Args:
       inner: an optimiser that contains one ``optax.scale_by_adam``, not masked, and that gives
         final updates (learning rate and sign included), for instance ``optax.adam``.
@@ -97,6 +103,7 @@ def proximal_l1(
       b2: the same as in ``inner``.
       eps: the same as in ``inner``.
       mask: as in `add_l1`: the penalised leaves; the others get the update of ``inner``.
+      groups: whether rows are penalised instead of entries.
 
     Returns:
       A transformation with the state of ``inner``, which needs the parameters in ``update``.
@@ -131,6 +138,12 @@ def proximal_l1(
             if not m:
                 return u
             moved = p + u
+            if groups:
+                v = jnp.mean(v, axis=-1, keepdims=True)
+                threshold = rate * weight * p.shape[-1] ** 0.5 / (jnp.sqrt(v) + eps)
+                norm = jnp.linalg.norm(moved, axis=-1, keepdims=True)
+                kept = jnp.where(norm > threshold, 1 - threshold / jnp.where(norm > 0, norm, 1), 0)
+                return (moved * kept - p).astype(u.dtype)
             threshold = rate * weight / (jnp.sqrt(v) + eps)
             shrunk = jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - threshold, 0)
             # p + (0 - p) is exactly 0, so zeros survive apply_updates.
@@ -195,14 +208,15 @@ def l1_adam(
     r"""Adam under an L1 penalty on some leaves (CoNet-lasso: Eq. 8 on the H^l).
 
     "subgradient" is the paper's way: `add_l1`, then clipping, then Adam; "proximal" is clipping,
-    then Adam, then the step of `proximal_l1`. The penalty is in the unit of the loss whose
-    gradients are given: for a loss summed over n examples, ``l1 = n * lambda``.
+    then Adam, then the step of `proximal_l1`; "group" the same with its group lasso.
+    The penalty is in the unit of the loss whose gradients are given: for a loss summed over n
+    examples, ``l1 = n * lambda``.
 
     Args:
       learning_rate: f32[] or schedule; it may be traced.
       l1: f32[], lambda in the unit of the loss; it may be traced. 0 is plain Adam, with a state
         of the same structure.
-      method: "subgradient" or "proximal".
+      method: "subgradient", "proximal" or "group".
       mask: as in `add_l1`: the penalised leaves.
       clip_norm: f32[], bound on the norm of each leaf's gradient (`clip_by_variable_norm`), or
         None for no clipping.
@@ -233,4 +247,12 @@ def l1_adam(
     adam = [optax.scale_by_adam(b1=b1, b2=b2, eps=eps), optax.scale_by_learning_rate(learning_rate)]
     if method == "subgradient":
         return optax.chain(add_l1(l1, mask), *clip, *adam)
-    return proximal_l1(optax.chain(*clip, *adam), l1, learning_rate, b2=b2, eps=eps, mask=mask)
+    return proximal_l1(
+        optax.chain(*clip, *adam),
+        l1,
+        learning_rate,
+        b2=b2,
+        eps=eps,
+        mask=mask,
+        groups=method == "group",
+    )

@@ -16,6 +16,7 @@ import numpy as np
 from conet_jax.models.base import Batch, Examples, Profile
 
 PAIRINGS = ("random", "same_user", "profile")
+ONE_DOMAIN = (None, "pairs", "context")
 SURPLUS = ("repeat", "alone")
 _ROUNDS = 5
 
@@ -153,7 +154,9 @@ class Plan(NamedTuple):
 
     Attributes:
       domains: ("target",) or ("target", "source").
-      pairing: "random", "same_user", "profile", or None with one domain.
+      pairing: "random", "same_user", "profile"; with one domain None, "pairs" (an example is a
+        positive and a negative of its user) or "context" (each example comes with its user's
+        profile in the source domain).
       negatives: sampled negatives a positive.
       batch_examples: examples a step and domain, positives and negatives.
       surplus: under "random" and "profile", what the longer domain's surplus meets: "repeat"
@@ -172,6 +175,11 @@ class Plan(NamedTuple):
     profile_length: int
     lengths: tuple[int, ...]
     steps: int
+
+    @property
+    def examples_a_positive(self) -> int:
+        """Examples that an epoch makes of each training positive."""
+        return self.negatives + (self.pairing != "pairs")
 
 
 def plan_epoch(
@@ -202,14 +210,15 @@ def plan_epoch(
     Raises:
       ValueError: an epoch has 2^31 examples or more.
     """
-    batch = batch_size * (1 + negatives)
-    lengths = tuple(len(interactions[d].items) * (1 + negatives) for d in domains)
+    each = negatives + (pairing != "pairs")
+    batch = batch_size * each
+    lengths = tuple(len(interactions[d].items) * each for d in domains)
     if max(lengths) + batch >= 2**31:
         raise ValueError(
             f"an epoch of {max(lengths):,} examples is too long for int32 positions: negatives is "
             f"{negatives}"
         )
-    leading = lengths[:1] if pairing in (None, "same_user") else lengths
+    leading = lengths[:1] if pairing == "same_user" else lengths
     return Plan(
         domains=domains,
         pairing=pairing,
@@ -270,13 +279,18 @@ def sample_step(
             at,
             weights,
             length,
-            plan.negatives,
+            plan,
             last > length,
         )
 
     target = listed("target")
-    if plan.pairing is None:
-        return Batch(target, None, None, None, jnp.asarray(0.0), keys["model"])
+    if plan.pairing in ONE_DOMAIN:
+        profile = None
+        if plan.pairing == "context":
+            profile = _profile(
+                keys["source_profile"], interactions["source"], target.users, plan.profile_length
+            )
+        return Batch(target, None, profile, None, jnp.asarray(0.0), keys["model"])
     if plan.pairing == "same_user":
         source = _partners(keys["partner"], interactions["source"], target, plan.negatives)
         return Batch(target, source, None, None, jnp.asarray(1.0), keys["model"])
@@ -304,7 +318,7 @@ def _listed_examples(
     positions: jax.Array,
     weights: jax.Array,
     length: int,
-    num_negatives: int,
+    plan: Plan,
     repeated: bool,
 ) -> Examples:
     """Examples at ``positions`` of a domain's list, repeated in new permutations at its end."""
@@ -319,10 +333,12 @@ def _listed_examples(
         index = jnp.where(repetition == repetition[0], both[0], both[1])
     else:
         index = jax.vmap(lambda k, p: permute(k, p, length))(key_of(repetition), positions % length)
-    row = index // (1 + num_negatives)
-    labels = (index % (1 + num_negatives) == 0).astype(float)
+    row, which = index // plan.examples_a_positive, index % plan.examples_a_positive
     users = interactions.users[row]
     drawn = negatives(negative_key, interactions, users)
+    if plan.pairing == "pairs":
+        return Examples(users, interactions.items[row], jnp.ones_like(weights), weights, drawn)
+    labels = (which == 0).astype(float)
     items = jnp.where(labels > 0, interactions.items[row], drawn)
     return Examples(users, items, labels, weights)
 

@@ -24,13 +24,12 @@ def main() -> None:
     from conet_jax import evaluation
 
     task, params, progress = experiment.restore(_WORKDIR.value)
-    dataset, source = task.dataset, task.interactions["source"]
-    held_out = getattr(dataset, _SPLIT.value)
+    held_out = getattr(task.dataset, _SPLIT.value)
     if _FULL.value:
-        touched = experiment.touched_items(dataset)
-        ranks = evaluation.rank_full(task.model, params, source, held_out, touched)
+        touched = experiment.touched_items(task.dataset)
+        ranks = evaluation.rank_full(task.model, params, task.interactions, held_out, touched)
     else:
-        ranks = evaluation.rank_held_out(task.model, params, source, held_out)
+        ranks = evaluation.rank_held_out(task.model, params, task.interactions, held_out)
     metrics = evaluation.summarize(ranks, k=task.config.eval_k)
     heading = {"split": _SPLIT.value, "full_ranking": _FULL.value}
     print(json.dumps({**heading, "best_epoch": progress["best_epoch"], **metrics}, indent=2))

@@ -156,13 +156,13 @@ def random_params(model, sizes, seed=0):
     return Params({n: t * 50 for n, t in params.tables.items()}, params.dense)
 
 
-def source_of(num_users, num_items, seed=1):
+def sources_of(num_users, num_items, seed=1):
     rng = np.random.default_rng(seed)
     lists = [
         np.sort(rng.choice(num_items, rng.integers(0, 4), replace=False)) for _ in range(num_users)
     ]
     indptr = np.cumsum([0] + [len(items) for items in lists])
-    return sampling.to_device(indptr, np.concatenate(lists), num_items)
+    return {"source": sampling.to_device(indptr, np.concatenate(lists), num_items)}
 
 
 @pytest.mark.parametrize("inference", ["target", "cross"])
@@ -172,14 +172,14 @@ def test_a_dead_network_has_chance_hit_ratio(inference):
     sizes = Sizes(50, 120, 30)
     params = jax.tree.map(jnp.zeros_like, random_params(model, sizes))
     held_out = random_held_out(50, 120, 99)._replace(mask=np.ones((50, 99), bool))
-    ranks = evaluation.rank_held_out(model, params, source_of(50, 30), held_out)
+    ranks = evaluation.rank_held_out(model, params, sources_of(50, 30), held_out)
     assert evaluation.summarize(ranks, k=10)["hit_ratio@10"] == pytest.approx(0.1, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", ["conet", "mlp"])
 def test_ranks_are_those_of_the_models_scores(name):
     model = small_model(name)
-    params, source = random_params(model, Sizes(33, 60, 30)), source_of(33, 30)
+    params, source = random_params(model, Sizes(33, 60, 30)), sources_of(33, 30)
     held_out = random_held_out(33, 60, 20)
     ranks = evaluation.rank_held_out(model, params, source, held_out)
     everything = jnp.broadcast_to(jnp.arange(60), (33, 60))
@@ -304,7 +304,7 @@ def test_full_ranking_is_the_one_that_sorts_all_untouched_items(split, users_at_
 def test_full_ranking_by_the_network_is_the_one_that_sorts():
     data, own = small_dataset()
     model = small_model()
-    params, source = random_params(model, Sizes(23, 40, 30)), source_of(23, 30)
+    params, source = random_params(model, Sizes(23, 40, 30)), sources_of(23, 30)
     ranks = evaluation.rank_full(
         model, params, source, data.test, experiment.touched_items(data), users_at_once=6, block=11
     )

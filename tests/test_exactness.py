@@ -86,9 +86,7 @@ def test_a_float32_epoch_has_the_loss_and_ranking_of_dense_adam(data):
     results = []
     for run in (dense_run, row_run):
         params, sums = run(task, task.plan.steps)
-        ranks = evaluation.rank_held_out(
-            task.model, params, task.interactions["source"], data.valid
-        )
+        ranks = evaluation.rank_held_out(task.model, params, task.interactions, data.valid)
         loss = float(np.sum(sums["target_loss"]) / np.sum(sums["target_count"]))
         results.append((loss, evaluation.summarize(ranks, k=10)["ndcg@10"]))
     (dense_loss, dense_ndcg), (row_loss, row_ndcg) = results

@@ -113,9 +113,7 @@ def test_restored_checkpoint_reproduces_the_result(finished):
     )
     params = checkpoints.restore_best(result["best_epoch"], like)
     checkpoints.close()
-    ranks = evaluation.rank_held_out(
-        task.model, params, task.interactions["source"], task.dataset.test
-    )
+    ranks = evaluation.rank_held_out(task.model, params, task.interactions, task.dataset.test)
     assert evaluation.summarize(ranks, k=10) == result["test"]
 
 

@@ -349,7 +349,7 @@ def test_scores_are_the_forward_pass_of_the_loss(inference, cross_layers, inner_
             gate = float(inference == "cross")
             expected[u, c] = pair_logits(params.dense, app, news, gate)[0]
     with jax.enable_x64(True):
-        projected = model.project(on_device(params), source_interactions())
+        projected = model.project(on_device(params), {"source": source_interactions()})
         scores = model.scores(projected, jnp.asarray(users), jnp.asarray(items))
         np.testing.assert_allclose(scores, expected, rtol=1e-10, atol=1e-10)
 
@@ -371,7 +371,7 @@ def test_scores_under_cross_are_the_training_logits_of_the_profile_pairing():
         assert set(np.asarray(batch.target.users)) == set(range(5))
         rows = {name: params.tables[name][ids] for name, ids in model.lookups(batch).items()}
         trained, _ = conet.batch_logits(params.dense, rows, batch, options, None)
-        projected = model.project(params, source)
+        projected = model.project(params, interactions)
         scores = model.scores(projected, batch.target.users, batch.target.items[:, None])
         np.testing.assert_allclose(scores[:, 0], trained, rtol=1e-12, atol=1e-12)
 
@@ -395,7 +395,7 @@ def test_mlp_scores_and_loss_are_those_of_the_equations(inner_product):
         np.testing.assert_allclose(value, total / target.weights.sum(), rtol=1e-12)
         np.testing.assert_allclose(aux["target_loss"], total, rtol=1e-12)
         items = jnp.arange(SIZES.target_items)[None, :].repeat(SIZES.users, axis=0)
-        scores = model.scores(model.project(p, None), jnp.arange(SIZES.users), items)
+        scores = model.scores(model.project(p, {}), jnp.arange(SIZES.users), items)
         expected = [[logit(u, i) for i in range(SIZES.target_items)] for u in range(SIZES.users)]
         np.testing.assert_allclose(scores, expected, rtol=1e-10, atol=1e-10)
 

@@ -444,7 +444,7 @@ def train_unrelated(pairing, cross_layers):
     params = training.settled(state, task.hyper.learning_rate)
     aucs = [
         evaluation.summarize(
-            evaluation.rank_held_out(task.model, params, task.interactions["source"], held_out),
+            evaluation.rank_held_out(task.model, params, task.interactions, held_out),
             k=10,
         )["auc"]
         for held_out in (task.dataset.valid, task.dataset.test)

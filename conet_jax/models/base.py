@@ -30,13 +30,15 @@ class Params(NamedTuple):
 class Examples(NamedTuple):
     """Examples of one domain (Eq. 5): observed pairs and sampled negatives, all of shape [n].
 
-    ``weights`` is 1, or 0 for padding and where a domain sits out a step.
+    ``weights`` is 1, or 0 for padding and where a domain sits out a step. Under ``pairing: pairs``
+    every example is an observed pair and ``negatives`` holds a sampled item for each, else None.
     """
 
     users: jax.Array
     items: jax.Array
     labels: jax.Array
     weights: jax.Array
+    negatives: jax.Array | None = None
 
 
 class Profile(NamedTuple):
@@ -53,7 +55,8 @@ class Batch(NamedTuple):
       target: examples of the target domain.
       source: examples of the source domain; the users are those of ``target`` under
         ``pairing: same_user``. None for a model of the target alone.
-      source_profile: profiles in the source domain of ``target.users`` (``pairing: profile``).
+      source_profile: profiles in the source domain of ``target.users`` (``pairing: profile`` and
+        ``context``).
       target_profile: profiles in the target domain of ``source.users`` (``pairing: profile``).
       cross: f32[], 1, or 0 in a step of one domain alone, where nothing crosses.
       key: PRNG key of the step, for dropout.
@@ -73,7 +76,9 @@ class Hyper(NamedTuple):
     learning_rate: jax.Array
     target_weight: jax.Array
     l1: jax.Array
+    l2: jax.Array
     dropout: jax.Array
+    negative_weight: jax.Array
 
 
 class Model(NamedTuple):
@@ -81,7 +86,8 @@ class Model(NamedTuple):
 
     Attributes:
       domains: the domains it is trained on, ("target",) or ("target", "source").
-      pairing: how examples of the two domains meet, see ``sampling``; None with one domain.
+      pairing: how examples of the two domains meet, see ``sampling``; with one domain None,
+        "pairs" or "context".
       inference: "target" or "cross", see ``project``.
       init: (key, Sizes) -> Params.
       lookups: Batch -> {table: int32[...]}, the ids whose rows a step reads.
@@ -89,20 +95,27 @@ class Model(NamedTuple):
         the shapes of ``lookups`` with the embedding dimension appended. The scalar is the joint
         loss (Eq. 7), "sum" or "mean" over each domain's examples; the dict holds, for each domain,
         ``<domain>_loss`` (summed over examples, nats) and ``<domain>_count`` (examples).
-      project: (params, source interactions) -> projected tables for ``scores``: at inference the
-        first layer is linear in [user, item], so each table goes through it once.
+      project: (params, interactions by domain) -> projected tables for ``scores``, a dict whose
+        ``item`` has a row a target item: at inference the first layer of a tower is linear in
+        [user, item], so each table goes through it once.
       scores: (projected, users int32[n], items int32[n, c]) -> logits f32[n, c].
       diagnostics: (dense, rows, batch) -> {name: f32[]}, what crosses between the towers.
       l1_mask: dense -> pytree of bools, the parameters under the lasso (the H^l of Eq. 8).
+      sweeper: None for a model trained by gradients; else (interactions by domain, Sizes) -> sweep,
+        and sweep: Params -> Params is an epoch: one pass of alternating least squares, or the whole
+        of a closed form. ``lookups``, ``loss``, ``diagnostics`` and ``l1_mask`` are then not used.
+      closed_form: whether the first sweep is the last.
     """
 
     domains: tuple[str, ...]
     pairing: str | None
     inference: str
     init: Callable[..., Params]
-    lookups: Callable[[Batch], dict[str, jax.Array]]
-    loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]]
     project: Callable[..., Any]
     scores: Callable[..., jax.Array]
-    diagnostics: Callable[..., dict[str, jax.Array]]
-    l1_mask: Callable[[Any], Any]
+    lookups: Callable[[Batch], dict[str, jax.Array]] | None = None
+    loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]] | None = None
+    diagnostics: Callable[..., dict[str, jax.Array]] = lambda dense, rows, batch: {}
+    l1_mask: Callable[[Any], Any] = lambda dense: jax.tree.map(lambda _: False, dense)
+    sweeper: Callable[..., Callable[[Params], Params]] | None = None
+    closed_form: bool = False

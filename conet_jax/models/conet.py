@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from conet_jax import losses
-from conet_jax.models import towers
-from conet_jax.models.base import Batch, Hyper, Model, Params, Profile, Sizes
+from conet_jax.models import profiles, towers
+from conet_jax.models.base import Batch, Hyper, Model, Params, Sizes
 
-_PROFILE_BLOCK = 1 << 14
 DIRECTIONS = ("to_target", "to_source")
+# [[a_tt, a_ts], [a_st, a_ss]]; Misra et al. 2016, Sec. 5.1, find 0.9 for the own task's best.
+STITCH_START = ((0.9, 0.1), (0.1, 0.9))
 
 
 class Options(NamedTuple):
@@ -27,6 +28,7 @@ class Options(NamedTuple):
       cross_layers: number of crossed transitions, counted from the lowest; 0 is no transfer.
       cross_per_direction: an H^l for each direction instead of a shared one (footnote 1).
       cross_rank: rank of H^l = U^T V (footnote 3); 0 is a full matrix.
+      cross_unit: "matrix", the H^l, or "stitch", the scalars of ``cross_stitch``.
       inner_product: a second logit term w^T (p_u * q_i), w learned, one weight a dimension, so
         that the towers learn what the linear model misses.
       inner_weight: start of w.
@@ -42,6 +44,7 @@ class Options(NamedTuple):
     cross_layers: int = 3
     cross_per_direction: bool = False
     cross_rank: int = 0
+    cross_unit: str = "matrix"
     inner_product: bool = False
     inner_weight: float = 1.0
     output_bias: float = 0.0
@@ -62,7 +65,7 @@ def build(options: Options) -> Model:
         init=lambda key, sizes: init(key, sizes, options),
         lookups=lambda batch: lookups(batch, options),
         loss=partial(loss, options=options),
-        project=lambda params, source: project(params, source, options),
+        project=lambda params, interactions: project(params, interactions, options),
         scores=lambda projected, users, items: scores(projected, users, items, options),
         diagnostics=lambda dense, rows, batch: diagnostics(dense, rows, batch, options),
         l1_mask=l1_mask,
@@ -109,7 +112,9 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
     for level in range(options.cross_layers):
         shape = (options.layers[level], options.layers[level + 1])
         key = jax.random.fold_in(keys["cross"], level)
-        if options.cross_per_direction:
+        if options.cross_unit == "stitch":
+            cross = {"stitch": jnp.array(STITCH_START)}
+        elif options.cross_per_direction:
             cross = {
                 direction: _init_cross(jax.random.fold_in(key, i), shape, options.cross_rank)
                 for i, direction in enumerate(DIRECTIONS)
@@ -140,6 +145,12 @@ def cross_matrices(dense: Any, level: int) -> tuple[jax.Array, jax.Array] | None
     layer = dense["cross"].get(f"layer_{level + 1}")
     if layer is None:
         return None
+    if "stitch" in layer:
+        a, name = layer["stitch"], f"layer_{level + 1}"
+        return (
+            a[0, 1] * dense["target"][name]["kernel"],
+            a[1, 0] * dense["source"][name]["kernel"],
+        )
 
     def full(h: dict[str, jax.Array]) -> jax.Array:
         return h["h"] if "h" in h else h["v"].T @ h["u"]
@@ -171,7 +182,12 @@ def transition(
         own, other = jnp.split(both, 2, axis=-1)
         return jnp.concatenate([towers.affine(target, own), towers.affine(source, other)], axis=-1)
     to_target, to_source = (cross * h for h in matrices)
-    block = jnp.block([[target["kernel"], to_source], [to_target, source["kernel"]]])
+    own = [target["kernel"], source["kernel"]]
+    if "stitch" in dense["cross"][name]:
+        # Where nothing crosses the tower is a plain one.
+        kept = jnp.diagonal(dense["cross"][name]["stitch"])
+        own = [(1 + cross * (k - 1)) * w for k, w in zip(kept, own, strict=True)]
+    block = jnp.block([[own[0], to_source], [to_target, own[1]]])
     return towers.affine(
         {"kernel": block, "bias": jnp.concatenate([target["bias"], source["bias"]])}, both
     )
@@ -242,17 +258,12 @@ def _inputs(
         return [
             (towers.merge(target_users, target_items), towers.merge(source_users, source_items))
         ]
-    source_profile = _mean(rows["source_item"][:, 1:], batch.source_profile)
-    target_profile = _mean(rows["target_item"][:, 1:], batch.target_profile)
+    source_profile = profiles.mean_of_batch(rows["source_item"][:, 1:], batch.source_profile)
+    target_profile = profiles.mean_of_batch(rows["target_item"][:, 1:], batch.target_profile)
     return [
         (towers.merge(target_users, target_items), towers.merge(target_users, source_profile)),
         (towers.merge(source_users, target_profile), towers.merge(source_users, source_items)),
     ]
-
-
-def _mean(rows: jax.Array, profile: Profile) -> jax.Array:
-    total = jnp.einsum("nld,nl->nd", rows, profile.mask)
-    return total / jnp.maximum(profile.mask.sum(axis=1), 1.0)[:, None]
 
 
 def batch_logits(
@@ -285,7 +296,7 @@ def loss(
       dense: dense parameters.
       rows: embedding rows in the shapes of ``lookups`` with the dimension appended.
       batch: examples.
-      hyper: target weight and dropout rate are read.
+      hyper: target weight, l2 (on the H^l) and dropout rate are read.
       options: structure.
       reduction: "mean" over each domain's examples, or "sum".
 
@@ -305,6 +316,10 @@ def loss(
         source_weights=source.weights,
         reduction=reduction,
     )
+    counts = jnp.maximum(target.weights.sum(), source.weights.sum())
+    squares = sum(jnp.sum(jnp.square(h)) for h in jax.tree.leaves(dense["cross"]))
+    # Like l1, l2 weighs the norm against the mean loss per example.
+    value = value + hyper.l2 / 2 * squares * (counts if reduction == "sum" else 1.0)
     aux = {}
     for name, logits, examples in (
         ("target", target_logits, target),
@@ -317,41 +332,14 @@ def loss(
     return value, aux
 
 
-def profiles(items: jax.Array, users: jax.Array, table: jax.Array, num_users: int) -> jax.Array:
-    """Mean embedding of each user's items, zero for a user without any.
-
-    Args:
-      items: int32[nnz], items of the interactions.
-      users: int32[nnz], their users, sorted.
-      table: f32[num_items, dim].
-      num_users: rows of the result.
-
-    Returns:
-      f32[num_users, dim].
-    """
-    # In blocks, so that no array has a row an interaction.
-    padding = -items.shape[0] % _PROFILE_BLOCK
-    blocks = [
-        jnp.pad(x, (0, padding), constant_values=fill).reshape(-1, _PROFILE_BLOCK)
-        for x, fill in ((items, 0), (users, num_users))
-    ]
-
-    def add(sums: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-        items, users = block
-        return sums.at[users].add(table[items], mode="drop", indices_are_sorted=True), None
-
-    sums, _ = jax.lax.scan(add, jnp.zeros((num_users, table.shape[1]), table.dtype), tuple(blocks))
-    counts = jax.ops.segment_sum(jnp.ones_like(users), users, num_users, indices_are_sorted=True)
-    return sums / jnp.maximum(counts, 1)[:, None]
-
-
-def project(params: Params, source: Any, options: Options) -> dict[str, Any]:
+def project(params: Params, interactions: Any, options: Options) -> dict[str, Any]:
     """Sends each table through the first transition once (Eq. 3 is linear in [user, item]).
 
     Args:
       params: settled parameters.
-      source: the source domain's training interactions (``sampling.Interactions``), read under
-        ``inference: cross``, where the source input of user u is [p_u, mean of u's source items].
+      interactions: training interactions (``sampling.Interactions``) by domain; the source's are
+        read under ``inference: cross``, where the source input of user u is [p_u, mean of u's
+        source items].
       options: structure.
 
     Returns:
@@ -363,7 +351,8 @@ def project(params: Params, source: Any, options: Options) -> dict[str, Any]:
     user, item = tables["user"], tables["target_item"]
     if options.inference == "target":
         return towers.project_target(dense["target"], user, item)
-    profile = profiles(source.items, source.users, tables["source_item"], user.shape[0])
+    source = interactions["source"]
+    profile = profiles.mean_of_all(source.items, source.users, tables["source_item"], user.shape[0])
     none = jnp.zeros_like(user)
     by_user = transition(dense, 0, jnp.concatenate([user, none, user, profile], axis=-1))
     none = jnp.zeros_like(item)
@@ -451,6 +440,9 @@ def diagnostics(
         ):
             crossed = jnp.linalg.norm(other @ h)
             kept = jnp.linalg.norm(own @ dense[domain][name]["kernel"])
+            if "stitch" in dense["cross"][name]:
+                at = int(domain == "source")
+                kept = kept * jnp.abs(dense["cross"][name]["stitch"][at, at])
             out[f"cross_ratio/{domain}/{name}"] = jnp.where(kept > 0, crossed / kept, 0.0)
         both = jnp.concatenate([target, source], axis=-1)
         target, source = jnp.split(jax.nn.relu(transition(dense, level, both)), 2, axis=-1)

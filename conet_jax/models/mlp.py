@@ -32,10 +32,9 @@ def build(options: Options) -> Model:
         init=lambda key, sizes: init(key, sizes, options),
         lookups=lookups,
         loss=partial(loss, options=options),
-        project=lambda params, source: project(params, options),
+        project=lambda params, interactions: project(params),
         scores=scores,
         diagnostics=diagnostics,
-        l1_mask=lambda dense: jax.tree.map(lambda _: False, dense),
     )
 
 
@@ -95,7 +94,7 @@ def diagnostics(dense: Any, rows: dict[str, jax.Array], batch: Batch) -> dict[st
     return {"logit_spread/target": towers.logit_spread(logits, batch.target.weights)}
 
 
-def project(params: Params, options: Options) -> dict[str, Any]:
+def project(params: Params) -> dict[str, Any]:
     """Sends each table through the first layer once, see ``conet.project``."""
     tower = params.dense["target"]
     return towers.project_target(tower, params.tables["user"], params.tables["target_item"])
