@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Collection
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -52,7 +53,8 @@ def default_config(variant: str = "") -> ConfigDict:
     config = ConfigDict()
     config.name = "run"  # data set, set by configs/*.py; names the workdir
     config.variant = variant
-    config.data = ConfigDict({"dir": ""})  # folder made by launch/prepare.py
+    config.data = ConfigDict({"dir": "", "drop": 0})  # dir: folder made by launch/prepare.py; drop:
+    # training interactions of the target removed from each user at random, at least one is left
 
     # Model: Eqs. 1-4.
     config.model = "conet"  # a name in conet_jax/models/__init__.py
@@ -274,9 +276,14 @@ def validate(config: ConfigDict) -> None:
             hint = f"; did you mean config.{near[0]}?" if near else ""
             raise InputError(f"unknown config field config.{field}{hint}")
     data = config.get("data")
-    if not isinstance(data, ConfigDict) or set(data) - {"dir", "prepare", "synthetic"}:
+    if not isinstance(data, ConfigDict) or set(data) - {"dir", "prepare", "synthetic", "drop"}:
         fields = sorted(data) if isinstance(data, ConfigDict) else data
-        raise InputError(f"config.data is {fields!r}: expected fields dir, prepare or synthetic")
+        raise InputError(
+            f"config.data is {fields!r}: expected fields dir, prepare, synthetic or drop"
+        )
+    check, expected = _integer(0)
+    if not check(data.get("drop", 0)):
+        raise InputError(f"config.data.drop is {data.drop!r}: expected {expected}")
     if "synthetic" in data and data.get("dir"):
         raise InputError(
             f"config.data.dir is {data.dir!r}, but this config makes its data: take the config of "
@@ -336,12 +343,15 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(stored: dict[str, Any], config: ConfigDict) -> list[str]:
+def differences(
+    stored: dict[str, Any], config: ConfigDict, *, free: Collection[str] = FREE_FIELDS
+) -> list[str]:
     """Fields in which a config differs from a workdir's, but for those that are free to.
 
     Args:
       stored: contents of the workdir's config.json.
       config: config of this command.
+      free: fields that may differ.
 
     Returns:
       ["config.field is … there and … here", …], empty if they agree.
@@ -350,5 +360,5 @@ def differences(stored: dict[str, Any], config: ConfigDict) -> list[str]:
     return [
         f"config.{field} is {there.get(field)!r} there and {here.get(field)!r} here"
         for field in sorted(there.keys() | here.keys())
-        if field not in FREE_FIELDS and there.get(field) != here.get(field)
+        if field not in free and there.get(field) != here.get(field)
     ]

@@ -8,6 +8,8 @@ latest checkpoint and ends with the same ``result.json``, bit for bit in every f
 """
 
 import ctypes
+import hashlib
+import io
 import json
 import math
 import platform
@@ -16,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import jax
 import jax.numpy as jnp
@@ -133,11 +135,47 @@ class Task(NamedTuple):
 
 
 def load_dataset(config: ConfigDict) -> Dataset:
-    """Loads the prepared data of a config, or makes its synthetic data in memory.
+    """Loads the prepared data of a config, or makes its synthetic data; less ``config.data.drop``.
 
     Raises:
       InputError: there is no prepared data; the message is the command that makes it.
     """
+    dataset, count = _whole_dataset(config), config.data.get("drop", 0)
+    return drop_interactions(dataset, count) if count else dataset
+
+
+def drop_interactions(dataset: Dataset, count: int) -> Dataset:
+    """Removes training interactions of the target at random, ``count`` from each user.
+
+    At least one is left to a user who has any; what is held out stays as it is. Those that go with
+    a smaller count go with a larger one, too.
+
+    Args:
+      dataset: the data.
+      count: interactions to remove from each user.
+
+    Returns:
+      Data with a hash and counts of its own.
+    """
+    target = dataset.target
+    degrees = np.diff(target.indptr)
+    users = np.repeat(np.arange(dataset.num_users), degrees)
+    shuffled = np.lexsort((np.random.default_rng(0).random(len(users)), users))
+    gone = np.minimum(count, np.maximum(degrees - 1, 0))
+    keep = np.ones(len(users), bool)
+    keep[shuffled[np.arange(len(users)) - target.indptr[users] < gone[users]]] = False
+    indptr = np.concatenate([[0], np.cumsum(degrees - gone)]).astype(target.indptr.dtype)
+    target = target._replace(indptr=indptr, indices=target.indices[keep])
+    counts = dict(dataset.meta["counts"])
+    counts["target_interactions"] -= int(gone.sum())
+    counts["target_density"] = counts["target_interactions"] / (
+        dataset.num_users * target.num_items
+    )
+    digest = hashlib.sha256(f"{dataset.meta['hash']} drop {count}".encode()).hexdigest()
+    return dataset._replace(target=target, meta=dataset.meta | {"counts": counts, "hash": digest})
+
+
+def _whole_dataset(config: ConfigDict) -> Dataset:
     if "synthetic" in config.data:
         from conet_jax.data import synthetic
 
@@ -160,16 +198,13 @@ _PREPARE = "python launch/prepare.py --target=FILE --source=FILE"
 def make_task(config: ConfigDict, dataset: Dataset) -> Task:
     """Checks a config against a data set and builds model, interactions and plan.
 
+    Does not look at the test split: a search must do without it.
+
     Raises:
-      InputError: the config is invalid, or the data set has no validation or test users.
+      InputError: the config is invalid, or the data set has no validation users.
     """
     config_lib.validate(config)
-    for split in ("valid", "test"):
-        if not len(getattr(dataset, split).users):
-            raise InputError(
-                f"the data set has no {split} users: a user needs three target items to give a "
-                "test and a validation item; prepare it from more data or a smaller core"
-            )
+    check_users(dataset, "valid")
     model = models.build(config)
     interactions = {
         domain: sampling.to_device(data.indptr, data.indices, data.num_items)
@@ -192,6 +227,15 @@ def make_task(config: ConfigDict, dataset: Dataset) -> Task:
     return Task(config, dataset, model, interactions, plan, settings, hyper, key, sweep)
 
 
+def check_users(dataset: Dataset, split: str) -> None:
+    """Raises ``InputError`` where a split, "valid" or "test", has no users."""
+    if not len(getattr(dataset, split).users):
+        raise InputError(
+            f"the data set has no {split} users: a user needs three target items to give a "
+            "test and a validation item; prepare it from more data or a smaller core"
+        )
+
+
 def _plan(config: ConfigDict, model: Model, interactions: dict[str, Any]) -> sampling.Plan:
     return sampling.plan_epoch(
         interactions,
@@ -204,13 +248,20 @@ def _plan(config: ConfigDict, model: Model, interactions: dict[str, Any]) -> sam
     )
 
 
-def fit(config: ConfigDict, workdir: str | Path, *, dataset: Dataset | None = None) -> dict:
+def fit(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    dataset: Dataset | None = None,
+    quiet: bool = False,
+) -> dict:
     """Trains, or goes on training, and returns the contents of ``result.json``.
 
     Args:
       config: see ``config.default_config``.
       workdir: folder of the run, made if absent.
       dataset: the data; by default that of ``load_dataset``.
+      quiet: print nothing.
 
     Returns:
       The result.
@@ -223,10 +274,11 @@ def fit(config: ConfigDict, workdir: str | Path, *, dataset: Dataset | None = No
         config_lib.validate(config)
         dataset = load_dataset(config)
     task = make_task(config, dataset)
+    check_users(dataset, "test")
     _claim(workdir, config, dataset)
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
-        return _fit(task, workdir, checkpoints)
+        return _fit(task, workdir, checkpoints, io.StringIO() if quiet else None)
     finally:
         checkpoints.close()
 
@@ -364,7 +416,7 @@ def train(
         del params
 
 
-def _fit(task: Task, workdir: Path, checkpoints: Checkpoints) -> dict:
+def _fit(task: Task, workdir: Path, checkpoints: Checkpoints, out: TextIO | None) -> dict:
     config = task.config
     progress, state = Progress(), None
     if checkpoints.latest_epoch() is not None:
@@ -383,7 +435,7 @@ def _fit(task: Task, workdir: Path, checkpoints: Checkpoints) -> dict:
     steps, rows_a_step = 1, 1
     if task.plan is not None:
         steps, rows_a_step = task.plan.steps, task.plan.batch_examples * len(task.plan.domains)
-    console = Console(epochs=config.epochs, steps=steps, rows_a_step=rows_a_step)
+    console = Console(epochs=config.epochs, steps=steps, rows_a_step=rows_a_step, out=out)
     try:
         console.line(_headline(task, workdir))
         if progress.epoch:
@@ -405,7 +457,7 @@ def _fit(task: Task, workdir: Path, checkpoints: Checkpoints) -> dict:
     write_arrays(workdir / "ranks.npz", **ranks)
     write_text(workdir / "result.md", result_markdown(result))
     write_json(workdir / "result.json", result)
-    print(result_markdown(result))
+    print(result_markdown(result), file=out)
     return result
 
 

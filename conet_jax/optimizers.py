@@ -71,6 +71,26 @@ def _adam_state(state: optax.OptState) -> optax.ScaleByAdamState:
     return found[0]
 
 
+def _shrink_rows(rows: jax.Array, scale: jax.Array, threshold: ArrayLike) -> jax.Array:
+    """Returns argmin_x sum_j scale_j (x_j - rows_j)^2 / 2 + threshold |x|_2 for each row."""
+    scaled = scale * rows
+    norm = jnp.linalg.norm(scaled, axis=-1, keepdims=True)
+    alive = norm > threshold
+    # The norm r of the solution has |scaled / (scale r + threshold)| = 1; Newton's method on the
+    # inverse of that norm, which is concave in r, comes from the left, in one step if all scales
+    # are equal, to 1e-11 if they span six decades.
+    radius = (norm - threshold) / scale.max(axis=-1, keepdims=True)
+    radius = jnp.where(alive, radius, 1.0)
+    for _ in range(6):
+        both = scale * radius + threshold
+        square = jnp.square(scaled / both)
+        h = square.sum(axis=-1, keepdims=True)
+        h = jnp.where(alive, h, 1.0)
+        slope = (square * scale / both).sum(axis=-1, keepdims=True)
+        radius = radius + (h**1.5 - h) / jnp.where(alive, slope, 1.0)
+    return jnp.where(alive, rows * (scale * radius / (scale * radius + threshold)), 0)
+
+
 def proximal_l1(
     inner: optax.GradientTransformation,
     weight: ArrayLike,
@@ -91,9 +111,10 @@ def proximal_l1(
     Parameters become exactly 0.
 
     With ``groups`` the penalty is the group lasso, ``weight * sum_g sqrt(n) |p_g|_2`` over the rows
-    g of each array (its last axis, n entries), which vanish whole:
-    ``p_g <- p'_g max(1 - t / |p'_g|, 0)``, with t the threshold above for the row's mean of
-    ``v_hat``, times sqrt(n).
+    g of each array (its last axis, n entries), which vanish whole: with
+    ``s = sqrt(v_hat) + eps`` and ``t = learning_rate * weight * sqrt(n)``,
+    ``p_g <- argmin_x sum_j s_j (x_j - p'_gj)^2 / 2 + t |x|_2``, which is 0 where
+    ``|s * p'_g|_2 <= t`` and else ``s_j p'_gj |x|_2 / (s_j |x|_2 + t)``.
 
     Args:
       inner: an optimiser that contains one ``optax.scale_by_adam``, not masked, and that gives
@@ -139,11 +160,8 @@ def proximal_l1(
                 return u
             moved = p + u
             if groups:
-                v = jnp.mean(v, axis=-1, keepdims=True)
-                threshold = rate * weight * p.shape[-1] ** 0.5 / (jnp.sqrt(v) + eps)
-                norm = jnp.linalg.norm(moved, axis=-1, keepdims=True)
-                kept = jnp.where(norm > threshold, 1 - threshold / jnp.where(norm > 0, norm, 1), 0)
-                return (moved * kept - p).astype(u.dtype)
+                threshold = rate * weight * p.shape[-1] ** 0.5
+                return (_shrink_rows(moved, jnp.sqrt(v) + eps, threshold) - p).astype(u.dtype)
             threshold = rate * weight / (jnp.sqrt(v) + eps)
             shrunk = jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - threshold, 0)
             # p + (0 - p) is exactly 0, so zeros survive apply_updates.

@@ -213,6 +213,39 @@ def test_bpr_loss_is_its_formula():
         np.testing.assert_allclose(loss, expected, rtol=1e-4)
 
 
+def test_reduced_is_the_weighted_sum_or_mean_of_losses():
+    values, _, weights = _batch((2, 9))
+    each = {"weighted": weights * values, "plain": values}
+    for name, total in (("weighted", weights.sum(-1)), ("plain", 9)):
+        kwargs = {"weights": weights} if name == "weighted" else {}
+        for reduction, expected in {
+            "none": each[name],
+            "sum": each[name].sum(-1),
+            "mean": each[name].sum(-1) / total,
+        }.items():
+            with jax.enable_x64(True):
+                found = losses.reduced(values, **kwargs, reduction=reduction)
+            np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
+    assert losses.reduced(np.array([1, 2])) == 3  # integers are converted, and summed by default
+
+
+@pytest.mark.parametrize("masked", [np.inf, -np.inf, np.nan])
+def test_reduced_leaves_out_what_has_no_weight_whatever_it_is(masked):
+    values, weights = jnp.array([2.0, masked, 4.0]), jnp.array([1.0, 0.0, 3.0])
+    for reduction, expected, gradient in (
+        ("sum", 14.0, [1.0, 0.0, 3.0]),
+        ("mean", 3.5, [0.25, 0.0, 0.75]),
+    ):
+        value, grads = jax.value_and_grad(losses.reduced)(
+            values, weights=weights, reduction=reduction
+        )
+        assert value == expected
+        np.testing.assert_array_equal(grads, gradient)
+    none = losses.reduced(values, weights=weights, reduction="none")
+    np.testing.assert_array_equal(none, [2.0, 0.0, 12.0])
+    assert losses.reduced(values, weights=jnp.zeros(3), reduction="mean") == 0
+
+
 def test_wrong_input_is_refused():
     x = jnp.ones(3)
     with pytest.raises(ValueError, match=r"\(3,\) and labels \(2,\) differ"):
@@ -229,3 +262,9 @@ def test_wrong_input_is_refused():
         losses.joint_loss(x, x, x, x, target_weight=0.5, reduction="none")
     with pytest.raises(ValueError, match="scalar"):
         losses.binary_cross_entropy(1.0, 1.0)
+    with pytest.raises(ValueError, match="scalar"):
+        losses.reduced(1.0)
+    with pytest.raises(ValueError, match="do not broadcast"):
+        losses.reduced(x, weights=x[:2])
+    with pytest.raises(ValueError, match="reduction must be one of"):
+        losses.reduced(x, reduction="average")

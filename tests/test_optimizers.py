@@ -70,6 +70,89 @@ def test_threshold_is_in_the_metric_of_adam():
         np.testing.assert_allclose(params, p, rtol=2e-5)
 
 
+def _group_lasso(seed=0, examples=256, rows=32, columns=6, weight=0.1):
+    """A group lasso on rows and its optimum: (gradient of the smooth part, objective, weights)."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(examples, rows))
+    true = np.concatenate([rng.normal(size=(5, columns)), np.zeros((rows - 5, columns))])
+    y = x @ true + 0.5 * rng.normal(size=(examples, columns))
+    penalty = weight * np.sqrt(columns)
+
+    def objective(w):
+        w = np.asarray(w, np.float64)
+        return 0.5 * ((x @ w - y) ** 2).sum() / examples + penalty * np.linalg.norm(w, axis=1).sum()
+
+    length = 1 / np.linalg.eigvalsh(x.T @ x / examples)[-1]
+    w = np.zeros((rows, columns))
+    for _ in range(3000):  # proximal gradient
+        w = w - length * x.T @ (x @ w - y) / examples
+        norms = np.linalg.norm(w, axis=1, keepdims=True)
+        w = w * np.maximum(1 - length * penalty / np.maximum(norms, 1e-30), 0)
+    gram, moment = jnp.asarray(x.T @ x / examples), jnp.asarray(x.T @ y / examples)
+    return lambda p: gram @ p - moment, objective, w, weight
+
+
+def test_group_step_reaches_the_group_lasso_optimum_with_whole_rows_of_zeros():
+    grad, objective, optimum, weight = _group_lasso()
+    start = 0.1 * jax.random.normal(jax.random.key(0), optimum.shape)
+    found = _run(optimizers.l1_adam(1e-2, l1=weight, method="group"), start, grad, 3000)
+    empty = (optimum == 0).all(1)
+    assert 20 < empty.sum() < 32
+    np.testing.assert_array_equal((found == 0).all(1), empty)
+    assert (found[~empty] != 0).all()  # entries of a kept row are not thinned out
+    assert objective(found) - objective(optimum) < 1e-6
+    np.testing.assert_allclose(found, optimum, atol=1e-4)
+
+
+def test_group_step_minimises_the_penalised_distance_in_the_metric_of_adam():
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(2, 40, 5)) * 10.0 ** rng.integers(-3, 1, (2, 40, 1))
+    grads = rng.normal(size=(3, 2, 40, 5)) * 10.0 ** rng.integers(-3, 1, (2, 40, 5))
+    start[0, 0] = grads[:, 0, 0] = 0  # a row that never moved
+    learning_rate, weight, b1, b2, eps = 0.05, 0.2, 0.8, 0.99, 1e-6
+    t = learning_rate * weight * np.sqrt(5)
+    inner = optax.adam(learning_rate, b1=b1, b2=b2, eps=eps)
+    optimizer = optimizers.proximal_l1(inner, weight, learning_rate, b2=b2, eps=eps, groups=True)
+    with jax.enable_x64(True):
+        params = jnp.asarray(start)
+        state = optimizer.init(params)
+        m = v = 0.0
+        for step, g in enumerate(grads, start=1):
+            before = np.asarray(params)
+            updates, state = optimizer.update(jnp.asarray(g), state, params)
+            params = optax.apply_updates(params, updates)
+            m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+            s = np.sqrt(v / (1 - b2**step)) + eps
+            moved = before - learning_rate * m / (1 - b1**step) / s
+            # Zero is a subgradient of sum s (x - moved)^2 / 2 + t |x|, which is convex, at x alone.
+            x = np.asarray(params)
+            norms = np.linalg.norm(x, axis=-1)
+            empty = norms == 0
+            pull = np.linalg.norm(s * moved, axis=-1)
+            assert 5 < empty.sum() < 75
+            assert (pull[empty] <= t).all() and (pull[~empty] > t).all()
+            slope = s * (x - moved) + t * x / np.where(empty, 1, norms)[..., None]
+            np.testing.assert_allclose(slope[~empty], 0, atol=1e-9 * t)
+
+
+def test_group_step_with_equal_moments_in_a_row_shrinks_its_norm():
+    p = np.array([[3.0, -4.0], [0.06, 0.08], [0.3, 0.4]])
+    g = np.array([[0.5, -0.5], [2.0, 2.0], [0.1, 0.1]])
+    learning_rate, weight = 0.1, 0.3
+    moved = p - learning_rate * np.sign(g)  # Adam's first step
+    norms = np.linalg.norm(moved, axis=1, keepdims=True)
+    threshold = learning_rate * weight * np.sqrt(2) / np.abs(g[:, :1])
+    expected = moved * np.maximum(1 - threshold / norms, 0)
+    assert (expected == 0).all(1).tolist() == [False, False, True]
+    with jax.enable_x64(True):
+        params = jnp.asarray(p)
+        inner = optax.adam(learning_rate, eps=1e-12)
+        optimizer = optimizers.proximal_l1(inner, weight, learning_rate, eps=1e-12, groups=True)
+        updates, _ = optimizer.update(jnp.asarray(g), optimizer.init(params), params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params, expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize("method", optimizers.METHODS)
 def test_without_penalty_and_clipping_it_is_adam(method):
     params = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([[0.5]])}
@@ -165,9 +248,10 @@ def test_state_does_not_depend_on_values():
         assert len(structures) == 1
 
 
-def test_zeros_stay_exact_through_apply_updates():
+@pytest.mark.parametrize("method", ["proximal", "group"])
+def test_zeros_stay_exact_through_apply_updates(method):
     params = jnp.array([0.1, 1e-3, -7e-8])
-    optimizer = optimizers.l1_adam(1e-2, l1=100.0, method="proximal")
+    optimizer = optimizers.l1_adam(1e-2, l1=100.0, method=method)
     updates, _ = optimizer.update(jnp.full(3, 1e-3), optimizer.init(params), params)
     assert (optax.apply_updates(params, updates) == 0).all()
 

@@ -190,7 +190,7 @@ def two_domains(swap=False):
 
 
 def plan_of(interactions, pairing, *, negatives=2, batch_size=4, **kwargs):
-    domains = ("target",) if pairing is None else ("target", "source")
+    domains = ("target",) if pairing in sampling.ONE_DOMAIN else ("target", "source")
     return sampling.plan_epoch(
         interactions,
         domains=domains,
@@ -236,13 +236,13 @@ def check_one_pass(rows, domain, negatives):
     assert not {tuple(row) for row in negative[:, :2]} & set(pairs_of(domain))
 
 
-@pytest.mark.parametrize("pairing", [None, "same_user", "random", "profile"])
+@pytest.mark.parametrize("pairing", [None, "context", "same_user", "random", "profile"])
 def test_each_positive_occurs_once_an_epoch_with_its_negatives(pairing):
     interactions = two_domains()
     plan = plan_of(interactions, pairing)
     assert plan.steps == -(-37 * 3 // 12)
     batches = epoch_of(interactions, plan)
-    assert (batches.cross == (pairing is not None)).all()
+    assert (batches.cross == (pairing not in sampling.ONE_DOMAIN)).all()
     rows = flat(batches.target)
     check_one_pass(rows, interactions["target"], 2)
     assert rows[:, 2].tolist() != sorted(rows[:, 2])  # shuffled
@@ -300,7 +300,7 @@ def test_equal_domains_have_no_surplus():
         check_one_pass(flat(getattr(batches, domain)), interactions[domain], 2)
 
 
-@pytest.mark.parametrize("pairing", [None, *sampling.PAIRINGS])
+@pytest.mark.parametrize("pairing", [*sampling.ONE_DOMAIN, *sampling.PAIRINGS])
 def test_a_step_depends_on_key_epoch_and_step_alone(pairing):
     interactions = two_domains()
     plan = plan_of(interactions, pairing)
@@ -399,6 +399,78 @@ def test_profiles_are_the_training_items_in_the_other_domain():
     assert len(counts) == 6 and sum(counts) == 3 * (users == user).sum()
     for count in counts:
         assert abs(count / (users == user).sum() - 0.5) < 4 * np.sqrt(0.25 / (users == user).sum())
+
+
+@pytest.mark.parametrize("negatives", [1, 3])
+def test_under_pairs_each_positive_meets_so_many_negatives_of_its_user(negatives):
+    interactions = two_domains()
+    plan = plan_of(interactions, "pairs", negatives=negatives)
+    assert plan.batch_examples == 4 * negatives
+    assert plan.lengths == (37 * negatives,) and plan.steps == 10  # 37 positives, four a step
+    orders = []
+    for epoch in (0, 1):
+        batches = epoch_of(interactions, plan, epoch=epoch)
+        assert batches.source is None and batches.source_profile is None
+        assert not batches.cross.any()
+        target = batches.target
+        rows = flat(target)
+        assert (target.labels == 1).all() and target.weights.ravel()[: len(rows)].all()
+        counts = Counter(map(tuple, rows[:, :2]))
+        assert counts == {pair: negatives for pair in pairs_of(interactions["target"])}
+        drawn = np.stack([target.users, target.negatives], axis=-1).reshape(-1, 2)
+        assert not set(map(tuple, drawn)) & set(pairs_of(interactions["target"]))
+        assert drawn[:, 1].min() >= 0 and drawn[:, 1].max() < 20
+        orders.append(rows[:, :2])
+    assert (orders[0] != orders[1]).any(axis=1).mean() > 0.5  # shuffled anew
+    assert orders[0][:, 0].tolist() != sorted(orders[0][:, 0])
+
+
+def test_under_pairs_negatives_are_uniform_and_independent_of_the_positive():
+    interactions = {"target": interactions_of(ITEMS, NUM_ITEMS)}
+    plan = plan_of(interactions, "pairs")
+    epochs = 600
+    batches = steps_of(jax.random.key(0), jnp.arange(epochs), interactions, plan)
+    target = jax.tree.map(lambda x: np.asarray(x).ravel(), batches.target)
+    for user, own in enumerate(ITEMS):
+        of_user = (target.users == user) & (target.weights > 0)
+        table = np.zeros((NUM_ITEMS, NUM_ITEMS))
+        np.add.at(table, (target.items[of_user], target.negatives[of_user]), 1)
+        others = np.setdiff1d(np.arange(NUM_ITEMS), own)
+        assert (table.sum(1)[own] == 2 * epochs).all() if own else table.sum() == 0
+        cells = table[np.ix_(own, others)] if own else np.zeros(0)
+        assert cells.sum() == table.sum() == 2 * epochs * len(own)
+        if own and len(others) > 1:
+            # The margin of the positives is fixed.
+            deviate = chi_square_deviate(cells, 2 * epochs / len(others), lost=len(own))
+            assert abs(deviate) < 4
+
+
+def test_context_is_the_profile_of_the_targets_users_in_the_source():
+    interactions = two_domains()
+    own = defaultdict(set)
+    for user, item in pairs_of(interactions["source"]):
+        own[user].add(item)
+    for length in (2, 32):  # the longest profile has 3
+        plan = plan_of(interactions, "context", profile_length=length)
+        batches = epoch_of(interactions, plan)
+        assert batches.source is None and batches.target_profile is None
+        profile, users = batches.source_profile, batches.target.users
+        assert profile.items.shape == (*users.shape, min(length, 3)) == profile.mask.shape
+        seen = defaultdict(set)
+        for user, items, mask in zip(
+            users.ravel(),
+            profile.items.reshape(users.size, -1),
+            profile.mask.reshape(users.size, -1),
+            strict=True,
+        ):
+            listed = items[mask > 0].tolist()
+            assert len(set(listed)) == len(listed) == min(length, len(own[user]))
+            assert set(listed) <= own[user]
+            seen[user].update(listed)
+        assert seen == own and min(map(len, seen.values())) == 0
+    plain = plan_of(interactions, None)
+    one, other = epoch_of(interactions, plain).target, batches.target
+    jax.tree.map(np.testing.assert_array_equal, one, other)  # with the examples of one domain
 
 
 # The leak: the target's items are drawn at random, and the source is easy to learn (half of its

@@ -76,9 +76,9 @@ class Hyper(NamedTuple):
     learning_rate: jax.Array
     target_weight: jax.Array
     l1: jax.Array
-    l2: jax.Array
     dropout: jax.Array
-    negative_weight: jax.Array
+    l2: jax.Array | float = 0.0
+    negative_weight: jax.Array | float = 1.0
 
 
 class Model(NamedTuple):

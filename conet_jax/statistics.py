@@ -1,0 +1,116 @@
+"""Whether two models differ: paired tests over users, who are the same for both."""
+
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from conet_jax.errors import InputError
+
+_DRAWS_A_CHUNK = 1 << 22  # 48 MB: an index and a difference each
+_ROUNDING = 1e-14  # of a difference of two metrics in [0, 1]
+
+
+class Bootstrap(NamedTuple):
+    """A difference of means over users.
+
+    Attributes:
+      mean: the difference.
+      low: lower end of the 95% interval.
+      high: upper end.
+      p: two-sided p of no difference.
+    """
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+
+def scipy_stats() -> ModuleType:
+    """Returns ``scipy.stats``.
+
+    Raises:
+      InputError: SciPy is not installed.
+    """
+    try:
+        from scipy import stats
+    except ImportError:
+        raise InputError(
+            'the t-test needs SciPy, which is not installed: pip install "conet-jax[stats]"'
+        ) from None
+    return stats
+
+
+def paired_t_test(ours: ArrayLike, theirs: ArrayLike) -> float:
+    """Two-sided p of Student's paired t-test: P(|t| at least as large) with no difference.
+
+    Args:
+      ours: f64[users], a metric of each user under one model.
+      theirs: f64[users], the same users under another.
+
+    Returns:
+      p in [0, 1]; 1 where no user differs.
+
+    Raises:
+      ValueError: the arrays are not of one length of at least 2.
+      InputError: SciPy is not installed.
+
+    Example:
+      >>> print(f"{paired_t_test([0.5, 0.6, 0.9], [0.4, 0.4, 0.6]):.4f}")
+      0.0742
+      >>> paired_t_test([0.5, 0.6], [0.5, 0.6])
+      1.0
+    """
+    difference = _difference(ours, theirs)
+    if np.ptp(difference) < _ROUNDING:  # of no variance, where SciPy gives NaN or warns
+        return float(abs(difference[0]) < _ROUNDING)
+    return float(scipy_stats().ttest_rel(ours, theirs).pvalue)
+
+
+def paired_bootstrap(
+    ours: ArrayLike, theirs: ArrayLike, *, resamples: int = 10_000, seed: int = 0
+) -> Bootstrap:
+    """Percentile bootstrap of the difference of means: users are drawn with replacement.
+
+    With d the means of the resamples, the interval is from the 2.5th to the 97.5th percentile of d,
+    and ``p = min(1, 2 min(1 + #(d <= 0), 1 + #(d >= 0)) / (1 + resamples))``, which is never 0.
+
+    Args:
+      ours: f64[users], a metric of each user under one model.
+      theirs: f64[users], the same users under another.
+      resamples: number of resamples.
+      seed: of the draws.
+
+    Returns:
+      ``Bootstrap``.
+
+    Raises:
+      ValueError: the arrays are not of one length of at least 2.
+
+    Example:
+      >>> paired_bootstrap([0.5, 0.6], [0.5, 0.6])
+      Bootstrap(mean=0.0, low=0.0, high=0.0, p=1.0)
+    """
+    difference = _difference(ours, theirs)
+    users, rng = len(difference), np.random.default_rng(seed)
+    means = np.empty(resamples)
+    at_once = max(1, _DRAWS_A_CHUNK // users)
+    for first in range(0, resamples, at_once):
+        rows = min(at_once, resamples - first)
+        drawn = rng.integers(0, users, (rows, users), dtype=np.int32)
+        means[first : first + rows] = difference[drawn].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    beyond = 1 + min((means <= 0).sum(), (means >= 0).sum())
+    p = min(1.0, 2 * beyond / (1 + resamples))
+    return Bootstrap(float(difference.mean()), float(low), float(high), float(p))
+
+
+def _difference(ours: ArrayLike, theirs: ArrayLike) -> np.ndarray:
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    if ours.ndim != 1 or ours.shape != theirs.shape or len(ours) < 2:
+        raise ValueError(
+            f"expected the same two users or more in both, got {ours.shape} and {theirs.shape}"
+        )
+    return ours - theirs

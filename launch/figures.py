@@ -1,0 +1,68 @@
+"""Draws the figures of the paper on one pair of domains, with their numbers as CSV.
+
+python launch/figures.py --config=configs/NAME.py[:variant] --workdir=DIR \
+    --figure=2a|2b|3a|3b|3c|3d|sparsity|all [--seeds=3] [--methods=conet,lasso] [--config.field=...]
+
+2a target weight, 2b number of crossed layers (2c and 2d are these on the paper's other data), 3a
+lasso penalty, 3b training loss and metric by epoch, 3c time and 3d quality by negatives per
+positive, sparsity of H by epoch. Without a variant the lines are the paper's CoNet and CoNet-lasso;
+a variant after the colon is one line; --methods names any. Every metric is of the validation
+split. Interrupted, the same command goes on.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from conet_jax import cli
+
+_FIGURES = ("2a", "2b", "3a", "3b", "3c", "3d", "sparsity")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, with a variant after a colon: configs/douban.py:low_rank."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the figures.", required=True)
+_FIGURE = flags.DEFINE_enum("figure", "all", [*_FIGURES, "all"], "The figure to draw.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Runs a point, from config.seed on.", lower_bound=1)
+_METHODS = flags.DEFINE_list(
+    "methods",
+    None,
+    "Variants to draw a line of, ours for the recommended recipe; by default conet,lasso. Config "
+    "fields of the command line hold for all.",
+)
+
+
+def _configs() -> dict:
+    """Configs by line, each the file's own of that variant under the command line's fields."""
+    import importlib.util
+
+    from conet_jax.errors import InputError
+
+    cli.config_of(_CONFIG)  # says what is wrong with the file or a field
+    flag = flags.FLAGS["config"]
+    path, colon, variant = config_flags.get_config_filename(flag).partition(":")
+    methods = list(_METHODS.value or ())
+    if colon and methods:
+        raise InputError(f"--config names the variant {variant!r}: leave it out beside --methods")
+    methods = methods or ([variant or "ours"] if colon else ["conet", "lasso"])
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    configs = {}
+    for method in methods:
+        config = module.get_config("" if method == "ours" else method)
+        config.update_from_flattened_dict(config_flags.get_override_values(flag))
+        configs[method] = config
+    return configs
+
+
+def main() -> None:
+    """Draws."""
+    configs = _configs()
+    cli.choose_platform(next(iter(configs.values())))
+    from conet_jax import figures
+
+    names = _FIGURES if _FIGURE.value == "all" else (_FIGURE.value,)
+    figures.write(names, configs, _WORKDIR.value, seeds=_SEEDS.value)
+
+
+if __name__ == "__main__":
+    cli.run(main)

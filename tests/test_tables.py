@@ -1,0 +1,490 @@
+"""Tables: their numbers from results made up, and a study from search to tables, interrupted."""
+
+import importlib.util
+import json
+import math
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_launch import ROOT, assert_one_line_error, launch
+
+from conet_jax import experiment, metrics, search, statistics, study, tables
+from conet_jax.config import default_config, validate
+from conet_jax.data import synthetic
+from conet_jax.errors import InputError
+from conet_jax.models import ials
+
+# The numbers.
+
+
+def runs(*values, valid=None, users=40, commands=()):
+    """Runs with these NDCGs on test; metrics that are no metric of one ranking, to tell them."""
+    results = []
+    for value in values:
+        test = {"hit_ratio@10": 2 * value, "ndcg@10": value, "mrr@10": value / 2}
+        results.append({"test": test, "valid": {"ndcg@10": value if valid is None else valid}})
+    noise = np.random.default_rng(round(1000 * sum(values))).normal(0, 0.1, users)
+    return tables.Runs(results, np.mean(values) + noise, list(commands))
+
+
+def method(*values, valid=None, trials=None, **drops):
+    trials = trials or [{"overrides": {}, "valid": {"ndcg@10": valid or values[0]}}]
+    found = {0: runs(*values, valid=valid)} if values else {}
+    found |= {int(name[1:]): drop for name, drop in drops.items()}
+    return tables.Method(trials, search.best_trial(trials, 10), found)
+
+
+def test_paper_gains_are_those_that_the_paper_prints():
+    for data, gains in (("Mobile", (1.69, 2.83, 3.56)), ("Amazon", (6.45, 8.94, 7.65))):
+        for at, gain in enumerate(gains):
+            values = {name: row[at] for name, row in tables.PAPER[data].items()}
+            best = max(values[name] for name in ("bprmf", "cmf", "fm", "mlp"))
+            assert 100 * (values["lasso"] / best - 1) == pytest.approx(gain, abs=0.015)
+
+
+def test_comparison_is_means_deviations_gain_and_tests():
+    methods = {"lasso": method(0.30, 0.34), "mlp": method(0.20, 0.22), "ours_mlp": method(0.25)}
+    lasso, mlp, ours_mlp = tables.comparison(methods, 10)
+    assert lasso["ndcg"]["mean"] == pytest.approx(0.32)
+    assert lasso["ndcg"]["std"] == pytest.approx(0.04 / math.sqrt(2))
+    assert lasso["hit_ratio"]["mean"] == pytest.approx(0.64)
+    assert lasso["mrr"]["mean"] == pytest.approx(0.16)
+    assert lasso["gain"] == pytest.approx(0.32 / 0.21 - 1)
+    assert "gain" not in mlp and set(mlp["against"]) == {"ours_mlp"}
+    assert ours_mlp["ndcg"]["std"] is None and set(ours_mlp["against"]) == {"mlp"}
+    for other in ("mlp", "ours_mlp"):
+        test, both = lasso["against"][other], (methods["lasso"].runs[0], methods[other].runs[0])
+        assert test["p"] == statistics.paired_t_test(both[0].ndcg, both[1].ndcg)
+        expected = statistics.paired_bootstrap(both[0].ndcg, both[1].ndcg)
+        assert (test["difference"], test["low"], test["high"], test["p_bootstrap"]) == expected
+    assert lasso["paper"] == {
+        "Mobile": [0.8547, 0.6802, 0.6431],
+        "Amazon": [0.5338, 0.3424, 0.3351],
+    }
+
+
+def test_best_baseline_is_the_best_on_validation_not_on_test():
+    tested = {"fm": runs(0.5, valid=0.1), "mlp": runs(0.3, valid=0.2), "ours": runs(0.9, valid=0.9)}
+    assert tables.best_baseline(tested, 10) == "mlp"
+    assert tables.best_baseline({"ours": runs(0.9)}, 10) is None
+
+
+def test_method_whose_trials_all_failed_is_a_dash_with_its_reason():
+    failed = method(trials=[{"overrides": {}, "failed": "too many items"}])
+    report = a_report({"mlp": method(0.2, 0.3), "ease": failed})
+    text = tables.markdown(report)
+    line = next(line for line in text.splitlines() if line.startswith("| ease |"))
+    assert set(line.replace("ease", "").replace("|", "").split()) == {"-"}
+    assert "ease failed: too many items" in text
+    assert report["search"][1]["failed"] == 1 and report["search"][1]["overrides"] is None
+
+
+def a_report(methods, drops=(0,)):
+    data = synthetic.dataset(
+        num_users=40,
+        num_target_items=130,
+        num_source_items=120,
+        target_interactions=300,
+        source_interactions=300,
+        seed=0,
+    )[0]
+    datasets = {drop: experiment.drop_interactions(data, drop) if drop else data for drop in drops}
+    return tables.report("x", datasets, methods, seeds=2, trials=1, k=10, command="python")
+
+
+def test_cold_groups_share_out_the_users_and_average_them():
+    rng = np.random.default_rng(0)
+    degrees = rng.integers(1, 60, 500)
+    degrees[:3] = 1, 19, 20
+    ndcg = {"a": rng.random(500), "b": rng.random(500)}
+    rows = tables.cold(ndcg, degrees, tables.TARGET_GROUPS)
+    names = [row["interactions"] for row in rows]
+    assert names == ["1", "2", "3-4", "5-9", "10-19", "20+", "all"]  # nobody has none
+    assert sum(row["users"] for row in rows[:-1]) == rows[-1]["users"] == 500
+    for row in rows[:-1]:
+        low, _, high = row["interactions"].rstrip("+").partition("-")
+        top = math.inf if "+" in row["interactions"] else int(high or low)
+        inside = [int(low) <= degree <= top for degree in degrees]
+        assert row["users"] == sum(inside)
+        for name, values in ndcg.items():
+            assert row["ndcg"][name] == pytest.approx(values[inside].mean())
+    total = sum(row["users"] * row["ndcg"]["a"] for row in rows[:-1]) / 500
+    assert rows[-1]["ndcg"]["a"] == pytest.approx(total)
+
+
+def test_reduced_data_is_set_against_the_mlp_on_all_of_it():
+    methods = {
+        "ours": method(0.4, d1=runs(0.36, 0.34), d2=runs(0.3)),
+        "mlp": method(0.3, d1=runs(0.2)),
+        "fm": method(0.9),
+    }
+    report = a_report(methods, (0, 1, 2))
+    found = [(row["method"], row["dropped"]) for row in report["reduced"]]
+    assert found == [("ours", 0), ("ours", 1), ("ours", 2), ("mlp", 0), ("mlp", 1)]
+    row = report["reduced"][1]
+    assert row["gain"] == pytest.approx(0.35 / 0.3 - 1)
+    expected = methods["ours"].runs[1].ndcg, methods["mlp"].runs[0].ndcg
+    assert row["against"]["mlp"]["p"] == statistics.paired_t_test(*expected)
+    assert "against" not in report["reduced"][3]
+    assert "| ours | 1 |" in tables.markdown(report)
+
+
+# Less data.
+
+
+@pytest.mark.parametrize("drop", [1, 2, 1000])
+def test_drop_removes_so_many_of_each_user_and_leaves_one(drop):
+    config = tiny()
+    whole = experiment.load_dataset(config)
+    config.data.drop = drop
+    left = experiment.load_dataset(config)
+    before, after = np.diff(whole.target.indptr), np.diff(left.target.indptr)
+    np.testing.assert_array_equal(after, np.maximum(np.minimum(before, 1), before - drop))
+    for user in range(whole.num_users):
+        items = left.target.indices[left.target.indptr[user] : left.target.indptr[user + 1]]
+        assert (np.diff(items) > 0).all()
+        start, stop = whole.target.indptr[user : user + 2]
+        assert set(items) <= set(whole.target.indices[start:stop])
+    gone = int((before - after).sum())
+    counts = (
+        whole.meta["counts"]["target_interactions"] - left.meta["counts"]["target_interactions"]
+    )
+    assert counts == gone == len(whole.target.indices) - len(left.target.indices)
+    assert left.meta["hash"] != whole.meta["hash"]
+    assert left.target.indptr.dtype == whole.target.indptr.dtype
+    for part in ("source", "valid", "test"):
+        for ours, theirs in zip(getattr(left, part), getattr(whole, part), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_drop_is_drawn_at_random_once_and_in_steps():
+    whole = experiment.load_dataset(tiny())
+    one, two = (experiment.drop_interactions(whole, drop) for drop in (1, 2))
+
+    def pairs(data):
+        users = np.repeat(np.arange(data.num_users), np.diff(data.target.indptr))
+        return set(zip(users.tolist(), data.target.indices.tolist(), strict=True))
+
+    assert pairs(two) < pairs(one) < pairs(whole)
+    assert one.meta["hash"] == experiment.drop_interactions(whole, 1).meta["hash"]
+    many = np.diff(whole.target.indptr) > 3
+    places = [
+        np.searchsorted(
+            whole.target.indices[whole.target.indptr[user] : whole.target.indptr[user + 1]],
+            [item for of, item in pairs(whole) - pairs(one) if of == user],
+        )[0]
+        for user in np.flatnonzero(many)
+    ]
+    assert len(set(places)) > 3  # neither always the first nor always the last
+
+
+@pytest.mark.parametrize("drop", [-1, 1.5, True, "1"])
+def test_drop_that_is_no_number_of_interactions_is_refused(drop):
+    config = default_config()
+    config.data = {"dir": "x", "drop": drop}
+    with pytest.raises(InputError, match=r"config\.data\.drop is"):
+        validate(config)
+
+
+def test_config_without_drop_drops_nothing():
+    config = tiny()
+    del config.data.drop
+    validate(config)
+    assert experiment.load_dataset(config).meta == experiment.load_dataset(tiny()).meta
+
+
+# A study, end to end.
+
+FILE = """
+from ml_collections import ConfigDict
+from conet_jax.config import default_config
+
+def get_config(variant=""):
+    config = default_config(variant)
+    config.name = "tiny"
+    config.layers = (8, 4)
+    config.cross_layers = min(config.cross_layers, 1)
+    config.epochs = 2
+    config.ials_sweeps = 2
+    config.batch_size = 64
+    config.data.synthetic = ConfigDict(dict(
+        num_users=60, num_target_items=130, num_source_items=120, target_interactions=420,
+        source_interactions=500, seed=0,
+    ))
+    return config
+"""
+METHODS = ("mlp", "popularity", "ials", "ease")
+LIMIT = {"max_items": 100}  # EASE is refused
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("configs") / "tiny.py"
+    path.write_text(FILE)
+    return path
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config
+
+
+def tiny():
+    scope = {}
+    exec(FILE, scope)
+    return scope["get_config"]("mlp")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_program():
+    """The MLP is compiled once: only what is traced is drawn for it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(search.SPACES, "mlp", {"learning_rate": search.Range(1e-3, 1e-2)})
+        yield
+
+
+def a_study(file, **fields):
+    options = dict(given=LIMIT, workdir=Path("w"), seeds=2, trials=2)
+    return study.Study(str(file), load(file), **(options | fields))
+
+
+def make(plan, methods=METHODS):
+    return study.run(plan, methods, [1], ["ials"])
+
+
+@pytest.fixture(scope="module")
+def finished(file, tmp_path_factory):
+    """(folder, report) of a study that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("study")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return folder, make(a_study(file))
+
+
+@pytest.fixture
+def copy(finished, tmp_path, monkeypatch):
+    """The current folder: a copy of the finished study's."""
+    shutil.copytree(finished[0], tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_study_leaves_trials_runs_and_tables(finished):
+    folder, report = finished
+    workdir = folder / "w"
+    assert json.loads((workdir / "table2.json").read_text()) == report
+    assert (workdir / "table2.md").read_text() == tables.markdown(report)
+    found = sorted(str(path.parent.relative_to(workdir)) for path in workdir.rglob("result.json"))
+    seeds = ["seed_0", "seed_1"]
+    expected = [f"{name}/{seed}" for name in ("ials", "ials/drop_1", "mlp") for seed in seeds]
+    assert found == sorted([*expected, "popularity/seed_0"])
+    for name, number in (("mlp", 2), ("ials", 2), ("ease", 2), ("popularity", 1)):
+        rows = (workdir / name / "trials.jsonl").read_text().splitlines()
+        assert len(rows) == number and not any("test" in json.loads(row) for row in rows)
+    assert report["best_baseline"] == "mlp"
+    assert len(report["commands"]["ials"]) == 4 and len(report["commands"]["popularity"]) == 1
+
+
+def test_study_reports_what_stands_in_the_runs(finished):
+    folder, report = finished
+    rows = {row["method"]: row for row in report["comparison"]}
+    assert set(rows) == set(METHODS) and "max_items=100" in rows["ease"]["failed"]
+    values, per_user = [], []
+    for seed in range(2):
+        run = folder / "w" / "mlp" / f"seed_{seed}"
+        values.append(json.loads((run / "result.json").read_text())["test"]["ndcg@10"])
+        with np.load(run / "ranks.npz") as ranks:
+            per_user.append(metrics.ndcg(ranks["test_above"], ranks["test_tied"], k=10))
+    assert rows["mlp"]["ndcg"]["mean"] == pytest.approx(np.mean(values))
+    assert rows["mlp"]["ndcg"]["std"] == pytest.approx(np.std(values, ddof=1))
+    groups = report["cold"]["source"][:-1]
+    users = [group["users"] for group in groups]
+    means = [group["ndcg"]["mlp"] for group in groups]
+    assert np.average(means, weights=users) == pytest.approx(np.mean(per_user))
+    trials = [json.loads(x) for x in (folder / "w/mlp/trials.jsonl").read_text().splitlines()]
+    best = max(trials, key=lambda trial: trial["valid"]["ndcg@10"])
+    stored = json.loads((folder / "w/mlp/seed_1/config.json").read_text())
+    assert stored == {**best["config"], "seed": 1, "dataset_hash": best["dataset_hash"]}
+    dropped = next(row for row in report["reduced"] if row["dropped"] == 1)
+    assert dropped["method"] == "ials"
+    data = experiment.drop_interactions(experiment.load_dataset(tiny()), 1)
+    assert dropped["interactions"] == len(data.target.indices)
+
+
+@pytest.mark.parametrize("calls", [1, 2, 4, 7])
+def test_interrupted_study_goes_on_to_the_same_tables(file, finished, tmp_path, monkeypatch, calls):
+    made = []
+
+    def interrupted(function):
+        def call(*args, **options):
+            result = function(*args, **options)
+            made.append(function)
+            if len(made) == calls:
+                raise KeyboardInterrupt
+            return result
+
+        return call
+
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(search, "evaluate", interrupted(search.evaluate))
+        patch.setattr(experiment, "fit", interrupted(experiment.fit))
+        with pytest.raises(KeyboardInterrupt):
+            make(a_study(file))
+    assert make(a_study(file)) == finished[1]
+    for name in ("table2.json", "table2.md"):
+        assert (tmp_path / "w" / name).read_bytes() == (finished[0] / "w" / name).read_bytes()
+
+
+@pytest.fixture
+def nothing_is_run(monkeypatch):
+    for module, name in ((search, "evaluate"), (experiment, "fit")):
+        monkeypatch.setattr(module, name, lambda *args, **options: pytest.fail("it ran again"))
+
+
+def test_finished_study_only_makes_its_tables(file, finished, copy, nothing_is_run):
+    assert make(a_study(file)) == finished[1]
+    assert study.run(a_study(file), ["popularity"]) == finished[1]  # of all that are done
+    fewer = study.run(a_study(file, seeds=1), METHODS)
+    assert fewer["comparison"][0]["method"] == "mlp"
+    assert fewer["comparison"][0]["ndcg"]["std"] is None
+    more = study.run(a_study(file, trials=3), ["popularity"])  # the others lack a trial
+    assert [row["method"] for row in more["comparison"]] == ["popularity"]
+
+
+def test_scrambled_test_split_changes_no_choice(file, finished, copy, monkeypatch):
+    def scrambled(config):
+        data = whole(config)
+        items = data.test.candidates[:, 0]
+        candidates = np.roll(data.test.candidates, 1, axis=0)
+        return data._replace(test=data.test._replace(items=items, candidates=candidates))
+
+    whole = experiment.load_dataset
+    monkeypatch.setattr(experiment, "load_dataset", scrambled)
+    found = study.run(a_study(file, workdir=Path("other")), ("mlp", "popularity", "ials"))
+    _, report = finished
+    assert found["search"] == report["search"][:-1]  # ease is the last
+    assert found["best_baseline"] == report["best_baseline"]
+    assert found["comparison"] != report["comparison"]
+
+
+def test_checkpoints_may_go_once_there_is_a_result(file, finished, copy, nothing_is_run):
+    assert (copy / "w" / "mlp" / "seed_0" / "checkpoints").is_dir()
+    for _ in range(2):
+        assert make(a_study(file, keep_checkpoints=False)) == finished[1]
+        assert not list(copy.rglob("checkpoints"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"epochs": 3}, r"config\.epochs is 2 there and 3 here"),
+        ({"patience": 2}, r"config\.patience is 5 there and 2 here"),
+        ({"data.synthetic.seed": 1}, "of another search: .*the data's hash is"),
+    ],
+)
+def test_workdir_of_another_study_is_refused(file, copy, nothing_is_run, fields, what):
+    with pytest.raises(InputError, match=what):
+        study.run(a_study(file, given=LIMIT | fields), ["popularity"])
+
+
+def test_trials_of_other_overrides_are_refused(file, copy, nothing_is_run, monkeypatch):
+    monkeypatch.setitem(search.SPACES, "ials", {"ials_alpha": search.Range(2.0, 3.0)})
+    with pytest.raises(InputError, match="overrides are"):
+        make(a_study(file))
+
+
+def test_damaged_trials_are_named(file, copy):
+    (copy / "w" / "mlp" / "trials.jsonl").write_text('{"overrides": ')
+    with pytest.raises(InputError, match=r"mlp/trials\.jsonl cannot be read"):
+        make(a_study(file))
+
+
+def test_result_of_another_config_is_refused(file, copy, nothing_is_run):
+    path = copy / "w" / "mlp" / "seed_1" / "result.json"
+    result = json.loads(path.read_text())
+    result["config"]["learning_rate"] = 0.5
+    path.write_text(json.dumps(result))
+    with pytest.raises(InputError, match=r"mlp/seed_1 holds .*config\.learning_rate is 0\.5"):
+        make(a_study(file))
+
+
+def test_run_that_fails_leaves_the_other_methods_their_tables(file, copy, monkeypatch):
+    def fail(config, workdir, **options):
+        raise InputError("the loss is not finite")
+
+    monkeypatch.setattr(experiment, "fit", fail)
+    (copy / "w" / "ials" / "seed_1" / "result.json").unlink()
+    with pytest.raises(InputError, match="ials: the loss is not finite"):
+        make(a_study(file))
+    report = json.loads((copy / "w" / "table2.json").read_text())
+    assert {row["method"] for row in report["comparison"]} == {"mlp", "popularity", "ease"}
+
+
+def test_printed_command_makes_the_same_run(finished, tmp_path):
+    run = finished[0] / "w" / "ials" / "drop_1" / "seed_1"
+    command = shlex.split((run / "command.txt").read_text())
+    assert command[:2] == ["python", "launch/train.py"] and "--config.data.drop=1" in command
+    assert command[-1] == "--workdir=w/ials/drop_1/seed_1"
+    command = [sys.executable, *command[1:-1], f"--workdir={tmp_path / 'run'}"]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    ours, theirs = (json.loads((at / "result.json").read_text()) for at in (tmp_path / "run", run))
+    assert ours | {"seconds": 0} == theirs | {"seconds": 0}
+
+
+def test_commands_quote_what_a_shell_would_read(file):
+    plan = a_study(file, given={"layers": (8, 4)}, workdir=Path("a b"))
+    assert "'--config.layers=(8, 4)'" in plan.command() and "'--workdir=a b'" in plan.command()
+
+
+def test_study_of_an_unknown_method_is_refused(file):
+    for methods, drop_methods in ((["ours_connet"], []), (["mlp"], ["published"])):
+        with pytest.raises(InputError, match=r"unknown method '(ours_connet'.*ours_conet|publ)"):
+            study.run(a_study(file), methods, [1], drop_methods)
+
+
+def test_study_without_scipy_is_refused_at_once(file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(InputError, match="SciPy"):
+        make(a_study(file))
+
+
+def test_warm_start_of_ours_is_searched_by_its_own_fields():
+    fields = set(search.SPACES["ours"]) & set(ials.Options._fields)
+    assert fields == {"ials_regularization", "ials_alpha", "ials_source_weight"}
+    assert "ials_source_weight" not in search.SPACES["ours_mlp"]
+
+
+# The command.
+
+
+def test_table2_prints_what_it_writes(file, tmp_path):
+    done = launch(
+        "table2", f"--config={file}", f"--workdir={tmp_path / 'w'}", "--methods=popularity"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith((tmp_path / "w" / "table2.md").read_text().strip())
+    assert "popularity trial 1/1: valid ndcg@10" in done.stdout
+    assert f"python launch/train.py --config={file}:popularity" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        (["--drop=1,x"], ["--drop=1,x", "such as 1,2"]),
+        (["--drop=0"], ["--drop=0"]),
+        (["--seeds=0"], ["seeds"]),
+        (["--methods=connet"], ["unknown method 'connet'", "did you mean conet?"]),
+        (["--config=configs/demo.py:mlp"], ["variant 'mlp'", "--methods=mlp"]),
+    ],
+)
+def test_bad_flag_is_one_line(arguments, fragments, tmp_path):
+    done = launch("table2", "--config=configs/demo.py", f"--workdir={tmp_path}", *arguments)
+    assert_one_line_error(done, *fragments)
