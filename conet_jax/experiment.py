@@ -37,6 +37,7 @@ from conet_jax.models.base import Hyper, Model, Params, Sizes
 
 CHUNK_STEPS = 512  # steps a call of the compiled program: bounds its memory, moves the bar
 LN2 = math.log(2.0)
+_NEXT_FIT = 1 << 20  # added to the seed of a warm start's second factorisation
 DEAD_MARGIN = 1e-3  # nats; a tower that predicts 1/2 everywhere stays at ln 2
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "polars")
 
@@ -93,19 +94,27 @@ class Task(NamedTuple):
 
     def _start(self) -> Params:
         """The parameters of ``_init``, or of a warm start."""
-        params = self._init()
-        if self.config.warm_start == "ials":
-            config = self.config
-            structure = models.options(ials, config)._replace(joined="source" in self.model.domains)
-            tables = ials.fit(
-                self.interactions,
-                self.sizes,
-                structure,
-                sweeps=config.ials_sweeps,
-                seed=config.seed,
-            )
-            params = params._replace(tables={**params.tables, **tables})
-        if self.config.warm_start == "pretrain":
+        config, params = self.config, self._init()
+        if config.warm_start == "ials":
+            joined = config.joined or "source" in self.model.domains
+            weights = [config.ials_source_weight]
+            if config.inner_product and config.second_weight:
+                weights.append(config.ials_second_source_weight)
+            fits = [
+                ials.fit(
+                    self.interactions,
+                    self.sizes,
+                    models.options(ials, config)._replace(joined=joined, ials_source_weight=weight),
+                    sweeps=config.ials_sweeps,
+                    seed=config.seed + i * _NEXT_FIT,
+                )
+                for i, weight in enumerate(weights)
+            ]
+            tables = {
+                name: jnp.concatenate([fit[name] for fit in fits], axis=1) for name in params.tables
+            }
+            params = params._replace(tables=tables)
+        if config.warm_start == "pretrain":
             tables = {**params.tables, "user": self._pretrain()}
             params = params._replace(tables=tables)
         return params
@@ -583,7 +592,9 @@ def _validate(task: Task, params: Params, row: dict[str, Any]) -> tuple[dict, li
     warnings = []
     weight = {"target": config.target_weight, "source": 1.0 - config.target_weight}
     for domain, loss in row["train_loss"].items():
-        tied = row["diagnostics"].get(f"logit_spread/{domain}", 1.0) == 0.0
+        if f"logit_spread/{domain}" not in row["diagnostics"]:
+            continue  # not a tower: factors start at ln 2 and may learn slowly
+        tied = row["diagnostics"][f"logit_spread/{domain}"] == 0.0
         if domain == "target":
             tied = tied or bool((ranks.tied == ranks.candidates).all())
         if weight[domain] > 0 and (abs(loss - LN2) < DEAD_MARGIN or tied):

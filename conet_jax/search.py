@@ -39,19 +39,21 @@ _TOWERS = {**_SCRATCH, "dropout": Range(0.0, 0.5, log=False)}
 _BOTH = {"target_weight": Range(0.5, 0.95, log=False)}
 _PENALTY = Range(1e-6, 1e-2)
 _CONET = {**_TOWERS, **_BOTH}
+_IALS = {"ials_regularization": Range(30.0, 300.0), "ials_alpha": Range(20.0, 100.0)}
+_JOINED = {"ials_source_weight": Range(0.1, 1.0)}
 _WARM = {
     "learning_rate": Range(3e-5, 3e-4),
-    **_TRAINED,
     "dropout": Range(0.1, 0.5, log=False),
-    "ials_regularization": Range(0.3, 3.0),
-    "ials_alpha": Range(3.0, 30.0),
+    "second_weight": Range(1.0, 5.0),
+    **_IALS,
 }
-_WARM_BOTH = {**_WARM, **_BOTH, "ials_source_weight": Range(0.1, 1.0)}
-_IALS = {"ials_regularization": Range(0.1, 10.0), "ials_alpha": Range(1.0, 100.0)}
+_WARM_JOINED = {**_WARM, **_JOINED, "ials_second_source_weight": Range(0.5, 2.0)}
+_WARM_BOTH = {**_WARM_JOINED, **_BOTH}
 _EASE = {"ease_regularization": Range(3.0, 3000.0)}
 SPACES: dict[str, Space] = {
     OURS: {**_WARM_BOTH, "l1": Range(1e-6, 1e-4)},
     "ours_conet": _WARM_BOTH,
+    "ours_mlp_joined": _WARM_JOINED,
     "ours_mlp": _WARM,
     "conet": _CONET,
     "lasso": {**_CONET, "l1": _PENALTY},
@@ -70,7 +72,7 @@ SPACES: dict[str, Space] = {
     "group_lasso": {**_CONET, "l1": _PENALTY},
     "popularity": {},
     "ials": _IALS,
-    "ials_joined": {**_IALS, "ials_source_weight": Range(0.1, 1.0)},
+    "ials_joined": {**_IALS, **_JOINED},
     "ease": _EASE,
     "ease_joined": _EASE,
 }

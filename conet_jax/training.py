@@ -45,7 +45,7 @@ class Settings(NamedTuple):
 
     Attributes:
       reduction: "sum" or "mean" of the examples' losses in a step.
-      l1_method: "subgradient" or "proximal".
+      l1_method: "subgradient", "proximal" or "group", see ``optimizers.l1_adam``.
       clip_norm: largest gradient norm of each variable (a table's over the rows of the batch); 0
         is no clipping.
       loss_scale: factor on the loss of a step, not on the penalty.

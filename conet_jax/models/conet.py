@@ -31,7 +31,9 @@ class Options(NamedTuple):
       cross_unit: "matrix", the H^l, or "stitch", the scalars of ``cross_stitch``.
       inner_product: a second logit term w^T (p_u * q_i), w learned, one weight a dimension, so
         that the towers learn what the linear model misses.
-      inner_weight: start of w.
+      inner_weight: start of every entry of w.
+      second_weight: where not 0, tables are twice as wide; the further factors, which the towers do
+        not see, are for the inner product alone, and their entries of w start here.
       output_bias: start of the output's bias with an inner product.
       output_scale: factor on the towers' output weights at the start, under "he".
       initializer: "gaussian" or "he" for the towers; tables and H^l are N(0, 0.01^2) in both.
@@ -47,6 +49,7 @@ class Options(NamedTuple):
     cross_unit: str = "matrix"
     inner_product: bool = False
     inner_weight: float = 1.0
+    second_weight: float = 0.0
     output_bias: float = 0.0
     output_scale: float = 1.0
     initializer: str = "he"
@@ -81,7 +84,8 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
       options: structure.
 
     Returns:
-      ``Params``; the embedding dimension is half of the first layer.
+      ``Params``; the embedding dimension is half of the first layer, or all of it with a second
+      half of factors for the inner product.
     """
     keys = dict(
         zip(
@@ -90,7 +94,8 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
             strict=True,
         )
     )
-    dim = options.layers[0] // 2
+    weights = inner_weights(options)
+    dim = options.layers[0] // 2 * max(1, len(weights))
     rows = {
         "user": sizes.users,
         "target_item": sizes.target_items,
@@ -103,7 +108,7 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
             options.layers,
             initializer=options.initializer,
             output_scale=options.output_scale,
-            inner_weight=options.inner_weight if options.inner_product else None,
+            inner_weights=weights,
             output_bias=options.output_bias,
         )
         for domain in ("target", "source")
@@ -123,6 +128,13 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
             cross = {"both": _init_cross(key, shape, options.cross_rank)}
         dense["cross"][f"layer_{level + 1}"] = cross
     return Params(tables, dense)
+
+
+def inner_weights(options: Any) -> tuple[float, ...]:
+    """Starts of w for each half of the factors; none without an inner product."""
+    if not options.inner_product:
+        return ()
+    return (options.inner_weight, options.second_weight)[: 1 + bool(options.second_weight)]
 
 
 def _init_cross(key: jax.Array, shape: tuple[int, int], rank: int) -> dict[str, jax.Array]:
@@ -199,7 +211,6 @@ def forward(
     source: jax.Array,
     *,
     cross: jax.Array | float = 1.0,
-    dropped: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Both towers from the merged embeddings to the logits (Eqs. 1-4).
 
@@ -208,22 +219,17 @@ def forward(
       target: f32[..., p], [p_u, q_i] of the target domain.
       source: f32[..., p], [p_v, q_j] of the source domain.
       cross: factor on the cross terms of Eq. 3.
-      dropped: what the layers see of the two inputs under dropout; the inner product sees all.
 
     Returns:
       (target logits, source logits), f32[...] each.
     """
-    inner = (
-        towers.inner_logits(dense["target"], target),
-        towers.inner_logits(dense["source"], source),
-    )
-    both = jnp.concatenate((target, source) if dropped is None else dropped, axis=-1)
+    both = jnp.concatenate((target, source), axis=-1)
     for level in range(towers.depth(dense["target"])):
         both = jax.nn.relu(transition(dense, level, both, cross))
     target, source = jnp.split(both, 2, axis=-1)
     return (
-        towers.output_logits(dense["target"], target) + inner[0],
-        towers.output_logits(dense["source"], source) + inner[1],
+        towers.output_logits(dense["target"], target),
+        towers.output_logits(dense["source"], source),
     )
 
 
@@ -254,15 +260,14 @@ def _inputs(
     users = rows["user"]
     target_users, source_users = users[0], users[-1]
     target_items, source_items = rows["target_item"][:, 0], rows["source_item"][:, 0]
+    merge = partial(towers.merge, dim=options.layers[0] // 2)
     if options.pairing != "profile":
-        return [
-            (towers.merge(target_users, target_items), towers.merge(source_users, source_items))
-        ]
+        return [(merge(target_users, target_items), merge(source_users, source_items))]
     source_profile = profiles.mean_of_batch(rows["source_item"][:, 1:], batch.source_profile)
     target_profile = profiles.mean_of_batch(rows["target_item"][:, 1:], batch.target_profile)
     return [
-        (towers.merge(target_users, target_items), towers.merge(target_users, source_profile)),
-        (towers.merge(source_users, target_profile), towers.merge(source_users, source_items)),
+        (merge(target_users, target_items), merge(target_users, source_profile)),
+        (merge(source_users, target_profile), merge(source_users, source_items)),
     ]
 
 
@@ -271,15 +276,16 @@ def batch_logits(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (target logits, source logits) f32[n] of a batch; ``rate`` None is no dropout."""
     inputs = _inputs(rows, batch, options)
-    dropped: list[Any] = [None] * len(inputs)
     if rate is not None:
         keys = iter(jax.random.split(batch.key, 2 * len(inputs)))
-        dropped = [tuple(towers.dropout(next(keys), x, rate) for x in pair) for pair in inputs]
-    logits = [
-        forward(dense, *pair, cross=batch.cross, dropped=seen)
-        for pair, seen in zip(inputs, dropped, strict=True)
-    ]
-    return logits[0][0], logits[-1][1]
+        inputs = [tuple(towers.dropout(next(keys), x, rate) for x in pair) for pair in inputs]
+    logits = [forward(dense, *pair, cross=batch.cross) for pair in inputs]
+    # Dropout is for the towers: the inner product sees its rows whole.
+    users, items = rows["user"], (rows["target_item"][:, 0], rows["source_item"][:, 0])
+    return (
+        logits[0][0] + towers.inner_logits(dense["target"], users[0], items[0]),
+        logits[-1][1] + towers.inner_logits(dense["source"], users[-1], items[1]),
+    )
 
 
 def loss(
@@ -318,8 +324,9 @@ def loss(
     )
     counts = jnp.maximum(target.weights.sum(), source.weights.sum())
     squares = sum(jnp.sum(jnp.square(h)) for h in jax.tree.leaves(dense["cross"]))
-    # Like l1, l2 weighs the norm against the mean loss per example.
-    value = value + hyper.l2 / 2 * squares * (counts if reduction == "sum" else 1.0)
+    # Like l1, l2 weighs the norm against the mean loss per example, and only where H is in use.
+    squares = batch.cross * squares * (counts if reduction == "sum" else 1.0)
+    value = value + hyper.l2 / 2 * squares
     aux = {}
     for name, logits, examples in (
         ("target", target_logits, target),
@@ -351,8 +358,13 @@ def project(params: Params, interactions: Any, options: Options) -> dict[str, An
     user, item = tables["user"], tables["target_item"]
     if options.inference == "target":
         return towers.project_target(dense["target"], user, item)
+    inner = towers.project_inner(dense["target"], user, item)
+    dim = options.layers[0] // 2
+    user, item = user[:, :dim], item[:, :dim]
     source = interactions["source"]
-    profile = profiles.mean_of_all(source.items, source.users, tables["source_item"], user.shape[0])
+    profile = profiles.mean_of_all(
+        source.items, source.users, tables["source_item"][:, :dim], user.shape[0]
+    )
     none = jnp.zeros_like(user)
     by_user = transition(dense, 0, jnp.concatenate([user, none, user, profile], axis=-1))
     none = jnp.zeros_like(item)
@@ -363,7 +375,7 @@ def project(params: Params, interactions: Any, options: Options) -> dict[str, An
         "user": by_user,
         "item": by_item,
         "dense": dense,
-        **towers.project_inner(dense["target"], user, item),
+        **inner,
     }
 
 

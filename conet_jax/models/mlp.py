@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from conet_jax import losses
-from conet_jax.models import towers
+from conet_jax.models import conet, towers
 from conet_jax.models.base import Batch, Hyper, Model, Params, Sizes
 
 
@@ -16,6 +16,7 @@ class Options(NamedTuple):
     layers: tuple[int, ...] = (64, 32, 16, 8)
     inner_product: bool = False
     inner_weight: float = 1.0
+    second_weight: float = 0.0
     output_bias: float = 0.0
     output_scale: float = 1.0
     initializer: str = "he"
@@ -34,14 +35,15 @@ def build(options: Options) -> Model:
         loss=partial(loss, options=options),
         project=lambda params, interactions: project(params),
         scores=scores,
-        diagnostics=diagnostics,
+        diagnostics=partial(diagnostics, options=options),
     )
 
 
 def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
     """Initialises ``user`` and ``target_item`` tables, N(0, 0.01^2), and the tower."""
     user_key, item_key, tower_key = jax.random.split(key, 3)
-    dim = options.layers[0] // 2
+    weights = conet.inner_weights(options)
+    dim = options.layers[0] // 2 * max(1, len(weights))
     tables = {
         "user": towers.gaussian(user_key, (sizes.users, dim)),
         "target_item": towers.gaussian(item_key, (sizes.target_items, dim)),
@@ -51,7 +53,7 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
         options.layers,
         initializer=options.initializer,
         output_scale=options.output_scale,
-        inner_weight=options.inner_weight if options.inner_product else None,
+        inner_weights=weights,
         output_bias=options.output_bias,
     )
     return Params(tables, {"target": tower})
@@ -62,12 +64,24 @@ def lookups(batch: Batch) -> dict[str, jax.Array]:
     return {"user": batch.target.users, "target_item": batch.target.items}
 
 
-def forward(tower: Any, merged: jax.Array, dropped: jax.Array | None = None) -> jax.Array:
-    """Eq. 1: f32[..., p] -> logits f32[...]; ``dropped`` is what the layers see under dropout."""
-    x = merged if dropped is None else dropped
+def forward(tower: Any, merged: jax.Array) -> jax.Array:
+    """Eq. 1: f32[..., p] -> logits f32[...]."""
+    x = merged
     for level in range(towers.depth(tower)):
         x = jax.nn.relu(towers.affine(tower[f"layer_{level + 1}"], x))
-    return towers.output_logits(tower, x) + towers.inner_logits(tower, merged)
+    return towers.output_logits(tower, x)
+
+
+def batch_logits(
+    dense: Any, rows: dict[str, jax.Array], batch: Batch, options: Options, rate: jax.Array | None
+) -> jax.Array:
+    """Logits f32[n] of a batch; ``rate`` None is no dropout."""
+    users, items = rows["user"], rows["target_item"]
+    merged = towers.merge(users, items, options.layers[0] // 2)
+    if rate is not None:
+        merged = towers.dropout(batch.key, merged, rate)
+    tower = dense["target"]
+    return forward(tower, merged) + towers.inner_logits(tower, users, items)
 
 
 def loss(
@@ -79,18 +93,19 @@ def loss(
     reduction: str = "mean",
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Eq. 5 over the examples, and its sum and count (see ``Model.loss``)."""
-    merged = towers.merge(rows["user"], rows["target_item"])
-    dropped = towers.dropout(batch.key, merged, hyper.dropout) if options.dropout else None
-    logits = forward(dense["target"], merged, dropped)
+    rate = hyper.dropout if options.dropout else None
+    logits = batch_logits(dense, rows, batch, options, rate)
     labels, weights = batch.target.labels, batch.target.weights
     value = losses.binary_cross_entropy(logits, labels, weights=weights, reduction=reduction)
     total = losses.binary_cross_entropy(logits, labels, weights=weights)
     return value, {"target_loss": total, "target_count": weights.sum()}
 
 
-def diagnostics(dense: Any, rows: dict[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+def diagnostics(
+    dense: Any, rows: dict[str, jax.Array], batch: Batch, options: Options
+) -> dict[str, jax.Array]:
     """Returns ``logit_spread/target``, largest minus smallest logit of the batch."""
-    logits = forward(dense["target"], towers.merge(rows["user"], rows["target_item"]))
+    logits = batch_logits(dense, rows, batch, options, None)
     return {"logit_spread/target": towers.logit_spread(logits, batch.target.weights)}
 
 

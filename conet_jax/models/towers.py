@@ -27,7 +27,7 @@ def init_tower(
     *,
     initializer: str,
     output_scale: float = 1.0,
-    inner_weight: float | None = None,
+    inner_weights: tuple[float, ...] = (),
     output_bias: float = 0.0,
 ) -> dict[str, Any]:
     """Initialises W^l, b^l of every transition and the output h of Sec. 2.2.
@@ -38,8 +38,8 @@ def init_tower(
       initializer: "gaussian" (the paper: N(0, 0.01^2), biases too) or "he" (He et al. 2015:
         N(0, 2 / fan_in), output N(0, 1 / fan_in), biases zero).
       output_scale: factor on the output weights under "he".
-      inner_weight: start of every entry of w in the second logit term w^T (p_u * q_i); None is
-        no such term.
+      inner_weights: start of w in the second logit term w^T (p_u * q_i), a number for each
+        embedding dimension's worth of factors; none is no such term.
       output_bias: start of the output's bias with an inner product, else as ``initializer`` says.
 
     Returns:
@@ -57,8 +57,8 @@ def init_tower(
             std = (2.0 / shape[0]) ** 0.5 if name != "output" else output_scale / shape[0] ** 0.5
             kernel, bias = std * jax.random.normal(kernel_key, shape), jnp.zeros(shape[1:])
         params[name] = {"kernel": kernel, "bias": bias}
-    if inner_weight is not None:
-        params["inner"] = jnp.full((layers[0] // 2,), inner_weight)
+    if inner_weights:
+        params["inner"] = jnp.repeat(jnp.array(inner_weights, float), layers[0] // 2)
         params["output"]["bias"] = jnp.full((1,), output_bias)
     return params
 
@@ -74,9 +74,18 @@ def output_logits(tower: dict[str, Any], z: jax.Array) -> jax.Array:
     return affine(tower["output"], z)[..., 0]
 
 
-def merge(users: jax.Array, items: jax.Array) -> jax.Array:
-    """Returns x_ui = [P^T x_u, Q^T x_i], the merged embedding (Eq. 1): f32[..., 2 dim]."""
-    return jnp.concatenate([users, items], axis=-1)
+def merge(users: jax.Array, items: jax.Array, dim: int) -> jax.Array:
+    """Returns x_ui = [P^T x_u, Q^T x_i], the merged embedding (Eq. 1), of the first factors.
+
+    Args:
+      users: f32[..., factors].
+      items: f32[..., factors].
+      dim: factors that a tower sees; any others are for the inner product alone.
+
+    Returns:
+      f32[..., 2 dim].
+    """
+    return jnp.concatenate([users[..., :dim], items[..., :dim]], axis=-1)
 
 
 def dropout(key: jax.Array, x: jax.Array, rate: jax.Array) -> jax.Array:
@@ -85,12 +94,11 @@ def dropout(key: jax.Array, x: jax.Array, rate: jax.Array) -> jax.Array:
     return jnp.where(keep, x / (1.0 - rate), 0.0)
 
 
-def inner_logits(tower: dict[str, Any], merged: jax.Array) -> jax.Array:
-    """Second logit term w^T (p_u * q_i), or zeros where the tower has none: f32[...]."""
+def inner_logits(tower: dict[str, Any], users: jax.Array, items: jax.Array) -> jax.Array:
+    """Second logit term w^T (p_u * q_i) of rows f32[..., factors], zeros without one: f32[...]."""
     if "inner" not in tower:
-        return jnp.zeros(merged.shape[:-1], merged.dtype)
-    dim = merged.shape[-1] // 2
-    return (merged[..., :dim] * merged[..., dim:]) @ tower["inner"]
+        return jnp.zeros(users.shape[:-1], users.dtype)
+    return (users * items) @ tower["inner"]
 
 
 def project_inner(tower: dict[str, Any], users: jax.Array, items: jax.Array) -> dict[str, Any]:
@@ -113,18 +121,19 @@ def project_target(tower: dict[str, Any], users: jax.Array, items: jax.Array) ->
 
     Args:
       tower: the target tower.
-      users: f32[users, dim].
-      items: f32[items, dim].
+      users: f32[users, factors], of which the tower sees as many as its first layer is made for.
+      items: f32[items, factors].
 
     Returns:
       ``user`` f32[users, r] and ``item`` f32[items, r], whose sum is the pre-activation of layer
       1; tables of the inner product; the ``tower``.
     """
-    layer, dim = tower["layer_1"], users.shape[-1]
-    by_user = users @ layer["kernel"][:dim]
+    layer = tower["layer_1"]
+    dim = layer["kernel"].shape[0] // 2
+    by_user = users[:, :dim] @ layer["kernel"][:dim]
     return {
         "user": by_user + jnp.broadcast_to(layer["bias"], by_user.shape),
-        "item": items @ layer["kernel"][dim:],
+        "item": items[:, :dim] @ layer["kernel"][dim:],
         "tower": tower,
         **project_inner(tower, users, items),
     }
