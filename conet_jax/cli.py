@@ -5,10 +5,11 @@ Exit status: 0 for success and ``--help``, 2 for bad flags and bad input, 1 for 
 """
 
 import difflib
+import importlib.util
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import app, flags
 
@@ -82,6 +83,40 @@ def config_of(flag: Any) -> Any:
         raise InputError(f"get_config returned {type(config).__name__}: expected a ConfigDict")
     validate(config)
     return config
+
+
+class ConfigFile(NamedTuple):
+    """What ``--config`` names, for launchers that need more than one variant of it.
+
+    Attributes:
+      path: the file.
+      variant: text after the colon, empty without one.
+      get_config: the file's function.
+      given: config fields of the command line by dotted name.
+    """
+
+    path: str
+    variant: str
+    get_config: Callable[[str], Any]
+    given: dict[str, Any]
+
+
+def config_file(flag: Any) -> ConfigFile:
+    """Returns the file behind a config flag, which has been checked as ``config_of`` does.
+
+    Raises:
+      InputError: as ``config_of``.
+    """
+    config_of(flag)
+    from ml_collections import config_flags
+
+    holder = flags.FLAGS[flag.name]
+    path, _, variant = config_flags.get_config_filename(holder).partition(":")
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    given = dict(config_flags.get_override_values(holder))
+    return ConfigFile(path, variant, module.get_config, given)
 
 
 def choose_platform(config: Any) -> None:

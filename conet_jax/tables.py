@@ -108,6 +108,7 @@ def report(
         "command": command,
         "best_baseline": best_baseline(tested, k),
         "comparison": comparison(methods, k),
+        "recommended": recommended(tested),
         "search": chosen(methods, k),
         "cold": {
             "target": cold(ndcg, degrees["target"], TARGET_GROUPS),
@@ -153,6 +154,21 @@ def comparison(methods: dict[str, Method], k: int) -> list[Row]:
             if other in tested and other != method
         }
         rows.append(row)
+    return rows
+
+
+def recommended(tested: dict[str, Runs]) -> list[Row]:
+    """Returns the recommended recipe against every other method, nothing if it is not there."""
+    if search.OURS not in tested:
+        return []
+    ours = tested[search.OURS]
+    rows = []
+    for method, runs in tested.items():
+        if method != search.OURS:
+            base = float(runs.ndcg.mean())
+            gain = float(ours.ndcg.mean()) / base - 1 if base else None
+            row = {"method": method, "gain": gain, "against": {method: _against(ours, runs)}}
+            rows.append(row)
     return rows
 
 
@@ -267,6 +283,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"    {report['command']}",
         "",
         *_comparison_lines(report),
+        *_recommended_lines(report),
         *("", f"## Search: validation {ndcg}", ""),
         *_table(
             ["method", "trials", "failed", "defaults", "best", "chosen"],
@@ -307,6 +324,15 @@ def _comparison_lines(report: dict[str, Any]) -> list[str]:
         "its Table 2, on its own data; its MRR gives a miss 1/11.",
         *(f"\n{row['method']} failed: {row['failed']}" for row in rows if "failed" in row),
     ]
+
+
+def _recommended_lines(report: dict[str, Any]) -> list[str]:
+    rows = report["recommended"]
+    if not rows:
+        return []
+    cells = [[row["method"], _gain(row), *_test_cells(row, row["method"])] for row in rows]
+    head = ["against", f"gain in NDCG@{report['k']}", "p", "difference"]
+    return ["", "## The recommended recipe (ours) against each", "", *_table(head, cells)]
 
 
 def _comparison_cells(row: Row) -> list[str]:

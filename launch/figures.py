@@ -32,24 +32,19 @@ _METHODS = flags.DEFINE_list(
 
 def _configs() -> dict:
     """Configs by line, each the file's own of that variant under the command line's fields."""
-    import importlib.util
-
     from conet_jax.errors import InputError
 
-    cli.config_of(_CONFIG)  # says what is wrong with the file or a field
-    flag = flags.FLAGS["config"]
-    path, colon, variant = config_flags.get_config_filename(flag).partition(":")
+    file = cli.config_file(_CONFIG)
     methods = list(_METHODS.value or ())
-    if colon and methods:
-        raise InputError(f"--config names the variant {variant!r}: leave it out beside --methods")
-    methods = methods or ([variant or "ours"] if colon else ["conet", "lasso"])
-    spec = importlib.util.spec_from_file_location("config_file", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    if file.variant and methods:
+        raise InputError(
+            f"--config names the variant {file.variant!r}: leave it out beside --methods"
+        )
+    methods = methods or ([file.variant] if file.variant else ["conet", "lasso"])
     configs = {}
     for method in methods:
-        config = module.get_config("" if method == "ours" else method)
-        config.update_from_flattened_dict(config_flags.get_override_values(flag))
+        config = file.get_config("" if method == "ours" else method)
+        config.update_from_flattened_dict(file.given)
         configs[method] = config
     return configs
 

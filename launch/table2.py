@@ -8,7 +8,6 @@ one test a run. Interrupted, the same command goes on where it was; processes ma
 with --methods of their own. Writes table2.json and table2.md of all methods that are done.
 """
 
-import importlib.util
 from pathlib import Path
 
 from absl import flags
@@ -38,10 +37,11 @@ _KEEP = flags.DEFINE_boolean(
 def main() -> None:
     """Makes the tables."""
     cli.choose_platform(cli.config_of(_CONFIG))
-    flag = flags.FLAGS["config"]
-    path, colon, variant = config_flags.get_config_filename(flag).partition(":")
-    if colon:
-        raise InputError(f"--config names the variant {variant!r}: expected --methods={variant}")
+    file = cli.config_file(_CONFIG)
+    if file.variant:
+        raise InputError(
+            f"--config names the variant {file.variant!r}: expected --methods={file.variant}"
+        )
     try:
         drops = [int(text) for text in _DROP.value]
     except ValueError:
@@ -50,13 +50,10 @@ def main() -> None:
         raise InputError(f"--drop={','.join(_DROP.value)}: expected numbers from 1, such as 1,2")
     from conet_jax import search, study
 
-    spec = importlib.util.spec_from_file_location("config_file", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     plan = study.Study(
-        path,
-        module.get_config,
-        dict(config_flags.get_override_values(flag)),
+        file.path,
+        file.get_config,
+        file.given,
         Path(_WORKDIR.value),
         seeds=_SEEDS.value,
         trials=_TRIALS.value,

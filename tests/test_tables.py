@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 from test_launch import ROOT, assert_one_line_error, launch
 
 from conet_jax import experiment, metrics, search, statistics, study, tables
@@ -488,3 +489,18 @@ def test_table2_prints_what_it_writes(file, tmp_path):
 def test_bad_flag_is_one_line(arguments, fragments, tmp_path):
     done = launch("table2", "--config=configs/demo.py", f"--workdir={tmp_path}", *arguments)
     assert_one_line_error(done, *fragments)
+
+
+def test_the_recommended_recipe_is_set_against_every_other_method():
+    def runs(values):
+        return tables.Runs([], np.array(values), [])
+
+    found = tables.recommended(
+        {"ours": runs([0.4, 0.6, 0.9, 0.7]), "mlp": runs([0.3, 0.6, 0.5, 0.6]), "fm": runs([0] * 4)}
+    )
+    assert [row["method"] for row in found] == ["mlp", "fm"]
+    assert found[0]["gain"] == pytest.approx(0.65 / 0.5 - 1) and found[1]["gain"] is None
+    p = stats.ttest_rel([0.4, 0.6, 0.9, 0.7], [0.3, 0.6, 0.5, 0.6]).pvalue
+    assert found[0]["against"]["mlp"]["p"] == pytest.approx(p)
+    assert found[0]["against"]["mlp"]["difference"] == pytest.approx(0.15)
+    assert tables.recommended({"mlp": runs([0.1, 0.2])}) == []

@@ -1,0 +1,83 @@
+"""What the cross connections of a trained CoNet do at inference: on, off, or fed by another user.
+
+The same parameters are ranked three times: as trained ("on"); with every H^l at zero ("off"), so
+that the target tower is alone; and with each user given the source profile of another ("other"),
+which keeps all that the connections know but for the user at hand.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from conet_jax import sampling
+from conet_jax.errors import InputError
+from conet_jax.models.base import Params
+
+WAYS = ("on", "off", "other")
+
+
+def switched(
+    params: Params, interactions: dict[str, sampling.Interactions], way: str
+) -> tuple[Params, dict[str, sampling.Interactions]]:
+    """Returns parameters and interactions under which the crossing is on, off or another's.
+
+    Args:
+      params: settled parameters of a CoNet.
+      interactions: training interactions by domain.
+      way: "on", "off" or "other".
+
+    Returns:
+      (params, interactions) for ``evaluation.rank_held_out``.
+
+    Raises:
+      InputError: the model has no cross connections.
+    """
+    if not jax.tree.leaves(params.dense.get("cross")):
+        raise InputError("the model has no cross connections to switch")
+    if way == "off":
+        cross = jax.tree.map(jnp.zeros_like, params.dense["cross"])
+        params = params._replace(dense={**params.dense, "cross": cross})
+    if way == "other":
+        interactions = {**interactions, "source": _shifted(interactions["source"])}
+    return params, interactions
+
+
+def _shifted(interactions: sampling.Interactions) -> sampling.Interactions:
+    """Gives each user the interactions of the next one, and the last those of the first."""
+    indptr, items = np.asarray(interactions.indptr), np.asarray(interactions.items)
+    degrees = np.roll(np.diff(indptr), -1)
+    return sampling.to_device(
+        np.concatenate([[0], np.cumsum(degrees)]),
+        np.roll(items, -int(indptr[1])),
+        interactions.num_items,
+    )
+
+
+def report(rows: dict[str, list[dict[str, Any]]], ndcg: dict[str, np.ndarray], k: int) -> str:
+    """Returns a Markdown table of the three ways.
+
+    Args:
+      rows: metrics of each run, by way.
+      ndcg: f64[users], NDCG of each user averaged over the runs, by way.
+      k: the cut.
+
+    Returns:
+      A row a way: means over runs, and against "on" the difference and the p of a paired t-test.
+    """
+    from conet_jax import statistics
+
+    lines = [
+        f"| crossing | HR@{k} | NDCG@{k} | MRR@{k} | NDCG against on | p |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for way, metrics in rows.items():
+        names = (f"hit_ratio@{k}", f"ndcg@{k}", f"mrr@{k}")
+        cells = [f"{np.mean([run[name] for run in metrics]):.4f}" for name in names]
+        gain, p = "", ""
+        if way != "on":
+            gain = f"{100 * (ndcg[way].mean() / ndcg['on'].mean() - 1):+.2f}%"
+            p = f"{statistics.paired_t_test(ndcg[way], ndcg['on']):.2g}"
+        lines.append(f"| {way} | {' | '.join(cells)} | {gain} | {p} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,45 @@
+"""Ranks with the crossing of trained CoNets on, off, and fed by another user's source profile.
+
+python launch/crossing.py --workdirs=DIR[,DIR...] [--split=test|valid]
+
+The runs are of one config and data, a seed each; prints the means and a paired t-test over users.
+"""
+
+import numpy as np
+from absl import flags
+
+from conet_jax import cli
+
+_WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs, a seed each.", required=True)
+_SPLIT = flags.DEFINE_enum("split", "test", ["test", "valid"], "Held-out items to rank.")
+
+
+def main() -> None:
+    """Prints the table."""
+    from conet_jax import experiment
+
+    cli.choose_platform(experiment.stored_config(_WORKDIRS.value[0])[0])
+    from conet_jax import crossing, evaluation, metrics
+    from conet_jax.errors import InputError
+
+    rows = {way: [] for way in crossing.WAYS}
+    ndcg = {way: [] for way in crossing.WAYS}
+    hashes = set()
+    for workdir in _WORKDIRS.value:
+        task, params, _ = experiment.restore(workdir)
+        hashes.add(task.dataset.meta["hash"])
+        if len(hashes) > 1:
+            raise InputError(f"{workdir} is on other data than {_WORKDIRS.value[0]}")
+        held_out, k = getattr(task.dataset, _SPLIT.value), task.config.eval_k
+        for way in crossing.WAYS:
+            arguments = crossing.switched(params, task.interactions, way)
+            ranks = evaluation.rank_held_out(task.model, *arguments, held_out)
+            rows[way].append(evaluation.summarize(ranks, k=k))
+            ndcg[way].append(metrics.ndcg(ranks.above, ranks.tied, k=k))
+    means = {way: np.mean(values, axis=0) for way, values in ndcg.items()}
+    print(f"{_SPLIT.value} split, {len(means['on']):,} users, {len(rows['on'])} runs\n")
+    print(crossing.report(rows, means, k))
+
+
+if __name__ == "__main__":
+    cli.run(main)
