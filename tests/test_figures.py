@@ -76,6 +76,7 @@ def table(path):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_numbers_are_those_of_the_run_that_fit_makes(data, grids, tmp_path):
     figures.write(["2a"], both(), tmp_path / "figures", seeds=2, dataset=data)
     rows = table(tmp_path / "figures" / "2a.csv")
@@ -100,6 +101,7 @@ def test_test_items_are_not_looked_at(data):
     assert numbers(data._replace(test=data.valid)) == numbers(data)
 
 
+@pytest.mark.slow
 def test_proximal_step_leaves_exact_zeros_and_the_subgradient_none(data):
     proximal = figures.run(tiny(l1=1.0, l1_method="proximal"), data)[-1]
     assert proximal["h_zeros"] == 1.0 and proximal["h_mean_abs"] == 0.0

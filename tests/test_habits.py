@@ -66,6 +66,7 @@ def test_best_epoch_on_test_is_the_best_of_each_metric_apart():
     assert all(best[name] >= chosen[2][name] for name in habits.METRICS)
 
 
+@pytest.mark.slow
 def test_first_row_is_the_result_of_the_run_that_fit_makes(data, tmp_path):
     config = tiny("published_mlp", epochs=4, patience=4, initializer="he", cross_layers=0)
     found = habits.run(config, data)
@@ -77,6 +78,7 @@ def test_first_row_is_the_result_of_the_run_that_fit_makes(data, tmp_path):
     assert all(other[name] >= ours[name] for other in others for name in habits.METRICS)
 
 
+@pytest.mark.slow
 def test_report_is_reproducible_and_names_dead_towers(data, tmp_path):
     config = tiny("conet", initializer="gaussian", reduction="mean", epochs=2)
     for name in ("one", "two"):

@@ -121,6 +121,7 @@ def test_value_of_a_trial_does_not_hang_on_the_test_split(data):
         assert without_seconds(found) == without_seconds(expected)
 
 
+@pytest.mark.slow
 def test_value_of_a_trial_is_the_validation_of_the_run(data, tmp_path):
     config = tiny("ours_mlp", epochs=3, patience=1)
     trial = search.evaluate(config, data)

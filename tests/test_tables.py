@@ -429,6 +429,7 @@ def test_run_that_fails_leaves_the_other_methods_their_tables(file, copy, monkey
     assert {row["method"] for row in report["comparison"]} == {"mlp", "popularity", "ease"}
 
 
+@pytest.mark.slow
 def test_printed_command_makes_the_same_run(finished, tmp_path):
     run = finished[0] / "w" / "ials" / "drop_1" / "seed_1"
     command = shlex.split((run / "command.txt").read_text())
