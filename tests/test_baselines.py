@@ -778,6 +778,7 @@ def whole(data, tmp_path_factory):
     return workdir, experiment.fit(tiny("ials_joined", epochs=4), workdir, dataset=data)
 
 
+@pytest.mark.slow
 def test_interrupted_ials_resumes_to_the_uninterrupted_run(whole, data, tmp_path):
     workdir, result = whole
     first = experiment.fit(tiny("ials_joined", epochs=2), tmp_path / "parts", dataset=data)

@@ -277,6 +277,7 @@ def copy(finished, tmp_path, monkeypatch):
     return tmp_path / "copy"
 
 
+@pytest.mark.slow
 def test_study_leaves_trials_runs_and_tables(finished):
     folder, report = finished
     workdir = folder / "w"
@@ -293,6 +294,7 @@ def test_study_leaves_trials_runs_and_tables(finished):
     assert len(report["commands"]["ials"]) == 4 and len(report["commands"]["popularity"]) == 1
 
 
+@pytest.mark.slow
 def test_study_reports_what_stands_in_the_runs(finished):
     folder, report = finished
     rows = {row["method"]: row for row in report["comparison"]}
@@ -319,6 +321,7 @@ def test_study_reports_what_stands_in_the_runs(finished):
     assert dropped["interactions"] == len(data.target.indices)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [1, 2, 4, 7])
 def test_interrupted_study_goes_on_to_the_same_tables(file, finished, tmp_path, monkeypatch, calls):
     made = []
@@ -350,6 +353,7 @@ def nothing_is_run(monkeypatch):
         monkeypatch.setattr(module, name, lambda *args, **options: pytest.fail("it ran again"))
 
 
+@pytest.mark.slow
 def test_finished_study_only_makes_its_tables(file, finished, copy, nothing_is_run):
     assert make(a_study(file)) == finished[1]
     assert study.run(a_study(file), ["popularity"]) == finished[1]  # of all that are done
@@ -360,6 +364,7 @@ def test_finished_study_only_makes_its_tables(file, finished, copy, nothing_is_r
     assert [row["method"] for row in more["comparison"]] == ["popularity"]
 
 
+@pytest.mark.slow
 def test_scrambled_test_split_changes_no_choice(file, finished, copy, monkeypatch):
     def scrambled(config):
         data = whole(config)
@@ -376,6 +381,7 @@ def test_scrambled_test_split_changes_no_choice(file, finished, copy, monkeypatc
     assert found["comparison"] != report["comparison"]
 
 
+@pytest.mark.slow
 def test_checkpoints_may_go_once_there_is_a_result(file, finished, copy, nothing_is_run):
     assert (copy / "w" / "mlp" / "seed_0" / "checkpoints").is_dir()
     for _ in range(2):
@@ -467,6 +473,7 @@ def test_warm_start_of_ours_is_searched_by_its_own_fields():
 # The command.
 
 
+@pytest.mark.slow
 def test_table2_prints_what_it_writes(file, tmp_path):
     done = launch(
         "table2", f"--config={file}", f"--workdir={tmp_path / 'w'}", "--methods=popularity"
