@@ -89,12 +89,14 @@ class ConfigFile(NamedTuple):
     """What ``--config`` names, for launchers that need more than one variant of it.
 
     Attributes:
+      config: the config itself, checked as ``config_of`` does.
       path: the file.
       variant: text after the colon, empty without one.
       get_config: the file's function.
       given: config fields of the command line by dotted name.
     """
 
+    config: Any
     path: str
     variant: str
     get_config: Callable[[str], Any]
@@ -102,12 +104,12 @@ class ConfigFile(NamedTuple):
 
 
 def config_file(flag: Any) -> ConfigFile:
-    """Returns the file behind a config flag, which has been checked as ``config_of`` does.
+    """Returns what a config flag names.
 
     Raises:
       InputError: as ``config_of``.
     """
-    config_of(flag)
+    config = config_of(flag)
     from ml_collections import config_flags
 
     holder = flags.FLAGS[flag.name]
@@ -116,7 +118,7 @@ def config_file(flag: Any) -> ConfigFile:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     given = dict(config_flags.get_override_values(holder))
-    return ConfigFile(path, variant, module.get_config, given)
+    return ConfigFile(config, path, variant, module.get_config, given)
 
 
 def choose_platform(config: Any) -> None:

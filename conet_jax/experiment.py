@@ -61,8 +61,7 @@ class Task(NamedTuple):
     @property
     def sizes(self) -> Sizes:
         """Rows of the tables."""
-        data = self.dataset
-        return Sizes(data.num_users, data.target.num_items, data.source.num_items)
+        return _sizes(self.dataset)
 
     def init(self) -> State:
         """Returns the state before the first step, from the config's seed."""
@@ -219,10 +218,9 @@ def make_task(config: ConfigDict, dataset: Dataset) -> Task:
         domain: sampling.to_device(data.indptr, data.indices, data.num_items)
         for domain, data in (("target", dataset.target), ("source", dataset.source))
     }
-    sizes = Sizes(dataset.num_users, dataset.target.num_items, dataset.source.num_items)
     plan, sweep = None, None
     if model.sweeper is not None:
-        sweep = model.sweeper(interactions, sizes)
+        sweep = model.sweeper(interactions, _sizes(dataset))
     else:
         try:
             plan = _plan(config, model, interactions)
@@ -234,6 +232,10 @@ def make_task(config: ConfigDict, dataset: Dataset) -> Task:
     hyper = Hyper(*(jnp.asarray(float(config[name])) for name in Hyper._fields))
     key = jax.random.key(config.seed)
     return Task(config, dataset, model, interactions, plan, settings, hyper, key, sweep)
+
+
+def _sizes(dataset: Dataset) -> Sizes:
+    return Sizes(dataset.num_users, dataset.target.num_items, dataset.source.num_items)
 
 
 def check_users(dataset: Dataset, split: str) -> None:

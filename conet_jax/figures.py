@@ -24,7 +24,7 @@ from conet_jax import config as config_lib
 from conet_jax import experiment
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import InputError
-from conet_jax.metric_writers import write_text
+from conet_jax.metric_writers import make_folder, write_text
 
 Record = dict[str, Any]  # the numbers of an epoch
 
@@ -328,10 +328,7 @@ def write(
     config = next(iter(methods.values()))
     dataset = experiment.load_dataset(config) if dataset is None else dataset
     workdir = Path(workdir)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to {workdir}: {error.strerror}") from None
+    make_folder(workdir)
     for name in names:
         table = rows(name, methods, dataset, workdir / "points.jsonl", seeds)
         text = io.StringIO()

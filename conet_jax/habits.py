@@ -14,9 +14,8 @@ from ml_collections import ConfigDict
 
 from conet_jax import evaluation, experiment, metrics
 from conet_jax.data.dataset import Dataset
-from conet_jax.errors import InputError
 from conet_jax.evaluation import Ranks
-from conet_jax.metric_writers import write_json, write_text
+from conet_jax.metric_writers import make_folder, write_json, write_text
 
 METRICS = {"hit_ratio": "HR", "ndcg": "NDCG", "mrr": "MRR"}
 
@@ -124,10 +123,7 @@ def report(
       InputError: the workdir cannot be written, or the config is wrong.
     """
     workdir = Path(workdir)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to {workdir}: {error.strerror}") from None
+    make_folder(workdir)
     dataset = experiment.load_dataset(config) if dataset is None else dataset
     runs = []
     for seed in range(config.seed, config.seed + seeds):

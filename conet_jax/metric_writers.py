@@ -10,6 +10,20 @@ from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
+from conet_jax.errors import InputError
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder for results where it is absent.
+
+    Raises:
+      InputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {path}: {error.strerror}") from None
+
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON beside ``path`` and renames it, so that no reader finds half a file."""

@@ -22,7 +22,7 @@ from conet_jax import config as config_lib
 from conet_jax import experiment, metrics, models, search, statistics, tables
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import InputError
-from conet_jax.metric_writers import write_text
+from conet_jax.metric_writers import make_folder, write_text
 
 # A longer run is the same run gone on, but a longer trial may be another choice.
 _FREE = tuple(field for field in config_lib.FREE_FIELDS if field != "epochs")
@@ -151,10 +151,7 @@ def _check(study: Study, methods: list[str], drops: Sequence[int]) -> dict[int, 
         experiment.check_users(datasets[0], split)
     for method in search.METHODS:
         read_trials(study, method, datasets[0])
-    try:
-        study.workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write to {study.workdir}: {error.strerror}") from None
+    make_folder(study.workdir)
     return datasets
 
 

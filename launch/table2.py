@@ -36,8 +36,8 @@ _KEEP = flags.DEFINE_boolean(
 
 def main() -> None:
     """Makes the tables."""
-    cli.choose_platform(cli.config_of(_CONFIG))
     file = cli.config_file(_CONFIG)
+    cli.choose_platform(file.config)
     if file.variant:
         raise InputError(
             f"--config names the variant {file.variant!r}: expected --methods={file.variant}"

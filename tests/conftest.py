@@ -21,3 +21,11 @@ def data_dir() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; CONET_DATA names its folder")
     return folder
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Compiles quickly to slow code: for modules that spend nearly all of their time compiling."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -37,12 +37,8 @@ SLOTS = 4  # of a profile
 ALPHA, L2, NEGATIVE_WEIGHT = 0.7, 0.3, 0.4
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Nearly all of the time here is compilation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+# Nearly all of the time here is compilation.
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 # What an example costs, one at a time: (loss, squared norms of the rows under l2).

@@ -13,13 +13,8 @@ from conet_jax.data.dataset import HeldOut, from_arrays
 from conet_jax.errors import InputError
 from conet_jax.models.base import Model, Params, Sizes
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Nearly all of the time here is compilation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+# Nearly all of the time here is compilation.
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 # A "model" whose logits are a table: the tests say what each score is.

@@ -39,12 +39,8 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Nearly all of the time here is compilation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+# Nearly all of the time here is compilation.
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 # Eqs. 1-5, 7, 8, for one example at a time; every matrix as in the paper, acting on columns.

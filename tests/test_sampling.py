@@ -17,13 +17,8 @@ from conet_jax import evaluation, experiment, sampling, training
 from conet_jax.data import dataset
 from conet_jax.models.base import Examples
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Nearly all of the time here is compilation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+# Nearly all of the time here is compilation.
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def chi_square_deviate(observed, expected, lost=1):

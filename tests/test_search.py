@@ -1,6 +1,5 @@
 """The search: its spaces, what it draws, and that the test split is out of its reach."""
 
-import jax
 import numpy as np
 import pytest
 from scipy import stats
@@ -20,12 +19,8 @@ SIZES = dict(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation():
-    """Nearly all of the time here is compilation."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+# Nearly all of the time here is compilation.
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
