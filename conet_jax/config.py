@@ -121,7 +121,6 @@ def default_config(variant: str = "") -> ConfigDict:
         config.model = "mlp"
         config.cross_layers = 0
         config.inference = "target"
-        config.target_weight = 1.0
     if variant == "lasso":
         # Of 1e-6, 1e-5, …, 1e-2 the best on validation (NDCG@10, seed 0, mean of movies_books,
         # douban, cell_electronics: .2154 .2160 .2129 .2138 .2146); differences are within noise.
@@ -130,6 +129,7 @@ def default_config(variant: str = "") -> ConfigDict:
         # The towers learn what a linear model misses: tables start from iALS on both domains, whose
         # score is the second term of the logit (README, "The search").
         config.warm_start = "ials"
+        config.ials_sweeps = 30
         config.inner_product = True
         config.inner_weight = 5.0
         config.second_weight = 2.0
@@ -147,7 +147,7 @@ def default_config(variant: str = "") -> ConfigDict:
         config.target_weight = 1.0
     if variant == "ours_mlp_joined":
         config.joined = True
-    if variant in ("mlp_shared",):
+    if variant == "mlp_shared":
         config.cross_layers = 0
         config.pairing = "random"
         config.inference = "target"

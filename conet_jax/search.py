@@ -39,7 +39,7 @@ _TOWERS = {**_SCRATCH, "dropout": Range(0.0, 0.5, log=False)}
 _BOTH = {"target_weight": Range(0.5, 0.95, log=False)}
 _PENALTY = Range(1e-6, 1e-2)
 _CONET = {**_TOWERS, **_BOTH}
-_IALS = {"ials_regularization": Range(30.0, 300.0), "ials_alpha": Range(20.0, 100.0)}
+_IALS = {"ials_regularization": Range(50.0, 1000.0), "ials_alpha": Range(20.0, 300.0)}
 _JOINED = {"ials_source_weight": Range(0.1, 1.0)}
 _WARM = {
     "learning_rate": Range(3e-5, 3e-4),

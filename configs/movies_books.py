@@ -15,6 +15,11 @@ def get_config(variant: str = "") -> ConfigDict:
     """Returns the config of a variant (see ``conet_jax.config.default_config``)."""
     config = default_config(variant)
     config.name = "movies_books"
+    if config.model == "ials" or config.warm_start == "ials":
+        # Chosen on validation for this pair (README, "The search").
+        config.ials_regularization = 600.0
+        config.ials_alpha = 250.0
+        config.ials_source_weight = 0.4
     config.data.dir = "data/movies_books"
     config.data.prepare = (
         "python launch/prepare.py --target=books.csv --source=movies.csv "
