@@ -1,9 +1,19 @@
 """Test set-up: strict JAX on the CPU, and where the real data stands."""
 
+import atexit
 import os
 import pathlib
+import shutil
+import tempfile
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported; child processes inherit it
+# Before jax is imported; child processes inherit it.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Nearly all of the time of these tests is compilation, often of the same program.
+    _cache = tempfile.mkdtemp(prefix="conet_jax-compiled-")
+    atexit.register(shutil.rmtree, _cache, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 import pytest
