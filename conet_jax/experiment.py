@@ -38,6 +38,7 @@ from conet_jax.models.base import Hyper, Model, Params, Sizes
 CHUNK_STEPS = 512  # steps a call of the compiled program: bounds its memory, moves the bar
 LN2 = math.log(2.0)
 _NEXT_FIT = 1 << 20  # added to the seed of a warm start's second factorisation
+_MAPPINGS_ALLOWED = Path("/proc/sys/vm/max_map_count")
 DEAD_MARGIN = 1e-3  # nats; a tower that predicts 1/2 everywhere stays at ln 2
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "polars")
 
@@ -213,6 +214,7 @@ def make_task(config: ConfigDict, dataset: Dataset) -> Task:
     """
     config_lib.validate(config)
     check_users(dataset, "valid")
+    _forget_programs()
     model = models.build(config)
     interactions = {
         domain: sampling.to_device(data.indptr, data.indices, data.num_items)
@@ -470,6 +472,21 @@ def _fit(task: Task, workdir: Path, checkpoints: Checkpoints, out: TextIO | None
     write_json(workdir / "result.json", result)
     print(result_markdown(result), file=out)
     return result
+
+
+def _forget_programs() -> None:
+    """Drops compiled programs when half of the memory mappings that Linux allows are taken.
+
+    A program takes hundreds of them and is kept for its next use: some forty runs of different
+    shapes in one process would end at "LLVM ERROR: Unable to allocate section memory".
+    """
+    try:
+        allowed = int(_MAPPINGS_ALLOWED.read_text())
+        taken = Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:
+        return  # not Linux
+    if taken > allowed // 2:
+        jax.clear_caches()
 
 
 def _return_memory() -> None:

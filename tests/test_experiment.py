@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -292,3 +293,24 @@ def test_ten_kills_at_random_moments_resume_to_the_same_result(tmp_path):
             json.loads(path.read_text())
         assert run(workdir) == expected
     assert killed >= 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_programs_are_forgotten_before_memory_mappings_run_out(data, tmp_path, monkeypatch):
+    def taken():
+        return len(Path("/proc/self/maps").read_text().splitlines())
+
+    popular = tiny("popularity")
+    experiment.make_task(popular, data)  # loads what is loaded once
+    functions = [jax.jit(lambda x, n=n: jax.numpy.sort(x + n)) for n in range(20)]
+    for function in functions:
+        function(np.ones(100))
+    held = taken()
+    experiment.make_task(popular, data)
+    assert taken() >= held  # far from the limit they stay
+
+    limit = tmp_path / "max_map_count"
+    limit.write_text(f"{held}\n")
+    monkeypatch.setattr(experiment, "_MAPPINGS_ALLOWED", limit)
+    experiment.make_task(popular, data)
+    assert taken() < held - 20
