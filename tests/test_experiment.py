@@ -280,7 +280,7 @@ def test_ten_kills_at_random_moments_resume_to_the_same_result(tmp_path):
     usual = time.monotonic() - started
     rng = random.Random(0)
     killed = 0
-    for attempt in range(20):
+    for attempt in range(40):
         if killed == 10:
             break
         workdir = tmp_path / f"killed{attempt}"
@@ -291,6 +291,8 @@ def test_ten_kills_at_random_moments_resume_to_the_same_result(tmp_path):
         if process.poll() is None:
             os.kill(process.pid, signal.SIGKILL)
             killed += 1
+        else:
+            usual *= 0.7  # it had ended: other jobs have left the machine since it was timed
         process.wait()
         for path in workdir.rglob("*.json"):
             json.loads(path.read_text())
