@@ -64,15 +64,16 @@ def default_config(variant: str = "") -> ConfigDict:
     config.cross_rank = 0  # footnote 3: H^l = U^T V of this rank; 0 is a full matrix
     config.inner_product = False  # second logit term w^T (p_u * q_i), w learned
     config.inner_weight = 1.0  # start of every entry of w
-    config.second_weight = 0.0  # not 0: as many further factors for the inner product alone, and
-    # the start of their entries of w
     config.output_bias = 0.0  # start of the output's bias, with an inner product
     config.output_scale = 1.0  # factor on the towers' output weights at the start, under he
     config.initializer = "he"  # of the towers; gaussian is the paper's N(0, 0.01^2)
     config.warm_start = ""  # ials: tables start from a factorisation of the model's domains;
-    # pretrain: users start from an MLP trained on the source (footnote 10)
+    # crossfit: they are such factors and stay, fitted without the pair for an example in training
+    # (conet_jax/models/crossfit.py); pretrain: users start from an MLP on the source (footnote 10)
     config.pretrain_epochs = 10  # of that MLP
     config.ials_sweeps = 15  # of that factorisation
+    config.folds = 5  # crossfit: parts of the training pairs; 0 is factors that have seen the pair
+    config.fold_sweeps = 4  # crossfit: sweeps without each fold, from the factors of all pairs
 
     # Linear models: ials, ease and the warm start.
     config.joined = False  # ials, ease, a warm start: the items of both domains side by side
@@ -80,7 +81,6 @@ def default_config(variant: str = "") -> ConfigDict:
     config.ials_regularization = 200.0  # lambda of Hu, Koren and Volinsky 2008
     config.ials_alpha = 50.0  # confidence of a pair above that of the others
     config.ials_source_weight = 0.2  # weight of the source's squared errors where both are joined
-    config.ials_second_source_weight = 1.0  # the same for the further factors of a warm start
     config.ease_regularization = 100.0  # lambda of Steck 2019
     config.max_items = 20_000  # ease refuses more
 
@@ -98,8 +98,9 @@ def default_config(variant: str = "") -> ConfigDict:
     config.negative_weight = 1.0  # cmf: weight of a negative's squared error
 
     # An epoch.
-    config.pairing = "same_user"  # what meets what in Eq. 3: random, same_user or profile
-    config.surplus = "repeat"  # random, profile: the shorter domain is repeated; or alone
+    config.pairing = "same_user"  # what meets what in Eq. 3: random, same_user, profile, or views:
+    # the same pair seen by both towers, each with its domain's view of the user
+    config.surplus = "repeat"  # random, profile, views: the shorter domain is repeated; or alone
     config.profile_length = 32  # pairing profile: at most so many of a user's items a step
     config.negatives = 1  # sampled negatives a positive, Sec. 3.1
     config.batch_size = 128  # positives a step and domain, Sec. 3.1
@@ -126,21 +127,20 @@ def default_config(variant: str = "") -> ConfigDict:
         # douban, cell_electronics: .2154 .2160 .2129 .2138 .2146); differences are within noise.
         config.l1 = 1e-5
     if variant in OURS:
-        # The towers learn what a linear model misses: tables start from iALS on both domains, whose
-        # score is the second term of the logit (README, "The search").
-        config.warm_start = "ials"
-        config.ials_sweeps = 30
+        # The towers learn what a linear model misses: tables are cross-fitted factors of iALS,
+        # whose score is the second term of the logit (README, "The search").
+        config.warm_start = "crossfit"
+        config.layers = (128, 64, 32, 16)  # 64 factors; the tower pattern of Sec. 3.1
         config.inner_product = True
         config.inner_weight = 5.0
-        config.second_weight = 2.0
         config.output_bias = -2.5
         config.output_scale = 0.1
-        config.learning_rate = 1e-4
-        config.dropout = 0.3
+        config.learning_rate = 3e-3
         config.negatives = 4
-        config.batch_size = 52  # 260 examples a step and domain
+        config.batch_size = 512
         config.target_weight = 0.8
         config.l1_method = "proximal"
+        config.pairing = "views"
     if variant == "":
         config.l1 = 1e-5
     if config.model == "mlp":
@@ -232,17 +232,20 @@ _CHECKS: dict[str, Any] = {
     "cross_rank": _integer(0),
     "inner_product": _BOOL,
     "inner_weight": _number(-math.inf),
-    "second_weight": _number(-math.inf),
     "output_bias": _number(-math.inf),
     "output_scale": _number(0),
-    "warm_start": _one_of("", "ials", "pretrain"),
+    "warm_start": _one_of("", "ials", "crossfit", "pretrain"),
     "pretrain_epochs": _integer(1),
     "ials_sweeps": _integer(1),
+    "folds": (
+        lambda value: _integer(0, 1000)[0](value) and value != 1,
+        "0, or a whole number from 2 to 1000",
+    ),
+    "fold_sweeps": _integer(1),
     "joined": _BOOL,
     "ials_regularization": _number(0, above=True),
     "ials_alpha": _number(0, above=True),
     "ials_source_weight": _number(0, above=True),
-    "ials_second_source_weight": _number(0, above=True),
     "ease_regularization": _number(0, above=True),
     "max_items": _integer(1),
     "initializer": _one_of("he", "gaussian"),
@@ -255,7 +258,7 @@ _CHECKS: dict[str, Any] = {
     "cmf_loss": _one_of("logistic", "squared"),
     "negative_weight": _number(0, above=True),
     "dropout": _number(0, 0.99),
-    "pairing": _one_of("random", "same_user", "profile"),
+    "pairing": _one_of("random", "same_user", "profile", "views"),
     "surplus": _one_of("repeat", "alone"),
     "profile_length": _integer(1),
     "negatives": _integer(1),
@@ -326,6 +329,22 @@ def validate(config: ConfigDict) -> None:
         raise InputError(
             f"config.warm_start is {config.warm_start!r}: expected '' with "
             f"config.model={config.model}; it is for conet, mlp and cross_stitch"
+        )
+    crossfit = config.warm_start == "crossfit"
+    if crossfit and config.model == "cross_stitch":
+        raise InputError(
+            "config.warm_start is 'crossfit' with config.model=cross_stitch: expected conet or mlp"
+        )
+    if config.model in ("conet", "cross_stitch") and crossfit != (config.pairing == "views"):
+        raise InputError(
+            f"config.pairing is {config.pairing!r} with config.warm_start={config.warm_start!r}: "
+            "pairing=views and warm_start=crossfit go together, since a view is a row of those "
+            "factors"
+        )
+    if config.model == "conet" and config.pairing == "views" and config.inference != "cross":
+        raise InputError(
+            "config.inference is 'target' with config.pairing=views, where the target tower is "
+            "trained with the source's: expected cross, or config.cross_layers=0 beside it"
         )
     if config.model == "mlp" and (config.cross_layers or config.inference == "cross"):
         raise InputError(

@@ -19,7 +19,11 @@ WAYS = ("on", "off", "other")
 
 
 def switched(
-    params: Params, interactions: dict[str, sampling.Interactions], way: str
+    params: Params,
+    interactions: dict[str, sampling.Interactions],
+    way: str,
+    *,
+    pairing: str = "same_user",
 ) -> tuple[Params, dict[str, sampling.Interactions]]:
     """Returns parameters and interactions under which the crossing is on, off or another's.
 
@@ -27,6 +31,7 @@ def switched(
       params: settled parameters of a CoNet.
       interactions: training interactions by domain.
       way: "on", "off" or "other".
+      pairing: of the model; under "views" the source's view of a user is in the user's row.
 
     Returns:
       (params, interactions) for ``evaluation.rank_held_out``.
@@ -39,9 +44,22 @@ def switched(
     if way == "off":
         cross = jax.tree.map(jnp.zeros_like, params.dense["cross"])
         params = params._replace(dense={**params.dense, "cross": cross})
-    if way == "other":
+    if way == "other" and pairing == "views":
+        users = interactions["source"].indptr.shape[0] - 1
+        params = params._replace(
+            tables={**params.tables, "user": _shifted_views(params.tables["user"], users)}
+        )
+    elif way == "other":
         interactions = {**interactions, "source": _shifted(interactions["source"])}
     return params, interactions
+
+
+def _shifted_views(table: jax.Array, users: int) -> jax.Array:
+    """Gives each user the source's view of the next one, in every fold."""
+    rows = table.reshape(users, -1, table.shape[-1])
+    target, source = jnp.split(rows, 2, axis=-1)
+    joined = jnp.concatenate([target, jnp.roll(source, -1, axis=0)], axis=-1)
+    return joined.reshape(table.shape)
 
 
 def _shifted(interactions: sampling.Interactions) -> sampling.Interactions:

@@ -32,12 +32,11 @@ from conet_jax.checkpoints import Checkpoints
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import InputError
 from conet_jax.metric_writers import Console, MetricsFile, write_arrays, write_json, write_text
-from conet_jax.models import ials
+from conet_jax.models import crossfit, ials
 from conet_jax.models.base import Hyper, Model, Params, Sizes
 
 CHUNK_STEPS = 512  # steps a call of the compiled program: bounds its memory, moves the bar
 LN2 = math.log(2.0)
-_NEXT_FIT = 1 << 20  # added to the seed of a warm start's second factorisation
 _MAPPINGS_ALLOWED = Path("/proc/sys/vm/max_map_count")
 DEAD_MARGIN = 1e-3  # nats; a tower that predicts 1/2 everywhere stays at ln 2
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "polars")
@@ -95,25 +94,22 @@ class Task(NamedTuple):
     def _start(self) -> Params:
         """The parameters of ``_init``, or of a warm start."""
         config, params = self.config, self._init()
-        if config.warm_start == "ials":
+        if config.warm_start in ("ials", "crossfit"):
             joined = config.joined or "source" in self.model.domains
-            weights = [config.ials_source_weight]
-            if config.inner_product and config.second_weight:
-                weights.append(config.ials_second_source_weight)
-            fits = [
-                ials.fit(
-                    self.interactions,
-                    self.sizes,
-                    models.options(ials, config)._replace(joined=joined, ials_source_weight=weight),
-                    sweeps=config.ials_sweeps,
-                    seed=config.seed + i * _NEXT_FIT,
+            options = models.options(ials, config)._replace(joined=joined)
+            given = (self.interactions, self.sizes, options)
+            common = {"sweeps": config.ials_sweeps, "seed": config.seed}
+            if config.warm_start == "ials":
+                fitted = ials.fit(*given, **common)
+            else:
+                fitted = crossfit.fit(
+                    *given,
+                    **common,
+                    folds=config.folds,
+                    fold_sweeps=config.fold_sweeps,
+                    by_domain="source" in self.model.domains,
                 )
-                for i, weight in enumerate(weights)
-            ]
-            tables = {
-                name: jnp.concatenate([fit[name] for fit in fits], axis=1) for name in params.tables
-            }
-            params = params._replace(tables=tables)
+            params = params._replace(tables={name: fitted[name] for name in params.tables})
         if config.warm_start == "pretrain":
             tables = {**params.tables, "user": self._pretrain()}
             params = params._replace(tables=tables)
@@ -258,6 +254,7 @@ def _plan(config: ConfigDict, model: Model, interactions: dict[str, Any]) -> sam
         batch_size=config.batch_size,
         surplus=config.surplus,
         profile_length=config.profile_length,
+        folds=config.folds if config.warm_start == "crossfit" else 0,
     )
 
 

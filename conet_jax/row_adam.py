@@ -53,6 +53,7 @@ class RowAdam(NamedTuple):
         default constants). Rows last written before it cost a sum over up to some 170 steps when
         they are next read: call ``settle_packed`` once at this step, and no read needs it any
         more. Results do not depend on that, but for rounding. 2^31 - 1 if there is no such step.
+      values: rows f32[n, 3 dim] from ``read`` -> their [p], f32[n, dim].
     """
 
     init: Callable[..., jax.Array]
@@ -61,6 +62,7 @@ class RowAdam(NamedTuple):
     settle: Callable[..., jax.Array]
     settle_packed: Callable[..., jax.Array]
     closed_from: int
+    values: Callable[[jax.Array], jax.Array]
 
 
 def _infinite_sums(terms: np.ndarray, decay: float) -> np.ndarray:
@@ -311,7 +313,22 @@ def row_adam(
         return catch_up(packed[:, :-1], _unpack_last(packed), step, learning_rate)[0]
 
     closed_from = int(np.argmax(tables.closed)) if tables.closed.any() else np.iinfo(np.int32).max
-    return RowAdam(init, read, write, settle, settle_packed, closed_from)
+    return RowAdam(
+        init, read, write, settle, settle_packed, closed_from, lambda r: r[:, : r.shape[-1] // 3]
+    )
+
+
+def fixed() -> RowAdam:
+    """Returns a `RowAdam` that trains nothing: packed rows are the table's own, and stay."""
+    return RowAdam(
+        init=jnp.asarray,
+        read=lambda packed, ids, step, learning_rate: packed.at[ids].get(mode="clip"),
+        write=lambda packed, ids, rows, grads, step, learning_rate: packed,
+        settle=lambda packed, step, learning_rate: packed,
+        settle_packed=lambda packed, step, learning_rate: packed,
+        closed_from=np.iinfo(np.int32).max,
+        values=lambda rows: rows,
+    )
 
 
 def merge_ids(ids: ArrayLike, num_rows: int) -> tuple[jax.Array, jax.Array]:

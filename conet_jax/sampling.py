@@ -15,7 +15,7 @@ import numpy as np
 
 from conet_jax.models.base import Batch, Examples, Profile
 
-PAIRINGS = ("random", "same_user", "profile")
+PAIRINGS = ("random", "same_user", "profile", "views")
 ONE_DOMAIN = (None, "pairs", "context")
 SURPLUS = ("repeat", "alone")
 _ROUNDS = 5
@@ -154,17 +154,19 @@ class Plan(NamedTuple):
 
     Attributes:
       domains: ("target",) or ("target", "source").
-      pairing: "random", "same_user", "profile"; with one domain None, "pairs" (an example is a
-        positive and a negative of its user) or "context" (each example comes with its user's
-        profile in the source domain).
+      pairing: "random", "same_user", "profile", "views" (each domain's examples are seen by both
+        towers: no example has a partner); with one domain None, "pairs" (an example is a positive
+        and a negative of its user) or "context" (each example comes with its user's profile in the
+        source domain).
       negatives: sampled negatives a positive.
       batch_examples: examples a step and domain, positives and negatives.
-      surplus: under "random" and "profile", what the longer domain's surplus meets: "repeat"
-        the shorter in new permutations, or "alone" (the published procedure): steps of one
+      surplus: under "random", "profile" and "views", what the longer domain's surplus meets:
+        "repeat" the shorter in new permutations, or "alone" (the published procedure): steps of one
         domain, without cross connections, first.
       profile_length: items of a profile in training at most; of longer ones a random part.
       lengths: examples of each domain in an epoch.
       steps: steps of an epoch.
+      folds: number of folds of the positives, see ``crossfit``; 0 is none.
     """
 
     domains: tuple[str, ...]
@@ -175,6 +177,7 @@ class Plan(NamedTuple):
     profile_length: int
     lengths: tuple[int, ...]
     steps: int
+    folds: int = 0
 
     @property
     def examples_a_positive(self) -> int:
@@ -191,6 +194,7 @@ def plan_epoch(
     batch_size: int = 128,
     surplus: str = "repeat",
     profile_length: int = 32,
+    folds: int = 0,
 ) -> Plan:
     """Lays out an epoch.
 
@@ -202,6 +206,7 @@ def plan_epoch(
       batch_size: positives a step and domain.
       surplus: see ``Plan``.
       profile_length: see ``Plan``.
+      folds: see ``Plan``.
 
     Returns:
       The ``Plan``; the number of steps is that of the longest domain's examples ("random",
@@ -228,6 +233,7 @@ def plan_epoch(
         profile_length=profile_length,
         lengths=lengths,
         steps=-(-max(leading) // batch),
+        folds=folds,
     )
 
 
@@ -298,7 +304,7 @@ def sample_step(
     cross = jnp.asarray(1.0)
     if plan.surplus == "alone":
         cross = (step >= _steps_alone(plan)).astype(float)
-    if plan.pairing == "random":
+    if plan.pairing in ("random", "views"):
         return Batch(target, source, None, None, cross, keys["model"])
     source_profile, target_profile = (
         _profile(keys[f"{d}_profile"], interactions[d], examples.users, plan.profile_length)
@@ -340,7 +346,8 @@ def _listed_examples(
         return Examples(users, interactions.items[row], jnp.ones_like(weights), weights, drawn)
     labels = (which == 0).astype(float)
     items = jnp.where(labels > 0, interactions.items[row], drawn)
-    return Examples(users, items, labels, weights)
+    folds = row % plan.folds if plan.folds else None
+    return Examples(users, items, labels, weights, folds=folds)
 
 
 def _partners(

@@ -42,12 +42,11 @@ _CONET = {**_TOWERS, **_BOTH}
 _IALS = {"ials_regularization": Range(50.0, 1000.0), "ials_alpha": Range(20.0, 300.0)}
 _JOINED = {"ials_source_weight": Range(0.1, 1.0)}
 _WARM = {
-    "learning_rate": Range(3e-5, 3e-4),
-    "dropout": Range(0.1, 0.5, log=False),
-    "second_weight": Range(1.0, 5.0),
+    "learning_rate": Range(1e-3, 6e-3),
+    "dropout": Range(0.0, 0.3, log=False),
     **_IALS,
 }
-_WARM_JOINED = {**_WARM, **_JOINED, "ials_second_source_weight": Range(0.5, 2.0)}
+_WARM_JOINED = {**_WARM, **_JOINED}
 _WARM_BOTH = {**_WARM_JOINED, **_BOTH}
 _EASE = {"ease_regularization": Range(3.0, 3000.0)}
 SPACES: dict[str, Space] = {

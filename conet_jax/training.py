@@ -15,9 +15,10 @@ import optax
 
 from conet_jax import optimizers, sampling
 from conet_jax.models.base import Batch, Hyper, Model, Params
-from conet_jax.row_adam import merge_ids, row_adam
+from conet_jax.row_adam import RowAdam, fixed, merge_ids, row_adam
 
 TABLE_ADAM = row_adam()
+_FIXED = fixed()
 # Rows last written before this step are brought up to date by a sum, later ones by the closed form
 # (row_adam): settling every row once, here, ends the need for the sum.
 SETTLE_STEP = TABLE_ADAM.closed_from
@@ -29,15 +30,22 @@ class TrainState:
 
     Attributes:
       step: int32[], Adam steps done.
-      tables: {name: f32[rows, 3 dim + 1]}, packed for ``row_adam``.
+      tables: {name: f32[rows, 3 dim + 1]}, packed for ``row_adam``; f32[rows, dim] if fixed.
       dense: dense parameters.
       opt_state: optax state of the dense parameters.
+      fixed_tables: whether the tables stay as they are, see ``Model``.
     """
 
     step: jax.Array
     tables: dict[str, jax.Array]
     dense: Any
     opt_state: Any
+    fixed_tables: bool = flax.struct.field(pytree_node=False, default=False)
+
+    @property
+    def adam(self) -> RowAdam:
+        """What trains the tables."""
+        return _FIXED if self.fixed_tables else TABLE_ADAM
 
 
 class Settings(NamedTuple):
@@ -71,11 +79,13 @@ def _dense_optimizer(
 
 def init_state(model: Model, params: Params, settings: Settings) -> TrainState:
     """Returns the state before the first step."""
+    adam = _FIXED if model.fixed_tables else TABLE_ADAM
     return TrainState(
         step=jnp.int32(0),
-        tables={name: TABLE_ADAM.init(table) for name, table in params.tables.items()},
+        tables={name: adam.init(table) for name, table in params.tables.items()},
         dense=params.dense,
         opt_state=_dense_optimizer(model, settings, 0.0, 0.0).init(params.dense),
+        fixed_tables=model.fixed_tables,
     )
 
 
@@ -83,7 +93,7 @@ def init_state(model: Model, params: Params, settings: Settings) -> TrainState:
 def settled(state: TrainState, learning_rate: jax.Array) -> Params:
     """Returns a copy of the parameters with every row brought to the current step."""
     tables = {
-        name: TABLE_ADAM.settle(packed, state.step, learning_rate)
+        name: state.adam.settle(packed, state.step, learning_rate)
         for name, packed in state.tables.items()
     }
     return Params(tables, state.dense)
@@ -93,7 +103,7 @@ def settled(state: TrainState, learning_rate: jax.Array) -> Params:
 def settle_in_place(state: TrainState, learning_rate: jax.Array) -> TrainState:
     """Brings every row of the state to the current step (see ``SETTLE_STEP``)."""
     tables = {
-        name: TABLE_ADAM.settle_packed(packed, state.step, learning_rate)
+        name: state.adam.settle_packed(packed, state.step, learning_rate)
         for name, packed in state.tables.items()
     }
     return state.replace(tables=tables)
@@ -139,17 +149,16 @@ def train_step(
     """
     rate = hyper.learning_rate
     rows = {
-        name: TABLE_ADAM.read(state.tables[name], plan.unique, state.step, rate)
+        name: state.adam.read(state.tables[name], plan.unique, state.step, rate)
         for name, plan in rows_read.items()
     }
-    dim = {name: row.shape[-1] // 3 for name, row in rows.items()}
 
     def objective(dense: Any, values: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
         looked_up = {name: values[name][plan.inverse] for name, plan in rows_read.items()}
         value, sums = model.loss(dense, looked_up, batch, hyper, reduction=settings.reduction)
         return settings.loss_scale * value, sums
 
-    values = {name: row[:, : dim[name]] for name, row in rows.items()}
+    values = {name: state.adam.values(row) for name, row in rows.items()}
     (_, sums), (dense_grads, row_grads) = jax.value_and_grad(
         objective, argnums=(0, 1), has_aux=True
     )(state.dense, values)
@@ -167,12 +176,13 @@ def train_step(
         clip = optimizers.clip_by_variable_norm(settings.clip_norm)
         row_grads, _ = clip.update(row_grads, clip.init(row_grads))
     tables = {
-        name: TABLE_ADAM.write(
+        name: state.adam.write(
             state.tables[name], plan.unique, rows[name], row_grads[name], state.step, rate
         )
         for name, plan in rows_read.items()
     }
-    return TrainState(state.step + 1, tables, dense, opt_state), sums
+    after = state.replace(step=state.step + 1, tables=tables, dense=dense, opt_state=opt_state)
+    return after, sums
 
 
 def run_steps(

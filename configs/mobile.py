@@ -15,7 +15,8 @@ def get_config(variant: str = "") -> ConfigDict:
     """Returns the config of a variant (see ``conet_jax.config.default_config``)."""
     config = default_config(variant)
     config.name = "mobile"
-    config.second_weight = 0.0  # half the memory of the tables: a run stays under 1.5 GiB
+    if config.warm_start == "crossfit":
+        config.layers = (64, 32, 16, 8)  # half the memory of the tables
     config.data.dir = "data/mobile"
     config.data.prepare = "python launch/prepare.py --target=apps.csv --source=news.csv"
     if not variant.startswith("published") and config.model == "conet":

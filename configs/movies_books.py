@@ -15,7 +15,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """Returns the config of a variant (see ``conet_jax.config.default_config``)."""
     config = default_config(variant)
     config.name = "movies_books"
-    if config.model == "ials" or config.warm_start == "ials":
+    if config.model == "ials" or config.warm_start in ("ials", "crossfit"):
         # Chosen on validation for this pair (README, "The search").
         config.ials_regularization = 600.0
         config.ials_alpha = 250.0

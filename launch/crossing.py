@@ -32,7 +32,9 @@ def main() -> None:
             raise InputError(f"{workdir} is on other data than {_WORKDIRS.value[0]}")
         held_out, k = getattr(task.dataset, _SPLIT.value), task.config.eval_k
         for way in crossing.WAYS:
-            arguments = crossing.switched(params, task.interactions, way)
+            arguments = crossing.switched(
+                params, task.interactions, way, pairing=task.config.pairing
+            )
             ranks = evaluation.rank_held_out(task.model, *arguments, held_out)
             rows[way].append(evaluation.summarize(ranks, k=k))
             ndcg[way].append(metrics.ndcg(ranks.above, ranks.tied, k=k))

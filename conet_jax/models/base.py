@@ -32,6 +32,7 @@ class Examples(NamedTuple):
 
     ``weights`` is 1, or 0 for padding and where a domain sits out a step. Under ``pairing: pairs``
     every example is an observed pair and ``negatives`` holds a sampled item for each, else None.
+    ``folds`` is that of the observed pair that an example is or was made for, None without folds.
     """
 
     users: jax.Array
@@ -39,6 +40,7 @@ class Examples(NamedTuple):
     labels: jax.Array
     weights: jax.Array
     negatives: jax.Array | None = None
+    folds: jax.Array | None = None
 
 
 class Profile(NamedTuple):
@@ -105,6 +107,7 @@ class Model(NamedTuple):
         and sweep: Params -> Params is an epoch: one pass of alternating least squares, or the whole
         of a closed form. ``lookups``, ``loss``, ``diagnostics`` and ``l1_mask`` are then not used.
       closed_form: whether the first sweep is the last.
+      fixed_tables: whether the tables stay as they start, and the rest alone is trained.
     """
 
     domains: tuple[str, ...]
@@ -119,3 +122,4 @@ class Model(NamedTuple):
     l1_mask: Callable[[Any], Any] = lambda dense: jax.tree.map(lambda _: False, dense)
     sweeper: Callable[..., Callable[[Params], Params]] | None = None
     closed_form: bool = False
+    fixed_tables: bool = False

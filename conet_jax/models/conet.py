@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from conet_jax import losses
-from conet_jax.models import profiles, towers
+from conet_jax.models import crossfit, profiles, towers
 from conet_jax.models.base import Batch, Hyper, Model, Params, Sizes
 
 DIRECTIONS = ("to_target", "to_source")
@@ -32,14 +32,13 @@ class Options(NamedTuple):
       inner_product: a second logit term w^T (p_u * q_i), w learned, one weight a dimension, so
         that the towers learn what the linear model misses.
       inner_weight: start of every entry of w.
-      second_weight: where not 0, tables are twice as wide; the further factors, which the towers do
-        not see, are for the inner product alone, and their entries of w start here.
       output_bias: start of the output's bias with an inner product.
       output_scale: factor on the towers' output weights at the start, under "he".
       initializer: "gaussian" or "he" for the towers; tables and H^l are N(0, 0.01^2) in both.
       dropout: whether ``Hyper.dropout`` is applied to the merged embeddings in training.
-      pairing: "random", "same_user" or "profile".
-      inference: "target" (tower alone) or "cross" (with the user's source profile).
+      pairing: "random", "same_user", "profile" or "views".
+      inference: "target" (tower alone) or "cross" (with the user's source profile, or view).
+      folds: of the fixed, cross-fitted tables (``crossfit``) under "views".
     """
 
     layers: tuple[int, ...] = (64, 32, 16, 8)
@@ -49,13 +48,13 @@ class Options(NamedTuple):
     cross_unit: str = "matrix"
     inner_product: bool = False
     inner_weight: float = 1.0
-    second_weight: float = 0.0
     output_bias: float = 0.0
     output_scale: float = 1.0
     initializer: str = "he"
     dropout: bool = False
     pairing: str = "same_user"
     inference: str = "cross"
+    folds: int = 0
 
 
 @lru_cache
@@ -72,6 +71,7 @@ def build(options: Options) -> Model:
         scores=lambda projected, users, items: scores(projected, users, items, options),
         diagnostics=lambda dense, rows, batch: diagnostics(dense, rows, batch, options),
         l1_mask=l1_mask,
+        fixed_tables=options.pairing == "views",
     )
 
 
@@ -84,8 +84,8 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
       options: structure.
 
     Returns:
-      ``Params``; the embedding dimension is half of the first layer, or all of it with a second
-      half of factors for the inner product.
+      ``Params``; the embedding dimension is half of the first layer. Under "views" the tables are
+      zero, in the shapes of ``crossfit``, which fits them.
     """
     keys = dict(
         zip(
@@ -94,28 +94,36 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
             strict=True,
         )
     )
-    weights = inner_weights(options)
-    dim = options.layers[0] // 2 * max(1, len(weights))
+    dim = options.layers[0] // 2
     rows = {
         "user": sizes.users,
         "target_item": sizes.target_items,
         "source_item": sizes.source_items,
     }
-    tables = {name: towers.gaussian(keys[name], (n, dim)) for name, n in rows.items()}
+    features = 0
+    if options.pairing == "views":
+        features = crossfit.FEATURES
+        tables = {
+            name: jnp.zeros((n * (options.folds + 1), (dim + 1) * (1 + (name == "user"))))
+            for name, n in rows.items()
+        }
+    else:
+        tables = {name: towers.gaussian(keys[name], (n, dim)) for name, n in rows.items()}
     dense: dict[str, Any] = {
         domain: towers.init_tower(
             keys[domain],
             options.layers,
             initializer=options.initializer,
             output_scale=options.output_scale,
-            inner_weights=weights,
+            features=features,
+            inner_weight=options.inner_weight if options.inner_product else None,
             output_bias=options.output_bias,
         )
         for domain in ("target", "source")
     }
     dense["cross"] = {}
     for level in range(options.cross_layers):
-        shape = (options.layers[level], options.layers[level + 1])
+        shape = dense["target"][f"layer_{level + 1}"]["kernel"].shape
         key = jax.random.fold_in(keys["cross"], level)
         if options.cross_unit == "stitch":
             cross = {"stitch": jnp.array(STITCH_START)}
@@ -128,13 +136,6 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
             cross = {"both": _init_cross(key, shape, options.cross_rank)}
         dense["cross"][f"layer_{level + 1}"] = cross
     return Params(tables, dense)
-
-
-def inner_weights(options: Any) -> tuple[float, ...]:
-    """Starts of w for each half of the factors; none without an inner product."""
-    if not options.inner_product:
-        return ()
-    return (options.inner_weight, options.second_weight)[: 1 + bool(options.second_weight)]
 
 
 def _init_cross(key: jax.Array, shape: tuple[int, int], rank: int) -> dict[str, jax.Array]:
@@ -237,9 +238,22 @@ def lookups(batch: Batch, options: Options) -> dict[str, jax.Array]:
     """Returns the ids that a step reads: {"user": int32[k, n], …_item: int32[n] or [n, 1 + L]}.
 
     ``user`` has the target's users and, unless the pairs share their user, the source's. Item ids
-    are the examples' in column 0 and, with profiles, those of the profiles after it.
+    are the examples' in column 0 and, with profiles, those of the profiles after it. Under "views"
+    ``user`` is int32[2, n] and an item's table int32[n], each without the example's fold.
     """
     target, source = batch.target, batch.source
+    if options.pairing == "views":
+        rows = {
+            name: crossfit.row_ids(ids, examples.folds, options.folds)
+            for name, ids, examples in (
+                ("target_user", target.users, target),
+                ("source_user", source.users, source),
+                ("target_item", target.items, target),
+                ("source_item", source.items, source),
+            )
+        }
+        users = jnp.stack([rows.pop("target_user"), rows.pop("source_user")])
+        return {"user": users, **rows}
     users = [target.users] if options.pairing == "same_user" else [target.users, source.users]
     ids = {"user": jnp.stack(users)}
     for name, examples, profile in (
@@ -253,22 +267,62 @@ def lookups(batch: Batch, options: Options) -> dict[str, jax.Array]:
     return ids
 
 
-def _inputs(
-    rows: dict[str, jax.Array], batch: Batch, options: Options
-) -> list[tuple[jax.Array, jax.Array]]:
-    """Pairs of merged embeddings (target's input, source's input), one pair a forward pass."""
+class _Input(NamedTuple):
+    """Both towers' inputs in a forward pass: merged embeddings, and features beside them."""
+
+    merged: tuple[jax.Array, jax.Array]
+    features: tuple[jax.Array, jax.Array] | None = None
+
+    def joined(self) -> tuple[jax.Array, jax.Array]:
+        """Returns (target's input, source's input)."""
+        if self.features is None:
+            return self.merged
+        pairs = zip(self.merged, self.features, strict=True)
+        return tuple(jnp.concatenate(pair, axis=-1) for pair in pairs)
+
+
+def _inputs(rows: dict[str, jax.Array], batch: Batch, options: Options) -> list[_Input]:
+    """What goes into the towers, a forward pass after the other."""
     users = rows["user"]
+    if options.pairing == "views":
+        return [
+            _seen(users[0], rows["target_item"], options),
+            _seen(users[1], rows["source_item"], options),
+        ]
     target_users, source_users = users[0], users[-1]
     target_items, source_items = rows["target_item"][:, 0], rows["source_item"][:, 0]
-    merge = partial(towers.merge, dim=options.layers[0] // 2)
+    merge = towers.merge
     if options.pairing != "profile":
-        return [(merge(target_users, target_items), merge(source_users, source_items))]
+        return [_Input((merge(target_users, target_items), merge(source_users, source_items)))]
     source_profile = profiles.mean_of_batch(rows["source_item"][:, 1:], batch.source_profile)
     target_profile = profiles.mean_of_batch(rows["target_item"][:, 1:], batch.target_profile)
     return [
-        (merge(target_users, target_items), merge(target_users, source_profile)),
-        (merge(source_users, target_profile), merge(source_users, source_items)),
+        _Input((merge(target_users, target_items), merge(target_users, source_profile))),
+        _Input((merge(source_users, target_profile), merge(source_users, source_items))),
     ]
+
+
+def _seen(users: jax.Array, items: jax.Array, options: Options) -> _Input:
+    """A pair as both towers see it, each with its domain's view of the user."""
+    views = crossfit.views(users, options.layers[0] // 2)
+    return _Input(
+        tuple(towers.merge(view[..., :-1], items[..., :-1]) for view in views),
+        tuple(crossfit.features(view, items, options.inner_weight) for view in views),
+    )
+
+
+def _inner_rows(
+    rows: dict[str, jax.Array], options: Options
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """(users, items) f32[n, dim] of each domain's inner product."""
+    users = rows["user"]
+    if options.pairing == "views":
+        dim = options.layers[0] // 2
+        return tuple(
+            (crossfit.views(users[i], dim)[i][..., :-1], rows[f"{domain}_item"][..., :-1])
+            for i, domain in enumerate(("target", "source"))
+        )
+    return (users[0], rows["target_item"][:, 0]), (users[-1], rows["source_item"][:, 0])
 
 
 def batch_logits(
@@ -278,13 +332,16 @@ def batch_logits(
     inputs = _inputs(rows, batch, options)
     if rate is not None:
         keys = iter(jax.random.split(batch.key, 2 * len(inputs)))
-        inputs = [tuple(towers.dropout(next(keys), x, rate) for x in pair) for pair in inputs]
-    logits = [forward(dense, *pair, cross=batch.cross) for pair in inputs]
+        inputs = [
+            each._replace(merged=tuple(towers.dropout(next(keys), x, rate) for x in each.merged))
+            for each in inputs
+        ]
+    logits = [forward(dense, *each.joined(), cross=batch.cross) for each in inputs]
     # Dropout is for the towers: the inner product sees its rows whole.
-    users, items = rows["user"], (rows["target_item"][:, 0], rows["source_item"][:, 0])
+    target, source = _inner_rows(rows, options)
     return (
-        logits[0][0] + towers.inner_logits(dense["target"], users[0], items[0]),
-        logits[-1][1] + towers.inner_logits(dense["source"], users[-1], items[1]),
+        logits[0][0] + towers.inner_logits(dense["target"], *target),
+        logits[-1][1] + towers.inner_logits(dense["source"], *source),
     )
 
 
@@ -352,19 +409,19 @@ def project(params: Params, interactions: Any, options: Options) -> dict[str, An
     Returns:
       Under "target" see ``towers.project_target``. Under "cross" ``user`` f32[users, 2 r] and
       ``item`` f32[target items, 2 r], whose sum is the first pre-activation of both towers side
-      by side; tables of the inner product; ``dense``.
+      by side; tables of the inner product; ``dense``. Under "views" inner products are inputs too:
+      ``dots`` f32[2, 2 r] is what one of each view adds to that sum, ``view`` f32[users, 2, dim]
+      and ``factors`` f32[target items, dim] are what they are of.
     """
     tables, dense = params
     user, item = tables["user"], tables["target_item"]
+    if options.pairing == "views":
+        return _project_views(dense, user, item, options)
     if options.inference == "target":
         return towers.project_target(dense["target"], user, item)
     inner = towers.project_inner(dense["target"], user, item)
-    dim = options.layers[0] // 2
-    user, item = user[:, :dim], item[:, :dim]
     source = interactions["source"]
-    profile = profiles.mean_of_all(
-        source.items, source.users, tables["source_item"][:, :dim], user.shape[0]
-    )
+    profile = profiles.mean_of_all(source.items, source.users, tables["source_item"], user.shape[0])
     none = jnp.zeros_like(user)
     by_user = transition(dense, 0, jnp.concatenate([user, none, user, profile], axis=-1))
     none = jnp.zeros_like(item)
@@ -376,6 +433,27 @@ def project(params: Params, interactions: Any, options: Options) -> dict[str, An
         "item": by_item,
         "dense": dense,
         **inner,
+    }
+
+
+def _project_views(
+    dense: Any, user: jax.Array, item: jax.Array, options: Options
+) -> dict[str, Any]:
+    dim = options.layers[0] // 2
+    views = crossfit.views(crossfit.of_all_pairs(user, options.folds), dim)
+    item = crossfit.of_all_pairs(item, options.folds)
+    vectors = [view[:, :-1] for view in views]
+    linear = _without_bias(dense)
+    width = 2 * dim + crossfit.FEATURES
+    one_each = jnp.eye(2)[:, :, None] * (jnp.arange(width) == 2 * dim)[None, None, :]
+    return {
+        "user": transition(dense, 0, jnp.concatenate([*map(crossfit.user_part, views)], axis=-1)),
+        "item": transition(linear, 0, jnp.tile(crossfit.item_part(item), (1, 2))),
+        "dots": transition(linear, 0, one_each.reshape(2, 2 * width)),
+        "view": jnp.stack(vectors, axis=1),
+        "factors": item[:, :-1],
+        "dense": dense,
+        **towers.project_inner(dense["target"], vectors[0], item[:, :-1]),
     }
 
 
@@ -405,7 +483,12 @@ def scores(
     if options.inference == "target":
         return towers.score_target(projected, users, items)
     dense = projected["dense"]
-    both = jax.nn.relu(projected["user"][users][:, None, :] + projected["item"][items])
+    both = projected["user"][users][:, None, :] + projected["item"][items]
+    if options.pairing == "views":
+        pairs = projected["view"][users], projected["factors"][items]
+        dots = options.inner_weight * jnp.einsum("nvd,ncd->ncv", *pairs)
+        both = both + dots @ projected["dots"]
+    both = jax.nn.relu(both)
     for level in range(1, towers.depth(dense["target"])):
         both = jax.nn.relu(transition(dense, level, both))
     target, _ = jnp.split(both, 2, axis=-1)
@@ -437,7 +520,7 @@ def diagnostics(
         "logit_spread/target": towers.logit_spread(logits[0], batch.target.weights),
         "logit_spread/source": towers.logit_spread(logits[1], batch.source.weights),
     }
-    target, source = _inputs(rows, batch, options)[0]
+    target, source = _inputs(rows, batch, options)[0].joined()
     for level in range(options.cross_layers):
         name = f"layer_{level + 1}"
         matrices = cross_matrices(dense, level)

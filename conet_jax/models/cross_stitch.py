@@ -21,7 +21,6 @@ class Options(NamedTuple):
     cross_layers: int = 3
     inner_product: bool = False
     inner_weight: float = 1.0
-    second_weight: float = 0.0
     output_bias: float = 0.0
     output_scale: float = 1.0
     initializer: str = "he"

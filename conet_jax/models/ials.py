@@ -10,6 +10,7 @@ and likewise for Y, where w_i cancels but for lambda / w_i. Linear, seconds to f
 sparse data: a model of its own, and a start for the tables of the others.
 """
 
+import itertools
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -40,6 +41,13 @@ class Options(NamedTuple):
     ials_regularization: float = 1.0
     ials_alpha: float = 10.0
     ials_source_weight: float = 1.0
+
+
+class Pairs(NamedTuple):
+    """Users int32[nnz] and items int32[nnz] of some interactions."""
+
+    users: np.ndarray
+    items: np.ndarray
 
 
 @lru_cache
@@ -84,19 +92,10 @@ def sweeper(interactions: Any, sizes: Sizes, options: Options) -> Any:
     Returns:
       Params -> Params.
     """
-    domains = ("target", "source") if options.joined else ("target",)
-    counts = dict(target=sizes.target_items, source=sizes.source_items)
-    offsets = np.cumsum([0] + [counts[domain] for domain in domains])
-    pairs = [interactions[domain] for domain in domains]
-    users = np.concatenate([np.asarray(p.users) for p in pairs])
-    items = np.concatenate(
-        [np.asarray(p.items) + at for p, at in zip(pairs, offsets, strict=False)]
-    )
-    weights = np.ones(offsets[-1], np.float32)
-    weights[sizes.target_items :] = options.ials_source_weight
-    by_user = _groups(users, items, sizes.users)
-    by_item = _groups(items, users, len(weights))
+    domains, offsets, weights = _columns(sizes, options)
+    users, items = _listed(interactions, domains, offsets)
     one = np.ones(sizes.users, np.float32)
+    by_user, by_item = _groups(users, items, one), _groups(items, users, weights)
     solve = partial(
         _solve_all, regularization=options.ials_regularization, alpha=options.ials_alpha
     )
@@ -104,8 +103,8 @@ def sweeper(interactions: Any, sizes: Sizes, options: Options) -> Any:
     def sweep(params: Params) -> Params:
         tables = params.tables
         y = jnp.concatenate([tables[f"{domain}_item"] for domain in domains])
-        x = solve(tables["user"], y, by_user, row_weights=one, column_weights=weights)
-        y = solve(y, x, by_item, row_weights=weights, column_weights=one)
+        x = solve(tables["user"], y, by_user, column_weights=weights)
+        y = solve(y, x, by_item, column_weights=one)
         solved = {
             f"{domain}_item": y[offsets[i] : offsets[i + 1]] for i, domain in enumerate(domains)
         }
@@ -115,41 +114,115 @@ def sweeper(interactions: Any, sizes: Sizes, options: Options) -> Any:
 
 
 def fit(
-    interactions: Any, sizes: Sizes, options: Options, *, sweeps: int = 15, seed: int = 0
+    interactions: Any,
+    sizes: Sizes,
+    options: Options,
+    *,
+    sweeps: int = 15,
+    seed: int = 0,
+    start: dict[str, jax.Array] | None = None,
 ) -> dict[str, jax.Array]:
     """Factorises in a fixed number of sweeps.
 
     Args:
-      interactions: training interactions (``sampling.Interactions``) by domain.
+      interactions: training interactions by domain (``sampling.Interactions`` or ``Pairs``).
       sizes: rows of the tables.
       options: structure and constants.
       sweeps: passes over users and items.
       seed: of the start.
+      start: tables to go on from; by default those of ``init``.
 
     Returns:
       ``user`` and the items' tables; zero for users and items without pairs.
     """
-    params = init(jax.random.key(seed), sizes, options)
+    params = init(jax.random.key(seed), sizes, options) if start is None else Params(start, {})
     sweep = sweeper(interactions, sizes, options)
     for _ in range(sweeps):
         params = sweep(params)
     return params.tables
 
 
-def _groups(rows: np.ndarray, columns: np.ndarray, num_rows: int) -> list[tuple[np.ndarray, ...]]:
-    """Rows of similar length padded together: [(row ids [n], columns [n, l], mask [n, l]), …].
+def users_of(
+    interactions: Any,
+    sizes: Sizes,
+    options: Options,
+    tables: dict[str, jax.Array],
+    domains: tuple[str, ...],
+) -> jax.Array:
+    """Solves for the users from their pairs in some domains alone, with the items as they are.
+
+    Args:
+      interactions: pairs by domain, as in ``fit``.
+      sizes: rows of the tables.
+      options: of the factorisation.
+      tables: its items.
+      domains: those whose pairs count.
+
+    Returns:
+      f32[users, dim], zero for users without such pairs.
+    """
+    fitted, offsets, weights = _columns(sizes, options)
+    at = dict(zip(fitted, offsets, strict=False))
+    users, items = _listed(interactions, domains, [at[domain] for domain in domains])
+    for i, domain in enumerate(fitted):
+        if domain not in domains:
+            weights[offsets[i] : offsets[i + 1]] = 0.0
+    y = jnp.concatenate([tables[f"{domain}_item"] for domain in fitted])
+    return _solve_all(
+        jnp.zeros((sizes.users, y.shape[1])),
+        y,
+        _groups(users, items, np.ones(sizes.users, np.float32)),
+        column_weights=weights,
+        regularization=options.ials_regularization,
+        alpha=options.ials_alpha,
+    )
+
+
+def _columns(sizes: Sizes, options: Options) -> tuple[tuple[str, ...], np.ndarray, np.ndarray]:
+    """Domains of the matrix, where the columns of each begin, and the weight of each column."""
+    counts = {"target": sizes.target_items}
+    if options.joined:
+        counts["source"] = sizes.source_items
+    offsets = np.cumsum([0, *counts.values()])
+    weights = np.ones(offsets[-1], np.float32)
+    weights[sizes.target_items :] = options.ials_source_weight
+    return tuple(counts), offsets, weights
+
+
+def _listed(interactions: Any, domains: Any, offsets: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Users and columns of the pairs of some domains, whose columns begin at ``offsets``."""
+    pairs = [interactions[domain] for domain in domains]
+    users = np.concatenate([np.asarray(p.users) for p in pairs])
+    columns = [np.asarray(p.items) + at for p, at in zip(pairs, offsets, strict=False)]
+    return users, np.concatenate(columns)
+
+
+class _Group(NamedTuple):
+    """Rows of one weight and of similar length: ids [n], columns [n, l] and which of them count."""
+
+    weight: float
+    ids: np.ndarray
+    listed: np.ndarray
+    mask: np.ndarray
+
+
+def _groups(rows: np.ndarray, columns: np.ndarray, row_weights: np.ndarray) -> list[_Group]:
+    """Rows of similar length padded together.
 
     Lengths are powers of two and the number of rows of a group depends on the length alone, so
     there are few shapes to compile. Padding rows have an id out of range.
     """
+    num_rows = len(row_weights)
     order = np.argsort(rows, kind="stable")
     columns = np.asarray(columns)[order]
     degrees = np.bincount(rows, minlength=num_rows)
     starts = np.concatenate([[0], np.cumsum(degrees)])
     widths = 1 << np.ceil(np.log2(np.maximum(degrees, 1))).astype(int)
     groups = []
-    for width in np.unique(widths[degrees > 0]):
-        members = np.flatnonzero((widths == width) & (degrees > 0))
+    for weight, width in itertools.product(np.unique(row_weights), np.unique(widths[degrees > 0])):
+        members = np.flatnonzero((widths == width) & (degrees > 0) & (row_weights == weight))
+        if not len(members):
+            continue
         # Few shapes to compile, and few padding rows: a power of two, and memory within bounds.
         at_once = min(_ROWS_A_SOLVE, max(1, _ENTRIES_A_SOLVE // width))
         at_once = min(at_once, 1 << (len(members) - 1).bit_length())
@@ -160,7 +233,8 @@ def _groups(rows: np.ndarray, columns: np.ndarray, num_rows: int) -> list[tuple[
             listed = columns[np.where(mask, starts[ids][:, None] + slots, 0)]
             padding = at_once - len(ids)
             groups.append(
-                (
+                _Group(
+                    float(weight),
                     np.pad(ids, (0, padding), constant_values=num_rows).astype(np.int32),
                     np.pad(listed, ((0, padding), (0, 0))).astype(np.int32),
                     np.pad(mask, ((0, padding), (0, 0))),
@@ -172,9 +246,8 @@ def _groups(rows: np.ndarray, columns: np.ndarray, num_rows: int) -> list[tuple[
 def _solve_all(
     x: jax.Array,
     y: jax.Array,
-    groups: list[tuple[np.ndarray, ...]],
+    groups: list[_Group],
     *,
-    row_weights: np.ndarray,
     column_weights: np.ndarray,
     regularization: float,
     alpha: float,
@@ -182,10 +255,16 @@ def _solve_all(
     # Rows without pairs, which no group holds, have their optimum at zero.
     x = jnp.zeros_like(x)
     gram = y.T @ (y * column_weights[:, None])
-    for ids, listed, mask in groups:
-        ridge = regularization / row_weights[np.minimum(ids, len(row_weights) - 1)]
+    of_none = {}  # by the weight of a row: the normal matrix of a row without pairs, times y
+    for weight, ids, listed, mask in groups:
         weights = np.where(mask, column_weights[listed], 0)
-        x = _solve(x, y, gram, ids, listed, weights, ridge, alpha)
+        ridge = regularization / weight
+        if 2 * listed.shape[1] <= y.shape[1]:
+            if weight not in of_none:
+                of_none[weight] = _of_none(gram, y, ridge)
+            x = _solve_few(x, y, of_none[weight], ids, listed, weights, alpha)
+        else:
+            x = _solve(x, y, gram, ids, listed, weights, ridge, alpha)
     return x
 
 
@@ -197,13 +276,45 @@ def _solve(
     ids: jax.Array,
     listed: jax.Array,
     weights: jax.Array,
-    ridge: jax.Array,
+    ridge: float,
     alpha: float,
 ) -> jax.Array:
     own = y[listed]
     weighted = own * weights[:, :, None]
     normal = gram[None] + alpha * jnp.einsum("nlf,nlg->nfg", weighted, own)
-    normal = normal + ridge[:, None, None] * jnp.eye(y.shape[1])[None]
+    normal = normal + ridge * jnp.eye(y.shape[1])[None]
     right = (1 + alpha) * weighted.sum(axis=1)
     solved = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(normal), True), right[:, :, None])
     return x.at[ids].set(solved[:, :, 0], mode="drop")
+
+
+@jax.jit
+def _of_none(gram: jax.Array, y: jax.Array, ridge: float) -> jax.Array:
+    normal = gram + ridge * jnp.eye(y.shape[1])
+    return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(normal), True), y.T).T
+
+
+@partial(jax.jit, donate_argnums=0)
+def _solve_few(
+    x: jax.Array,
+    y: jax.Array,
+    of_none: jax.Array,
+    ids: jax.Array,
+    listed: jax.Array,
+    weights: jax.Array,
+    alpha: float,
+) -> jax.Array:
+    """``_solve`` for rows of few pairs, by a system as large as the pairs, not the factors.
+
+    With N the normal matrix of a row without pairs and D = alpha diag(w), of a row's items Y,
+    ``(N + Y^T D Y)^-1 Y^T = N^-1 Y^T (D^-1 + Y N^-1 Y^T)^-1 D^-1`` (Woodbury).
+    """
+    own, solved = y[listed], of_none[listed]
+    used, weights = weights > 0, weights.astype(y.dtype)
+    system = jnp.einsum("nlf,nmf->nlm", own, solved)
+    system = jnp.where(used[:, :, None] & used[:, None, :], system, 0)
+    diagonal = jnp.where(used, 1 / (alpha * jnp.where(used, weights, 1)), 1)
+    system = system + diagonal[:, :, None] * jnp.eye(listed.shape[1])[None]
+    right = jnp.where(used, (1 + alpha) / alpha, 0)
+    shares = jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(system), True), right[:, :, None])
+    return x.at[ids].set(jnp.einsum("nlf,nl->nf", solved, shares[:, :, 0]), mode="drop")

@@ -4,23 +4,30 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from conet_jax import losses
-from conet_jax.models import conet, towers
+from conet_jax.models import crossfit, towers
 from conet_jax.models.base import Batch, Hyper, Model, Params, Sizes
 
 
 class Options(NamedTuple):
-    """Structure: tower widths, inner-product term, initialiser, dropout (see ``conet.Options``)."""
+    """Structure: widths, inner product, initialiser, dropout, start (see ``conet.Options``)."""
 
     layers: tuple[int, ...] = (64, 32, 16, 8)
     inner_product: bool = False
     inner_weight: float = 1.0
-    second_weight: float = 0.0
     output_bias: float = 0.0
     output_scale: float = 1.0
     initializer: str = "he"
     dropout: bool = False
+    warm_start: str = ""
+    folds: int = 0
+
+    @property
+    def crossfit(self) -> bool:
+        """Whether the tables are fixed and cross-fitted, see ``crossfit``."""
+        return self.warm_start == "crossfit"
 
 
 @lru_cache
@@ -31,37 +38,51 @@ def build(options: Options) -> Model:
         pairing=None,
         inference="target",
         init=lambda key, sizes: init(key, sizes, options),
-        lookups=lookups,
+        lookups=partial(lookups, options=options),
         loss=partial(loss, options=options),
-        project=lambda params, interactions: project(params),
-        scores=scores,
+        project=lambda params, interactions: project(params, options),
+        scores=partial(scores, options=options),
         diagnostics=partial(diagnostics, options=options),
+        fixed_tables=options.crossfit,
     )
 
 
 def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
     """Initialises ``user`` and ``target_item`` tables, N(0, 0.01^2), and the tower."""
     user_key, item_key, tower_key = jax.random.split(key, 3)
-    weights = conet.inner_weights(options)
-    dim = options.layers[0] // 2 * max(1, len(weights))
-    tables = {
-        "user": towers.gaussian(user_key, (sizes.users, dim)),
-        "target_item": towers.gaussian(item_key, (sizes.target_items, dim)),
-    }
+    dim = options.layers[0] // 2
+    if options.crossfit:  # zero, in the shapes of ``crossfit``, which fits them
+        copies = options.folds + 1
+        tables = {
+            "user": jnp.zeros((sizes.users * copies, dim + 1)),
+            "target_item": jnp.zeros((sizes.target_items * copies, dim + 1)),
+        }
+    else:
+        tables = {
+            "user": towers.gaussian(user_key, (sizes.users, dim)),
+            "target_item": towers.gaussian(item_key, (sizes.target_items, dim)),
+        }
     tower = towers.init_tower(
         tower_key,
         options.layers,
         initializer=options.initializer,
         output_scale=options.output_scale,
-        inner_weights=weights,
+        features=crossfit.FEATURES if options.crossfit else 0,
+        inner_weight=options.inner_weight if options.inner_product else None,
         output_bias=options.output_bias,
     )
     return Params(tables, {"target": tower})
 
 
-def lookups(batch: Batch) -> dict[str, jax.Array]:
+def lookups(batch: Batch, options: Options) -> dict[str, jax.Array]:
     """Returns {"user": int32[n], "target_item": int32[n]}."""
-    return {"user": batch.target.users, "target_item": batch.target.items}
+    target = batch.target
+    ids = {"user": target.users, "target_item": target.items}
+    if options.crossfit:
+        ids = {
+            name: crossfit.row_ids(own, target.folds, options.folds) for name, own in ids.items()
+        }
+    return ids
 
 
 def forward(tower: Any, merged: jax.Array) -> jax.Array:
@@ -77,11 +98,16 @@ def batch_logits(
 ) -> jax.Array:
     """Logits f32[n] of a batch; ``rate`` None is no dropout."""
     users, items = rows["user"], rows["target_item"]
-    merged = towers.merge(users, items, options.layers[0] // 2)
+    beside = []
+    if options.crossfit:
+        beside = [crossfit.features(users, items, options.inner_weight)]
+        users, items = users[..., :-1], items[..., :-1]
+    merged = towers.merge(users, items)
     if rate is not None:
         merged = towers.dropout(batch.key, merged, rate)
     tower = dense["target"]
-    return forward(tower, merged) + towers.inner_logits(tower, users, items)
+    inputs = jnp.concatenate([merged, *beside], axis=-1)
+    return forward(tower, inputs) + towers.inner_logits(tower, users, items)
 
 
 def loss(
@@ -109,12 +135,32 @@ def diagnostics(
     return {"logit_spread/target": towers.logit_spread(logits, batch.target.weights)}
 
 
-def project(params: Params) -> dict[str, Any]:
+def project(params: Params, options: Options) -> dict[str, Any]:
     """Sends each table through the first layer once, see ``conet.project``."""
-    tower = params.dense["target"]
-    return towers.project_target(tower, params.tables["user"], params.tables["target_item"])
+    tower, user = params.dense["target"], params.tables["user"]
+    item = params.tables["target_item"]
+    if not options.crossfit:
+        return towers.project_target(tower, user, item)
+    user, item = (crossfit.of_all_pairs(table, options.folds) for table in (user, item))
+    layer, vectors = tower["layer_1"], (user[:, :-1], item[:, :-1])
+    return {
+        "user": towers.affine(layer, crossfit.user_part(user)),
+        "item": crossfit.item_part(item) @ layer["kernel"],
+        "dots": layer["kernel"][2 * vectors[0].shape[1]],
+        "view": vectors[0],
+        "factors": vectors[1],
+        "tower": tower,
+        **towers.project_inner(tower, *vectors),
+    }
 
 
-def scores(projected: dict[str, Any], users: jax.Array, items: jax.Array) -> jax.Array:
+def scores(
+    projected: dict[str, Any], users: jax.Array, items: jax.Array, options: Options
+) -> jax.Array:
     """Logits f32[n, c] of users int32[n] for items int32[n, c]."""
-    return towers.score_target(projected, users, items)
+    if not options.crossfit:
+        return towers.score_target(projected, users, items)
+    pairs = projected["view"][users], projected["factors"][items]
+    dots = options.inner_weight * jnp.einsum("nd,ncd->nc", *pairs)
+    beside = dots[:, :, None] * projected["dots"][None, None, :]
+    return towers.score_target(projected, users, items, beside)

@@ -27,7 +27,8 @@ def init_tower(
     *,
     initializer: str,
     output_scale: float = 1.0,
-    inner_weights: tuple[float, ...] = (),
+    features: int = 0,
+    inner_weight: float | None = None,
     output_bias: float = 0.0,
 ) -> dict[str, Any]:
     """Initialises W^l, b^l of every transition and the output h of Sec. 2.2.
@@ -38,15 +39,17 @@ def init_tower(
       initializer: "gaussian" (the paper: N(0, 0.01^2), biases too) or "he" (He et al. 2015:
         N(0, 2 / fan_in), output N(0, 1 / fan_in), biases zero).
       output_scale: factor on the output weights under "he".
-      inner_weights: start of w in the second logit term w^T (p_u * q_i), a number for each
-        embedding dimension's worth of factors; none is no such term.
+      features: inputs beside the merged embedding (see ``crossfit.features``).
+      inner_weight: start of every entry of w in the second logit term w^T (p_u * q_i); None is no
+        such term.
       output_bias: start of the output's bias with an inner product, else as ``initializer`` says.
 
     Returns:
       {"layer_1": {"kernel": f32[in, out], "bias": f32[out]}, …, "output": {…}}; activations are
       row vectors, so a kernel is the transpose of the paper's W^l.
     """
-    shapes = list(zip(layers[:-1], layers[1:], strict=True)) + [(layers[-1], 1)]
+    widths = (layers[0] + features, *layers[1:])
+    shapes = [*zip(widths[:-1], widths[1:], strict=True), (widths[-1], 1)]
     names = [f"layer_{i + 1}" for i in range(len(shapes) - 1)] + ["output"]
     params = {}
     for i, (name, shape) in enumerate(zip(names, shapes, strict=True)):
@@ -57,8 +60,8 @@ def init_tower(
             std = (2.0 / shape[0]) ** 0.5 if name != "output" else output_scale / shape[0] ** 0.5
             kernel, bias = std * jax.random.normal(kernel_key, shape), jnp.zeros(shape[1:])
         params[name] = {"kernel": kernel, "bias": bias}
-    if inner_weights:
-        params["inner"] = jnp.repeat(jnp.array(inner_weights, float), layers[0] // 2)
+    if inner_weight is not None:
+        params["inner"] = jnp.full((layers[0] // 2,), float(inner_weight))
         params["output"]["bias"] = jnp.full((1,), output_bias)
     return params
 
@@ -74,18 +77,9 @@ def output_logits(tower: dict[str, Any], z: jax.Array) -> jax.Array:
     return affine(tower["output"], z)[..., 0]
 
 
-def merge(users: jax.Array, items: jax.Array, dim: int) -> jax.Array:
-    """Returns x_ui = [P^T x_u, Q^T x_i], the merged embedding (Eq. 1), of the first factors.
-
-    Args:
-      users: f32[..., factors].
-      items: f32[..., factors].
-      dim: factors that a tower sees; any others are for the inner product alone.
-
-    Returns:
-      f32[..., 2 dim].
-    """
-    return jnp.concatenate([users[..., :dim], items[..., :dim]], axis=-1)
+def merge(users: jax.Array, items: jax.Array) -> jax.Array:
+    """Returns x_ui = [P^T x_u, Q^T x_i], the merged embedding (Eq. 1): f32[..., 2 dim]."""
+    return jnp.concatenate([users, items], axis=-1)
 
 
 def dropout(key: jax.Array, x: jax.Array, rate: jax.Array) -> jax.Array:
@@ -95,7 +89,7 @@ def dropout(key: jax.Array, x: jax.Array, rate: jax.Array) -> jax.Array:
 
 
 def inner_logits(tower: dict[str, Any], users: jax.Array, items: jax.Array) -> jax.Array:
-    """Second logit term w^T (p_u * q_i) of rows f32[..., factors], zeros without one: f32[...]."""
+    """Second logit term w^T (p_u * q_i) of rows f32[..., dim], zeros without one: f32[...]."""
     if "inner" not in tower:
         return jnp.zeros(users.shape[:-1], users.dtype)
     return (users * items) @ tower["inner"]
@@ -121,8 +115,8 @@ def project_target(tower: dict[str, Any], users: jax.Array, items: jax.Array) ->
 
     Args:
       tower: the target tower.
-      users: f32[users, factors], of which the tower sees as many as its first layer is made for.
-      items: f32[items, factors].
+      users: f32[users, dim].
+      items: f32[items, dim].
 
     Returns:
       ``user`` f32[users, r] and ``item`` f32[items, r], whose sum is the pre-activation of layer
@@ -130,19 +124,27 @@ def project_target(tower: dict[str, Any], users: jax.Array, items: jax.Array) ->
     """
     layer = tower["layer_1"]
     dim = layer["kernel"].shape[0] // 2
-    by_user = users[:, :dim] @ layer["kernel"][:dim]
+    by_user = users @ layer["kernel"][:dim]
     return {
         "user": by_user + jnp.broadcast_to(layer["bias"], by_user.shape),
-        "item": items[:, :dim] @ layer["kernel"][dim:],
+        "item": items @ layer["kernel"][dim:],
         "tower": tower,
         **project_inner(tower, users, items),
     }
 
 
-def score_target(projected: dict[str, Any], users: jax.Array, items: jax.Array) -> jax.Array:
-    """Logits f32[n, c] of the target tower for users int32[n] and items int32[n, c]."""
+def score_target(
+    projected: dict[str, Any],
+    users: jax.Array,
+    items: jax.Array,
+    beside: jax.Array | float = 0.0,
+) -> jax.Array:
+    """Logits f32[n, c] of the target tower for users int32[n] and items int32[n, c].
+
+    ``beside`` f32[n, c, r] is added to the first pre-activation: what is no sum over the two.
+    """
     tower = projected["tower"]
-    x = jax.nn.relu(projected["user"][users][:, None, :] + projected["item"][items])
+    x = jax.nn.relu(projected["user"][users][:, None, :] + projected["item"][items] + beside)
     for level in range(1, depth(tower)):
         x = jax.nn.relu(affine(tower[f"layer_{level + 1}"], x))
     return output_logits(tower, x) + score_inner(projected, users, items)
