@@ -26,13 +26,11 @@ CASES = {
     "low_rank": dict(cross_rank=2),
     "low_rank_per_direction": dict(cross_rank=2, cross_per_direction=True, cross_layers=2),
     "inner_product": dict(inner_product=True),
-    "second_half": dict(inner_product=True, second_weight=0.5),
     "random": dict(pairing="random", inner_product=True),
     "profile": dict(pairing="profile"),
     "profile_all_options": dict(
         pairing="profile",
         inner_product=True,
-        second_weight=0.5,
         cross_rank=1,
         cross_per_direction=True,
     ),
@@ -75,10 +73,7 @@ def cross_of(dense, level):
 
 
 def pair_logits(dense, app, news, gate):
-    """Eqs. 1, 3a, 3b: logits of a pair of merged embeddings (columns).
-
-    Each is [user, item], of which the towers see the first factors and the inner product all.
-    """
+    """Eqs. 1, 3a, 3b: logits of a pair of merged embeddings (columns), each [user, item]."""
     w_app, b_app, h_app, c_app, _ = weights_of(dense["target"])
     w_news, b_news, h_news, c_news, _ = weights_of(dense["source"])
     inner = []
@@ -86,8 +81,6 @@ def pair_logits(dense, app, news, gate):
         d = len(a) // 2
         v = dense[domain].get("inner")
         inner.append(0.0 if v is None else sum(v[k] * a[k] * a[d + k] for k in range(d)))
-    seen = LAYERS[0] // 2
-    app, news = (np.concatenate([a[:seen], a[len(a) // 2 :][:seen]]) for a in (app, news))
     for level in range(len(LAYERS) - 1):
         o_app = w_app[level] @ app + b_app[level]
         o_news = w_news[level] @ news + b_news[level]
@@ -328,9 +321,7 @@ def source_interactions():
     return sampling.to_device(indptr, np.concatenate(SOURCE_ITEMS), SIZES.source_items)
 
 
-@pytest.mark.parametrize(
-    "inner", [{}, dict(inner_product=True), dict(inner_product=True, second_weight=0.5)]
-)
+@pytest.mark.parametrize("inner", [{}, dict(inner_product=True)])
 @pytest.mark.parametrize("inference", ["target", "cross"])
 @pytest.mark.parametrize("cross_layers", [0, 3])
 def test_scores_are_the_forward_pass_of_the_loss(inference, cross_layers, inner):
@@ -384,9 +375,7 @@ def test_scores_under_cross_are_the_training_logits_of_the_profile_pairing():
         np.testing.assert_allclose(scores[:, 0], trained, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "inner", [{}, dict(inner_product=True), dict(inner_product=True, second_weight=0.5)]
-)
+@pytest.mark.parametrize("inner", [{}, dict(inner_product=True)])
 def test_mlp_scores_and_loss_are_those_of_the_equations(inner):
     model = mlp.build(mlp.Options(layers=LAYERS, **inner))
     params, batch = random_params(model), random_batch("same_user")._replace(source=None)
