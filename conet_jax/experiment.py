@@ -256,8 +256,8 @@ def make_task(config: ConfigDict, dataset: Dataset) -> Task:
     if model.sweeper is not None or config.warm_start == "crossfit":
         if jax.process_count() > 1:
             raise InputError(
-                f"config.model is {config.model!r} and config.warm_start {config.warm_start!r}, fitted "
-                "on one device: expected one process"
+                f"config.model is {config.model!r} and config.warm_start {config.warm_start!r}, "
+                "fitted on one device: expected one process"
             )
         mesh = parallel.one_device()
     interactions = interactions_on(dataset, mesh)
