@@ -1,13 +1,16 @@
 """What ``launch/benchmark.py`` times: the claims of the README, as ratios within one run."""
 
+import math
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from conet_jax import evaluation, experiment, sampling, training
+from conet_jax import evaluation, experiment, parallel, sampling, training
 from conet_jax.config import default_config
 from conet_jax.data import synthetic
 from conet_jax.data.dataset import Dataset, HeldOut
@@ -30,6 +33,8 @@ SCALES = {
 }
 RAW_LINES = (22_507_155, 4_607_047)  # of the paper's two files, ratings_Books and _Movies_and_TV
 STEPS = 500  # of our optimiser a timed run
+SCALING_STEPS = 20  # the same on several devices, which share the cores of this machine
+SCALING_BATCHES = (256, 16_384)  # examples a domain: the paper's, and one worth many devices
 DENSE_STEPS = 50  # of the dense one, which is slower by far
 
 
@@ -80,7 +85,7 @@ def run(suites: tuple[str, ...], *, scale: str, runs: int) -> dict:
     """Runs suites and returns the report that ``launch/benchmark.py`` writes as JSON.
 
     Args:
-      suites: of "train", "evaluate", "population", "prepare", "run".
+      suites: of "train", "evaluate", "population", "prepare", "run", "scaling".
       scale: a key of ``SCALES``.
       runs: timed runs of each variant.
 
@@ -88,6 +93,8 @@ def run(suites: tuple[str, ...], *, scale: str, runs: int) -> dict:
       {"machine": …, "results": […], "ratios": {…}, "rates": {…}}.
     """
     report = Report(runs)
+    if "scaling" in suites:
+        jax.config.update("jax_num_cpu_devices", max(DEVICES))
     if set(suites) - {"prepare"}:
         dataset = _dataset(scale)
     for suite in suites:
@@ -102,6 +109,8 @@ def run(suites: tuple[str, ...], *, scale: str, runs: int) -> dict:
             _prepare(report, scale)
         elif suite == "run":
             _whole_run(report, dataset)
+        elif suite == "scaling":
+            _scaling(report, dataset)
     device = jax.devices()[0]
     machine = {
         "platform": platform.platform(),
@@ -154,14 +163,14 @@ def _dataset(scale: str) -> Dataset:
 
 def _task(dataset: Dataset, **fields: Any) -> experiment.Task:
     config = default_config("conet")
-    config.update(fields)
+    config.update({"devices": 1, **fields})
     return experiment.make_task(config, dataset)
 
 
 # Training
 
 
-def _make_steps(task: experiment.Task, num_steps: int) -> tuple[Any, dict[str, training.RowPlan]]:
+def _make_steps(task: experiment.Task, num_steps: int) -> tuple[Any, dict[str, parallel.Route]]:
     """Batches and row plans of an epoch's first steps, made beforehand."""
     sizes = {name: len(table) for name, table in task.abstract_state().tables.items()}
 
@@ -172,7 +181,8 @@ def _make_steps(task: experiment.Task, num_steps: int) -> tuple[Any, dict[str, t
                 task.sampling_key, jnp.int32(0), step, task.interactions, task.plan
             )
         )(jnp.arange(num_steps, dtype=jnp.int32))
-        return batches, jax.vmap(lambda b: training.plan_rows(task.model, b, sizes))(batches)
+        wanted = jax.vmap(lambda b: training.wanted_rows(task.model, b, sizes))(batches)
+        return batches, jax.vmap(lambda rows: training.plan_rows(rows, sizes))(wanted)
 
     return jax.block_until_ready(make())
 
@@ -230,24 +240,23 @@ def _dense_runner(task: experiment.Task, steps: Any) -> Callable[[], None]:
     return once
 
 
-def _epoch_runner(task: experiment.Task, num_steps: int) -> Callable[[], None]:
+def _epoch_runner(
+    task: experiment.Task, num_steps: int, program: Callable[..., Any] | None = None
+) -> Callable[[], None]:
     """Our step as in training: sampling and planning within the program."""
     holder = [task.init()]
+    program = program or partial(
+        training.train_chunk,
+        model=task.model,
+        plan=task.plan,
+        settings=task.settings,
+        num_steps=num_steps,
+    )
+    start = np.int32(0)
 
     def once() -> None:
-        holder[0], _ = training.train_chunk(
-            holder[0],
-            task.interactions,
-            task.sampling_key,
-            jnp.int32(0),
-            jnp.int32(0),
-            task.hyper,
-            model=task.model,
-            plan=task.plan,
-            settings=task.settings,
-            num_steps=num_steps,
-        )
-        jax.block_until_ready(holder[0])
+        arguments = task.interactions, task.sampling_key, start, start, task.hyper
+        holder[0], _ = jax.block_until_ready(program(holder[0], *arguments))
 
     once()
     holder[0] = training.settle_in_place(holder[0], task.hyper.learning_rate)
@@ -314,6 +323,182 @@ def _roofline(report: Report) -> tuple[float, float]:
         }
     )
     return 1 / seconds["roofline_copy_bytes"], 1 / seconds["roofline_matrix_operations"]
+
+
+# Scaling
+
+DEVICES = (1, 2, 4, 8)
+_COLLECTIVE = re.compile(
+    r"= (.+?) (all-to-all|all-reduce|all-gather|reduce-scatter|collective-permute)(?:-start)?\("
+)
+_ARRAY = re.compile(r"\b(?:pred|[a-z]+(\d+))\[([\d,]*)\]")
+
+
+def _bytes(shape: str) -> int:
+    """Bytes of the arrays in a shape of HLO.
+
+    >>> _bytes("(f32[8,4]{1,0}, s32[], pred[3])")
+    135
+    """
+    return sum(
+        int(bits or 8) // 8 * math.prod(int(n) for n in dims.split(",") if n)
+        for bits, dims in _ARRAY.findall(shape)
+    )
+
+
+def collectives(
+    program: str, num_steps: int = 1
+) -> tuple[list[tuple[str, float]], list[tuple[str, float]]]:
+    """Reads what devices exchange in a step off the text of a compiled chunk of steps.
+
+    Args:
+      program: HLO.
+      num_steps: steps of its loop, for all of which what stands outside of the loop is.
+
+    Returns:
+      ([(operation, bytes of its result on a device), …] of all, and of those that run where rows
+      fit their usual room, see ``parallel.capacity``).
+    """
+    bodies: dict[str, list[str]] = {}
+    entry, name = "", ""
+    for line in program.splitlines():
+        head = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line)
+        if head:
+            name = head[2]
+            entry = name if head[1] else entry
+            bodies[name] = []
+        elif name:
+            bodies[name].append(line)
+
+    def of(name: str, share: float, first_branch: int) -> list[tuple[str, float]]:
+        found = []
+        for line in bodies[name]:
+            operation = _COLLECTIVE.search(line)
+            if operation:
+                found.append((operation[2], share * _bytes(operation[1])))
+            branches = re.search(r"branch_computations=\{([^}]*)\}", line)
+            called = branches[1].split(",")[first_branch:] if branches else []
+            ways = re.search(r"true_computation=(\S+?), false_computation=([^,\s]+)", line)
+            if ways:
+                called = [ways[2], ways[1]][first_branch:]
+            called += re.findall(r"(?:calls|to_apply)=%?([\w.-]+)", line)
+            for callee in called:
+                found += of(callee.strip(" %,"), share, first_branch)
+            for callee in re.findall(r"body=%?([\w.-]+)", line):
+                found += of(callee, 1.0, first_branch)
+        return found
+
+    return of(entry, 1 / num_steps, 0), of(entry, 1 / num_steps, 1)
+
+
+def compile_steps(task: experiment.Task, state: Any, num_steps: int) -> Any:
+    """Compiles a chunk of steps; call it with ``chunk_arguments``."""
+    return training.chunk_program.lower(
+        *chunk_arguments(task, state),
+        model=task.model,
+        plan=task.plan,
+        settings=task.settings,
+        num_steps=num_steps,
+        mesh=task.mesh,
+    ).compile()
+
+
+def chunk_arguments(task: experiment.Task, state: Any) -> tuple[Any, ...]:
+    """Returns the arguments of a chunk of the first epoch from its first step."""
+    start = np.int32(0)
+    return state, task.interactions, task.sampling_key, start, start, task.hyper
+
+
+def traffic(task: experiment.Task, compiled: Any, *, num_steps: int = 1) -> dict[str, Any]:
+    """Reads off a compiled chunk of steps what its devices exchange in a step.
+
+    Returns:
+      ``collectives`` and ``usual``: see above; ``batch_rows`` (of the table that a batch reads
+      most of), ``rows_a_device`` (of these), ``capacity`` (rows of the exchange's buffer on a
+      device), ``row_width``, ``dense_bytes``.
+    """
+    everything, usual = collectives(compiled.as_text(), num_steps)
+    state, start = task.abstract_state(), np.int32(0)
+    interactions = experiment.interactions_on(task.dataset, parallel.one_device())
+
+    def ids() -> Any:
+        key = jax.random.key(0)
+        batch = sampling.sample_step(key, start, start, interactions, task.plan)
+        return task.model.lookups(batch)
+
+    n, rows = task.mesh.size, max(x.size for x in jax.eval_shape(ids).values())
+    each = -(-rows // n)
+    return {
+        "collectives": everything,
+        "usual": usual,
+        "batch_rows": n * each,
+        "rows_a_device": each,
+        "capacity": n * parallel.capacity(each, n),
+        "row_width": max(x.shape[1] // 3 for x in state.tables.values()),
+        "dense_bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.dense)),
+    }
+
+
+def _scaling(report: Report, dataset: Dataset) -> None:
+    """Step, exchange and memory of 1, 2, 4, 8 devices; one device against plain ``jit``."""
+    for batch in SCALING_BATCHES:
+        for n in (n for n in DEVICES if n <= jax.device_count()):
+            _scale(report, dataset, batch, n)
+    task = _task(dataset)
+    count = min(experiment.CHUNK_STEPS, task.plan.steps)
+    static = dict(model=task.model, plan=task.plan, settings=task.settings, num_steps=count)
+    plain = jax.jit(partial(training.run_steps, **static), donate_argnums=0)
+    seconds = report.time(
+        {
+            "scaling_step_mapped": (_epoch_runner(task, count), count),
+            "scaling_step_plain_jit": (_epoch_runner(task, count, plain), count),
+        }
+    )
+    report.ratios["scaling_mapped_over_plain_jit"] = (
+        seconds["scaling_step_mapped"] / seconds["scaling_step_plain_jit"]
+    )
+
+
+def _scale(report: Report, dataset: Dataset, batch: int, n: int) -> None:
+    """One batch size on n devices."""
+    task = _task(dataset, devices=n, batch_size=batch // 2)
+    count = min(SCALING_STEPS, task.plan.steps)
+    state = task.init()
+    compiled = compile_steps(task, state, count)
+    name = f"scaling_batch_{batch}_devices_{n}"
+    moved = traffic(task, compiled, num_steps=count)
+    report.rates |= {
+        f"{name}_bytes_exchanged": sum(size for _, size in moved["usual"]),
+        f"{name}_bytes_of_tables": _held(state.tables),
+        f"{name}_bytes_of_interactions": _held(task.interactions),
+        f"{name}_bytes_of_temporaries": compiled.memory_analysis().temp_size_in_bytes,
+        f"{name}_busiest_over_mean": _busiest_over_mean(task),
+    }
+    holder = [compiled(*chunk_arguments(task, state))[0]]
+    holder[0] = training.settle_in_place(holder[0], task.hyper.learning_rate)
+
+    def once() -> None:
+        holder[0] = jax.block_until_ready(compiled(*chunk_arguments(task, holder[0])))[0]
+
+    report.time({f"{name}_step": (once, count)})
+
+
+def _held(tree: Any) -> int:
+    """Bytes on the first device."""
+    shards = [x.addressable_shards[0] for x in jax.tree.leaves(tree)]
+    return sum(shard.data.nbytes for shard in shards)
+
+
+def _busiest_over_mean(task: experiment.Task) -> float:
+    """Distinct rows that the busiest device reads and writes in a step, over the mean device's."""
+    interactions = experiment.interactions_on(task.dataset, parallel.one_device())
+    n, start = task.mesh.size, np.int32(0)
+    batch = sampling.sample_step(jax.random.key(0), start, start, interactions, task.plan)
+    rows = sum(
+        np.bincount(np.unique(np.asarray(ids)) % n, minlength=n)
+        for ids in task.model.lookups(batch).values()
+    )
+    return float(rows.max() / rows.mean())
 
 
 # Evaluation
@@ -441,17 +626,18 @@ def _population(report: Report) -> None:
         arguments = (task.interactions, task.sampling_key, jnp.int32(epoch), jnp.int32(0))
         return jax.block_until_ready(compiled(state, *arguments, task.hyper))[0]
 
-    def compile_program(function: Any, state: Any, key: Any, hyper: Any) -> Any:
+    def compile_program(lower: Any, state: Any, key: Any, hyper: Any) -> Any:
         arguments = (state, task.interactions, key, jnp.int32(0), jnp.int32(0), hyper)
-        return function.lower(*arguments, **static).compile()
+        return lower(*arguments, **static).compile()
 
     compile_seconds, programs = {}, {}
-    for name, function, state, key, hyper in (
-        ("one", training.train_chunk, task.init(), task.sampling_key, task.hyper),
-        ("eight", training.train_population, states(), keys, hypers),
+    one_program = partial(training.chunk_program.lower, mesh=task.mesh)
+    for name, lower, state, key, hyper in (
+        ("one", one_program, task.init(), task.sampling_key, task.hyper),
+        ("eight", training.train_population.lower, states(), keys, hypers),
     ):
         began = time.perf_counter()
-        programs[name] = compile_program(function, state, key, hyper)
+        programs[name] = compile_program(lower, state, key, hyper)
         compile_seconds[name] = time.perf_counter() - began
     rate = task.hyper.learning_rate
     holder = {"one": task.init(), "eight": states()}

@@ -3,6 +3,9 @@
 ``latest/`` holds the training state as it is, rows not settled: settling on the way would change
 last bits, and a resumed run would no longer be the run. ``best/`` holds settled parameters. Both
 are kept by their own policy, so neither can push the other out.
+
+Tables are saved in the order of their ids, whatever the number of devices (``parallel.in_order``),
+with rows of zeros at their end where that number asks for them; restoring cuts or adds such rows.
 """
 
 from pathlib import Path
@@ -50,19 +53,15 @@ class Checkpoints:
         return self._latest.latest_step()
 
     def restore_latest(self, like: Any) -> tuple[Any, dict[str, Any]]:
-        """Returns (state, progress) of the newest state; ``like`` gives structure and shapes."""
+        """Returns (state, progress) of the newest state; ``like`` has its shapes and devices."""
         restored = _restore(
-            self._latest,
-            self._latest.latest_step(),
-            state=ocp.args.StandardRestore(_abstract(like)),
-            progress=ocp.args.JsonRestore(),
+            self._latest, self._latest.latest_step(), state=like, progress=ocp.args.JsonRestore()
         )
         return restored["state"], restored["progress"]
 
     def restore_best(self, epoch: int, like: Any) -> Any:
         """Returns the parameters saved as best at ``epoch``."""
-        restored = _restore(self._best, epoch, params=ocp.args.StandardRestore(_abstract(like)))
-        return restored["params"]
+        return _restore(self._best, epoch, params=like)["params"]
 
     def close(self) -> None:
         """Closes both managers."""
@@ -81,6 +80,12 @@ def _save(manager: ocp.CheckpointManager, epoch: int, **items: Any) -> None:
 
 def _restore(manager: ocp.CheckpointManager, epoch: int, **items: Any) -> Any:
     try:
+        stored = manager.item_metadata(epoch)
+        for name, like in items.items():
+            if name != "progress":
+                like = jax.tree.map(_abstract, like)
+                _check_widths(like, stored[name])
+                items[name] = ocp.args.StandardRestore(like, strict=False)
         return manager.restore(epoch, args=ocp.args.Composite(**items))
     except Exception as error:  # Orbax raises many kinds for missing, altered and unlike files
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else ""
@@ -91,6 +96,19 @@ def _restore(manager: ocp.CheckpointManager, epoch: int, **items: Any) -> Any:
         ) from None
 
 
-def _abstract(like: Any) -> Any:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
+def _check_widths(like: Any, stored: Any) -> None:
+    """Raises ``ValueError`` where more than the number of rows differs."""
+    ours, theirs = (
+        {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}
+        for leaves in map(jax.tree.leaves_with_path, (like, stored))
+    )
+    for name, shape in ours.items():
+        if name in theirs and tuple(shape[1:]) != tuple(theirs[name][1:]):
+            raise ValueError(f"{name} is {theirs[name]}, where {shape} was expected")
+
+
+def _abstract(like: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(like, "sharding", None)
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(like.shape, like.dtype, sharding=sharding)

@@ -3,6 +3,9 @@
 Scores are logits: a float32 sigmoid makes all above 17 equal. A rank under ties is the pair
 (above, tied), the numbers of candidates scored strictly higher and equal; ``metrics`` takes the
 expectation under a random order of the tied.
+
+On several devices (``parallel``) each ranks its part of the users, and fetches the rows that these
+and their candidates need from the devices that hold them.
 """
 
 from functools import partial
@@ -12,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from conet_jax import metrics
+from conet_jax import metrics, parallel
 from conet_jax.data.dataset import HeldOut
 from conet_jax.errors import InputError
 from conet_jax.models.base import Model, Params
+from conet_jax.parallel import SAME, SPLIT
 from conet_jax.sampling import Interactions
+from conet_jax.training import PARAMS
 
 _SCORES_A_CHUNK = 1 << 15  # pairs whose activations are alive at once; a few MiB
 
@@ -57,7 +62,7 @@ def count_above(scores: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Arra
     return above, tied, jnp.isfinite(own) & jnp.all(jnp.isfinite(others) | ~mask)
 
 
-@partial(jax.jit, static_argnames=("model", "chunk"))
+@partial(jax.jit, static_argnames=("model", "chunk", "mesh"))
 def _rank_all(
     projected: Any,
     users: jax.Array,
@@ -66,19 +71,58 @@ def _rank_all(
     *,
     model: Model,
     chunk: int,
+    mesh: jax.sharding.Mesh,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    def rank(args: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
+    def rank(args: tuple[jax.Array, jax.Array, jax.Array], *, projected: Any) -> Any:
         users, items, mask = args
+        if parallel.size() > 1:
+            projected = _fetch(projected, users, items)
+            users = jnp.arange(users.size, dtype=jnp.int32)
+            items = jnp.arange(items.size, dtype=jnp.int32).reshape(items.shape)
         return jax.vmap(count_above)(model.scores(projected, users, items), mask)
 
-    split = [x.reshape(-1, chunk, *x.shape[1:]) for x in (users, items, mask)]
-    return jax.tree.map(lambda x: x.reshape(-1), jax.lax.map(rank, tuple(split)))
+    def rank_part(projected: Any, *arguments: jax.Array) -> Any:
+        split = tuple(x.reshape(-1, chunk, *x.shape[1:]) for x in arguments)
+        ranked = jax.lax.map(partial(rank, projected=projected), split)
+        return parallel.whole(jax.tree.map(lambda x: x.reshape(-1), ranked))
+
+    specs = (_specs(projected), SPLIT, SPLIT, SPLIT)
+    return parallel.mapped(rank_part, mesh, specs, SAME)(projected, users, items, mask)
 
 
-project = jax.jit(
-    lambda params, interactions, *, model: model.project(params, interactions),
-    static_argnames="model",
-)
+def _of(kind: str, projected: dict[str, Any]) -> dict[str, Any]:
+    """The projected tables with a row for each "user" or "item"."""
+    return {name: table for name, table in projected.items() if name.startswith(kind)}
+
+
+def _specs(projected: dict[str, Any]) -> dict[str, Any]:
+    split = {**_of("user", projected), **_of("item", projected)}
+    return {name: SPLIT if name in split else SAME for name in projected}
+
+
+def _fetch(projected: dict[str, Any], users: jax.Array, items: jax.Array) -> dict[str, Any]:
+    """The projected tables with the rows of these users and items alone, in their order."""
+    return {
+        **projected,
+        **parallel.read(_of("user", projected), users.reshape(-1)),
+        **parallel.read(_of("item", projected), items.reshape(-1)),
+    }
+
+
+def project(params: Params, interactions: Any, *, model: Model) -> Any:
+    """Returns ``Model.project``, compiled, on all devices of the parameters."""
+    return _project(params, interactions, model=model, mesh=parallel.mesh_of(params))
+
+
+@partial(jax.jit, static_argnames=("model", "mesh"))
+def _project(params: Params, interactions: Any, *, model: Model, mesh: jax.sharding.Mesh) -> Any:
+    if mesh.size == 1:
+        return model.project(params, interactions)
+    specs = {domain: own.specs() for domain, own in interactions.items()}
+    projected = jax.eval_shape(model.project, params, interactions)
+    return parallel.mapped(model.project, mesh, (PARAMS, specs), _specs(projected))(
+        params, interactions
+    )
 
 
 def rank_held_out(
@@ -103,8 +147,9 @@ def rank_held_out(
 
 def rank_projected(model: Model, projected: Any, held_out: HeldOut) -> Ranks:
     """``rank_held_out`` from tables that went through ``project`` before."""
-    arguments, chunk = _ranker_arguments(held_out)
-    above, tied, finite = _rank_all(projected, *arguments, model=model, chunk=chunk)
+    mesh = parallel.mesh_of(projected)
+    arguments, chunk = _ranker_arguments(held_out, mesh)
+    above, tied, finite = _rank_all(projected, *arguments, model=model, chunk=chunk, mesh=mesh)
     count = len(held_out.users)
     _check_finite(np.asarray(finite)[:count], held_out.users)
     return Ranks(
@@ -114,21 +159,25 @@ def rank_projected(model: Model, projected: Any, held_out: HeldOut) -> Ranks:
 
 def ranker_memory(model: Model, projected: Any, held_out: HeldOut) -> int:
     """Returns the bytes of temporaries of the ranker compiled for these users."""
-    arguments, chunk = _ranker_arguments(held_out)
-    lowered = _rank_all.lower(projected, *arguments, model=model, chunk=chunk)
+    mesh = parallel.mesh_of(projected)
+    arguments, chunk = _ranker_arguments(held_out, mesh)
+    lowered = _rank_all.lower(projected, *arguments, model=model, chunk=chunk, mesh=mesh)
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
-def _ranker_arguments(held_out: HeldOut) -> tuple[tuple[np.ndarray, ...], int]:
-    """Users, listed items and mask padded to whole chunks, and a chunk's users."""
+def _ranker_arguments(
+    held_out: HeldOut, mesh: jax.sharding.Mesh
+) -> tuple[tuple[np.ndarray, ...], int]:
+    """Users, listed items and mask, in whole chunks a device, and a chunk's users."""
     listed = np.concatenate([held_out.items[:, None], held_out.candidates], axis=1)
-    chunk = max(1, min(len(listed), _SCORES_A_CHUNK // listed.shape[1]))
-    padding = -len(listed) % chunk
+    chunk = max(1, min(-(-len(listed) // mesh.size), _SCORES_A_CHUNK // listed.shape[1]))
+    padding = -len(listed) % (chunk * mesh.size)
 
     def pad(x: np.ndarray) -> np.ndarray:
         return np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
 
-    return tuple(pad(x) for x in (held_out.users, listed, held_out.mask)), chunk
+    arguments = tuple(pad(x) for x in (held_out.users, listed, held_out.mask))
+    return parallel.put(arguments, mesh, SPLIT), chunk
 
 
 def _check_finite(finite: np.ndarray, users: np.ndarray) -> None:
@@ -162,7 +211,7 @@ def rank_scores(scores: np.ndarray, mask: np.ndarray) -> Ranks:
     return Ranks(above, tied, mask.sum(1, dtype=np.int32))
 
 
-@partial(jax.jit, static_argnames=("model", "block"))
+@partial(jax.jit, static_argnames=("model", "block", "mesh"))
 def _rank_full(
     projected: Any,
     users: jax.Array,
@@ -172,26 +221,51 @@ def _rank_full(
     *,
     model: Model,
     block: int,
+    mesh: jax.sharding.Mesh,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Ranks ``items`` [m] of ``users`` [m] against all but ``touched`` [m, t], block by block."""
-    m = users.shape[0]
-    rows = jnp.arange(m, dtype=jnp.int32)[:, None]
 
-    def body(carry: Any, first: jax.Array) -> tuple[Any, None]:
-        ids = first + jnp.arange(block, dtype=jnp.int32)
-        inside = jnp.where((touched >= first) & (touched < first + block), touched - first, block)
-        mask = jnp.broadcast_to(ids < num_items, (m, block))
-        mask = mask.at[jnp.broadcast_to(rows, inside.shape), inside].set(False, mode="drop")
-        listed = jnp.broadcast_to(jnp.minimum(ids, num_items - 1)[None, :], (m, block))
-        # The held-out item is scored beside each block, by the same program: equal is equal.
-        scores = model.scores(projected, users, jnp.concatenate([items[:, None], listed], axis=1))
-        above, tied, finite = jax.vmap(count_above)(scores, mask)
-        return (carry[0] + above, carry[1] + tied, carry[2] & finite), None
+    def rank_part(
+        projected: Any, users: jax.Array, items: jax.Array, touched: jax.Array, num_items: jax.Array
+    ) -> Any:
+        m, n, tables = users.shape[0], parallel.size(), _of("item", projected)
+        num_rows = tables["item"].shape[0]
+        each = min(-(-block // n), num_rows)
+        width = n * each
+        own = {**projected, **parallel.read(tables, items)}
+        rows = jnp.arange(m, dtype=jnp.int32)
+        if n > 1:
+            own |= parallel.read(_of("user", projected), users)
+            users = rows
+        listed = jnp.broadcast_to(m + jnp.arange(width, dtype=jnp.int32)[None, :], (m, width))
+        listed = jnp.concatenate([rows[:, None], listed], axis=1)
 
-    start = (jnp.zeros(m, jnp.int32), jnp.zeros(m, jnp.int32), jnp.ones(m, bool))
-    blocks = -(-projected["item"].shape[0] // block)
-    result, _ = jax.lax.scan(body, start, block * jnp.arange(blocks, dtype=jnp.int32))
-    return result
+        def body(carry: Any, first: jax.Array) -> tuple[Any, None]:
+            start = jnp.minimum(first, num_rows - each)  # the last block reaches back
+            ids = n * start + jnp.arange(width, dtype=jnp.int32)
+            new = (ids >= n * first) & (ids < num_items)
+            here = touched - n * start
+            inside = jnp.where((here >= 0) & (here < width), here, width)
+            mask = jnp.broadcast_to(new, (m, width))
+            at = jnp.broadcast_to(rows[:, None], inside.shape), inside
+            mask = mask.at[at].set(False, mode="drop")
+            # The held-out item is scored beside each block, by the same program: equal is equal.
+            beside = {
+                name: jnp.concatenate([own[name], parallel.block(table, start, each)])
+                for name, table in tables.items()
+            }
+            scores = model.scores({**own, **beside}, users, listed)
+            above, tied, finite = jax.vmap(count_above)(scores, mask)
+            return (carry[0] + above, carry[1] + tied, carry[2] & finite), None
+
+        start = (jnp.zeros(m, jnp.int32), jnp.zeros(m, jnp.int32), jnp.ones(m, bool))
+        firsts = each * jnp.arange(-(-num_rows // each), dtype=jnp.int32)
+        return parallel.whole(jax.lax.scan(body, start, firsts)[0])
+
+    specs = (_specs(projected), SPLIT, SPLIT, SPLIT, SAME)
+    return parallel.mapped(rank_part, mesh, specs, SAME)(
+        projected, users, items, touched, num_items
+    )
 
 
 def rank_full(
@@ -212,8 +286,8 @@ def rank_full(
       interactions: training interactions by domain, for profiles.
       held_out: n users and their items; its candidates are not read.
       touched: (indptr int[users + 1], items int[nnz]), target items of each user in all splits.
-      users_at_once: users a chunk.
-      block: items a block; no more than users_at_once x block scores exist at once.
+      users_at_once: users a chunk and device.
+      block: items a block; no more than users_at_once x block scores exist at once on a device.
 
     Returns:
       ``Ranks``.
@@ -222,27 +296,30 @@ def rank_full(
       InputError: a score is NaN or infinite.
     """
     projected = project(params, interactions, model=model)
-    num_items = projected["item"].shape[0]
+    mesh = parallel.mesh_of(projected)
+    # Rows of several devices are padded.
+    num_items = interactions["target"].num_items if mesh.size > 1 else len(projected["item"])
     indptr, indices = touched
     width = int(np.diff(indptr)[held_out.users].max(initial=1))
     width = 1 << (width - 1).bit_length()
+    at_once = users_at_once * mesh.size
     parts = []
-    for first in range(0, len(held_out.users), users_at_once):
-        users = held_out.users[first : first + users_at_once]
-        items = held_out.items[first : first + users_at_once]
-        rows = np.full((users_at_once, width), num_items + block, np.int32)
+    for first in range(0, len(held_out.users), at_once):
+        users = held_out.users[first : first + at_once]
+        items = held_out.items[first : first + at_once]
+        rows = np.full((at_once, width), num_items + block * mesh.size, np.int32)
         for row, user in enumerate(users):
             own = indices[indptr[user] : indptr[user + 1]]
             rows[row, : len(own)] = own
-        padding = (0, users_at_once - len(users))
+        padding = (0, at_once - len(users))
+        arguments = np.pad(users, padding), np.pad(items, padding), rows
         ranked = _rank_full(
             projected,
-            np.pad(users, padding),
-            np.pad(items, padding),
-            rows,
-            np.int32(num_items),
+            *parallel.put(arguments, mesh, SPLIT),
+            parallel.put(np.int32(num_items), mesh, SAME),
             model=model,
             block=block,
+            mesh=mesh,
         )
         parts.append([np.asarray(x)[: len(users)] for x in ranked])
     above, tied, finite = (np.concatenate(column) for column in zip(*parts, strict=True))

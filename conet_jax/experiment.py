@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 import conet_jax
 from conet_jax import config as config_lib
-from conet_jax import evaluation, models, sampling, training
+from conet_jax import evaluation, models, parallel, sampling, training
 from conet_jax.checkpoints import Checkpoints
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import InputError
@@ -36,6 +36,7 @@ from conet_jax.models import crossfit, ials
 from conet_jax.models.base import Hyper, Model, Params, Sizes
 
 CHUNK_STEPS = 512  # steps a call of the compiled program: bounds its memory, moves the bar
+CHUNK_EXAMPLES = 1 << 22  # the same for large batches
 LN2 = math.log(2.0)
 _MAPPINGS_ALLOWED = Path("/proc/sys/vm/max_map_count")
 DEAD_MARGIN = 1e-3  # nats; a tower that predicts 1/2 everywhere stays at ln 2
@@ -57,6 +58,7 @@ class Task(NamedTuple):
     hyper: Hyper
     key: jax.Array
     sweep: Callable[[Params], Params] | None  # an epoch of such a model
+    mesh: jax.sharding.Mesh  # the devices, see parallel; one for such a model
 
     @property
     def sizes(self) -> Sizes:
@@ -69,7 +71,7 @@ class Task(NamedTuple):
 
     def abstract_state(self) -> State:
         """Returns shapes and dtypes of the state, computing nothing."""
-        return jax.eval_shape(lambda: self._state(self._init()))
+        return jax.eval_shape(lambda: self._state(self.model.init(self.key, self.sizes)))
 
     def params(self, state: State) -> Params:
         """Returns a copy of the parameters, every row brought to the current step."""
@@ -77,27 +79,54 @@ class Task(NamedTuple):
             return state
         return training.settled(state, self.hyper.learning_rate)
 
+    def to_save(self, state: State) -> State:
+        """Returns a state or parameters as they are saved, whatever the number of devices."""
+        return _with_tables(state, parallel.in_order(state.tables, mesh=self.mesh))
+
+    def from_saved(self, saved: State) -> State:
+        """Returns what ``to_save`` was given."""
+        plain = self.abstract_state().tables
+        num_rows = tuple((name, table.shape[0]) for name, table in plain.items())
+        tables = parallel.interleaved(saved.tables, num_rows=num_rows, mesh=self.mesh)
+        return _with_tables(saved, tables)
+
+    def saved_like(self, abstract: State) -> State:
+        """Returns shapes, dtypes and devices of ``to_save`` of plain arrays."""
+        like = parallel.ordered_like(abstract, self.mesh, parallel.SAME)
+        tables = parallel.ordered_like(abstract.tables, self.mesh, parallel.SPLIT)
+        return _with_tables(like, tables)
+
     def resumable(self, state: State) -> Any:
         """Returns what of the state a run must save to go on: nothing of a closed form."""
-        return {"step": jnp.int32(1)} if self.model.closed_form else state
+        return {"step": jnp.int32(1)} if self.model.closed_form else self.to_save(state)
+
+    def resume(self, checkpoints: Checkpoints) -> tuple[State | None, dict[str, Any]]:
+        """Returns the latest (state, progress); no state of a closed form, which is done."""
+        if self.model.closed_form:
+            return None, checkpoints.restore_latest(_CLOSED_FORM)[1]
+        saved, progress = checkpoints.restore_latest(self.saved_like(self.abstract_state()))
+        return self.from_saved(saved), progress
+
+    def best(self, checkpoints: Checkpoints, epoch: int) -> Params:
+        """Returns the parameters saved as best at ``epoch``."""
+        abstract = jax.eval_shape(self.params, self.abstract_state())
+        return self.from_saved(checkpoints.restore_best(epoch, self.saved_like(abstract)))
 
     def _state(self, params: Params) -> State:
         if self.sweep is not None:
             return params
         return training.init_state(self.model, params, self.settings)
 
-    def _init(self) -> Params:
-        # An error of its own, not one of jit's: a model may refuse the sizes.
-        init = jax.jit(self.model.init, static_argnums=1)
-        return init(jax.random.fold_in(self.key, 0), self.sizes)
-
     def _start(self) -> Params:
-        """The parameters of ``_init``, or of a warm start."""
-        config, params = self.config, self._init()
+        """The parameters of ``Model.init``, or of a warm start."""
+        config = self.config
+        key = jax.random.fold_in(self.key, 0)
+        params = training.init_params(self.model, key, self.sizes, self.mesh)
         if config.warm_start in ("ials", "crossfit"):
             joined = config.joined or "source" in self.model.domains
             options = models.options(ials, config)._replace(joined=joined)
-            given = (self.interactions, self.sizes, options)
+            interactions = interactions_on(self.dataset, parallel.one_device())
+            given = (interactions, self.sizes, options)
             common = {"sweeps": config.ials_sweeps, "seed": config.seed}
             if config.warm_start == "ials":
                 fitted = ials.fit(*given, **common)
@@ -109,7 +138,8 @@ class Task(NamedTuple):
                     fold_sweeps=config.fold_sweeps,
                     by_domain="source" in self.model.domains,
                 )
-            params = params._replace(tables={name: fitted[name] for name in params.tables})
+            tables = {name: parallel.spread(fitted[name], self.mesh) for name in params.tables}
+            params = params._replace(tables=tables)
         if config.warm_start == "pretrain":
             tables = {**params.tables, "user": self._pretrain()}
             params = params._replace(tables=tables)
@@ -121,7 +151,7 @@ class Task(NamedTuple):
         mlp = models.MODELS["mlp"]
         model = mlp.build(models.options(mlp, config))
         sizes = Sizes(self.sizes.users, self.sizes.source_items, 0)
-        params = model.init(jax.random.fold_in(self.key, 2), sizes)
+        params = training.init_params(model, jax.random.fold_in(self.key, 2), sizes, self.mesh)
         task = self._replace(
             model=model,
             interactions=data,
@@ -137,6 +167,15 @@ class Task(NamedTuple):
     def sampling_key(self) -> jax.Array:
         """Key of everything random in training."""
         return jax.random.fold_in(self.key, 1)
+
+
+_CLOSED_FORM = {"step": jax.ShapeDtypeStruct((), np.int32)}
+
+
+def _with_tables(values: State, tables: dict[str, Any]) -> State:
+    if isinstance(values, Params):
+        return values._replace(tables=tables)
+    return values.replace(tables=tables)
 
 
 def load_dataset(config: ConfigDict) -> Dataset:
@@ -212,10 +251,16 @@ def make_task(config: ConfigDict, dataset: Dataset) -> Task:
     check_users(dataset, "valid")
     _forget_programs()
     model = models.build(config)
-    interactions = {
-        domain: sampling.to_device(data.indptr, data.indices, data.num_items)
-        for domain, data in (("target", dataset.target), ("source", dataset.source))
-    }
+    mesh = parallel.mesh(config.devices)
+    # The folds of crossfit are beside each other in the tables, which the axis would part.
+    if model.sweeper is not None or config.warm_start == "crossfit":
+        if jax.process_count() > 1:
+            raise InputError(
+                f"config.model is {config.model!r} and config.warm_start {config.warm_start!r}, "
+                "fitted on one device: expected one process"
+            )
+        mesh = parallel.one_device()
+    interactions = interactions_on(dataset, mesh)
     plan, sweep = None, None
     if model.sweeper is not None:
         sweep = model.sweeper(interactions, _sizes(dataset))
@@ -228,8 +273,16 @@ def make_task(config: ConfigDict, dataset: Dataset) -> Task:
         config.reduction, config.l1_method, float(config.clip_norm), float(config.loss_scale)
     )
     hyper = Hyper(*(jnp.asarray(float(config[name])) for name in Hyper._fields))
-    key = jax.random.key(config.seed)
-    return Task(config, dataset, model, interactions, plan, settings, hyper, key, sweep)
+    hyper, key = parallel.put((hyper, jax.random.key(config.seed)), mesh, parallel.SAME)
+    return Task(config, dataset, model, interactions, plan, settings, hyper, key, sweep, mesh)
+
+
+def interactions_on(dataset: Dataset, mesh: jax.sharding.Mesh) -> dict[str, sampling.Interactions]:
+    """Puts the training interactions of both domains on devices."""
+    return {
+        domain: sampling.to_device(data.indptr, data.indices, data.num_items, mesh)
+        for domain, data in (("target", dataset.target), ("source", dataset.source))
+    }
 
 
 def _sizes(dataset: Dataset) -> Sizes:
@@ -278,6 +331,7 @@ def fit(
 
     Raises:
       InputError: bad config or data, a workdir of another run, a loss that is not finite.
+      parallel.PeerLost: another process of the run died.
     """
     workdir = Path(workdir)
     if dataset is None:
@@ -285,12 +339,15 @@ def fit(
         dataset = load_dataset(config)
     task = make_task(config, dataset)
     check_users(dataset, "test")
-    _claim(workdir, config, dataset)
+    parallel.together(lambda: _claim(workdir, config, dataset))
     checkpoints = Checkpoints(workdir / "checkpoints")
+    quiet = quiet or not parallel.is_main()
     try:
-        return _fit(task, workdir, checkpoints, io.StringIO() if quiet else None)
+        with parallel.watch_peers():
+            return _fit(task, workdir, checkpoints, io.StringIO() if quiet else None)
     finally:
-        checkpoints.close()
+        if not isinstance(sys.exception(), parallel.PeerLost):  # closing waits for all processes
+            checkpoints.close()
 
 
 def _claim(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
@@ -430,7 +487,7 @@ def _fit(task: Task, workdir: Path, checkpoints: Checkpoints, out: TextIO | None
     config = task.config
     progress, state = Progress(), None
     if checkpoints.latest_epoch() is not None:
-        state, stored = checkpoints.restore_latest(task.resumable(task.abstract_state()))
+        state, stored = task.resume(checkpoints)
         progress = Progress.from_json(stored)
         if config.epochs < progress.epoch:
             raise InputError(
@@ -440,8 +497,10 @@ def _fit(task: Task, workdir: Path, checkpoints: Checkpoints, out: TextIO | None
         checkpoints.forget_after(progress.epoch)
     else:
         state = task.init()
-    _write_config(workdir, config, task.dataset)
-    metrics_file = MetricsFile(workdir / "metrics.jsonl", epochs=progress.epoch)
+    metrics_file = None
+    if parallel.is_main():
+        _write_config(workdir, config, task.dataset)
+        metrics_file = MetricsFile(workdir / "metrics.jsonl", epochs=progress.epoch)
     steps, rows_a_step = 1, 1
     if task.plan is not None:
         steps, rows_a_step = task.plan.steps, task.plan.batch_examples * len(task.plan.domains)
@@ -453,8 +512,9 @@ def _fit(task: Task, workdir: Path, checkpoints: Checkpoints, out: TextIO | None
         for end in train(task, state, progress, console):
             progress = end.progress
             if end.better:
-                checkpoints.save_best(progress.epoch, end.params)
-            metrics_file.append(end.row)
+                checkpoints.save_best(progress.epoch, task.to_save(end.params))
+            if metrics_file is not None:
+                metrics_file.append(end.row)
             checkpoints.save_latest(progress.epoch, task.resumable(end.state), progress.to_json())
             console.line(_epoch_line(end.row, f"ndcg@{config.eval_k}", end.better))
             for warning in end.warnings:
@@ -464,9 +524,10 @@ def _fit(task: Task, workdir: Path, checkpoints: Checkpoints, out: TextIO | None
         result, ranks = _finish(task, progress, checkpoints)
     finally:
         console.close()
-    write_arrays(workdir / "ranks.npz", **ranks)
-    write_text(workdir / "result.md", result_markdown(result))
-    write_json(workdir / "result.json", result)
+    if parallel.is_main():
+        write_arrays(workdir / "ranks.npz", **ranks)
+        write_text(workdir / "result.md", result_markdown(result))
+        write_json(workdir / "result.json", result)
     print(result_markdown(result), file=out)
     return result
 
@@ -522,13 +583,14 @@ def run_epoch(
     sums: dict[str, list[np.ndarray]] = {}
     done, began = 0, time.perf_counter()
     first = int(state.step)
-    for length in training.chunk_lengths(plan.steps, CHUNK_STEPS):
+    longest = min(CHUNK_STEPS, max(1, CHUNK_EXAMPLES // plan.batch_examples))
+    for length in training.chunk_lengths(plan.steps, longest):
         state, chunk = training.train_chunk(
             state,
             task.interactions,
             task.sampling_key,
-            jnp.int32(epoch - 1),
-            jnp.int32(done),
+            np.int32(epoch - 1),
+            np.int32(done),
             task.hyper,
             model=task.model,
             plan=plan,
@@ -594,7 +656,7 @@ def _validate(task: Task, params: Params, row: dict[str, Any]) -> tuple[dict, li
             params,
             task.interactions,
             task.sampling_key,
-            jnp.int32(row["epoch"] - 1),
+            np.int32(row["epoch"] - 1),
             model=task.model,
             plan=task.plan,
         )
@@ -629,7 +691,7 @@ def _finish(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Evaluates the best checkpoint, on test for the first and only time: (result, ranks)."""
     config, dataset = task.config, task.dataset
-    params = checkpoints.restore_best(progress.best_epoch, _abstract_params(task))
+    params = task.best(checkpoints, progress.best_epoch)
     metrics, arrays = {}, {}
     for split in ("test", "valid"):
         held_out = getattr(dataset, split)
@@ -637,6 +699,7 @@ def _finish(
         metrics[split] = evaluation.summarize(ranks, k=config.eval_k)
         arrays |= {f"{split}_users": held_out.users}
         arrays |= {f"{split}_{name}": value for name, value in ranks._asdict().items()}
+    plain = jax.eval_shape(task.params, task.abstract_state())
     result = {
         **metrics,
         "best_epoch": progress.best_epoch,
@@ -644,15 +707,11 @@ def _finish(
         "seed": config.seed,
         "config": json.loads(config.to_json()),
         "dataset": {"hash": dataset.meta["hash"], **dataset.meta["counts"]},
-        "parameters": sum(int(np.prod(x.shape)) for x in jax.tree.leaves(params)),
+        "parameters": sum(int(np.prod(x.shape)) for x in jax.tree.leaves(plain)),
         "seconds": round(progress.seconds, 3),
         "versions": versions(),
     }
     return result, arrays
-
-
-def _abstract_params(task: Task) -> Params:
-    return jax.eval_shape(task.params, task.abstract_state())
 
 
 def versions() -> dict[str, str]:
@@ -665,11 +724,12 @@ def versions() -> dict[str, str]:
     }
 
 
-def restore(workdir: str | Path) -> tuple[Task, Params, dict[str, Any]]:
+def restore(workdir: str | Path, *, devices: int = 1) -> tuple[Task, Params, dict[str, Any]]:
     """Loads a run's config, data and best parameters.
 
     Args:
       workdir: folder of a run with at least one epoch.
+      devices: to load it on, see ``config.devices``; on one, tables are plain arrays.
 
     Returns:
       (task, best parameters, {"best_epoch": …}).
@@ -679,7 +739,7 @@ def restore(workdir: str | Path) -> tuple[Task, Params, dict[str, Any]]:
     """
     workdir = Path(workdir)
     stored, digest = stored_config(workdir)
-    config = ConfigDict(stored)
+    config = ConfigDict(stored | {"devices": devices})
     dataset = load_dataset(config)
     if dataset.meta["hash"] != digest:
         raise InputError(
@@ -693,9 +753,8 @@ def restore(workdir: str | Path) -> tuple[Task, Params, dict[str, Any]]:
     try:
         if checkpoints.latest_epoch() is None:
             raise InputError(f"{workdir} holds no checkpoint yet; train it by launch/train.py")
-        _, progress = checkpoints.restore_latest(task.resumable(task.abstract_state()))
-        params = checkpoints.restore_best(progress["best_epoch"], _abstract_params(task))
-        return task, params, progress
+        _, progress = task.resume(checkpoints)
+        return task, task.best(checkpoints, progress["best_epoch"]), progress
     finally:
         checkpoints.close()
 

@@ -172,7 +172,9 @@ def proximal_l1(
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
-def clip_by_variable_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
+def clip_by_variable_norm(
+    max_norm: ArrayLike, axis_name: str | None = None
+) -> optax.GradientTransformation:
     r"""Clips each leaf to an L2 norm by itself, as ``tf.clip_by_norm`` on each variable.
 
     ``g <- g * max_norm / max(norm(g), max_norm)`` for each leaf; ``optax.clip_by_global_norm``
@@ -180,6 +182,7 @@ def clip_by_variable_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
 
     Args:
       max_norm: f32[], above 0; it may be traced.
+      axis_name: a mapped axis over which the leaves are split: the norm is over all parts.
 
     Returns:
       A stateless transformation.
@@ -197,8 +200,13 @@ def clip_by_variable_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
         g = jnp.asarray(g)
         # Scaled by the largest entry, so that the squares do not overflow.
         largest = jnp.max(jnp.abs(g), initial=0)
+        if axis_name is not None:
+            largest = jax.lax.pmax(largest, axis_name)
         scale = jnp.where(largest > 0, largest, 1)
-        norm = scale * jnp.sqrt(jnp.sum(jnp.square(g / scale)))
+        squares = jnp.sum(jnp.square(g / scale))
+        if axis_name is not None:
+            squares = jax.lax.psum(squares, axis_name)
+        norm = scale * jnp.sqrt(squares)
         return jnp.where(norm > max_norm, g * (max_norm / norm), g).astype(g.dtype)
 
     def init(params: optax.Params) -> optax.EmptyState:

@@ -4,6 +4,9 @@ An epoch is a function of (key, epoch): any chunk of its steps can be made on it
 ``fold_in`` of the epoch and the step, so a run resumes from its state and its position alone and
 memory is that of a chunk. Nothing here looks at held-out items: negatives are uniform over the
 items that are not training positives of the user.
+
+On several devices (``parallel``) a batch is the same one; each device makes its part of it, and
+asks those that hold the users for their items.
 """
 
 from typing import Any, NamedTuple
@@ -13,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from conet_jax import parallel
 from conet_jax.models.base import Batch, Examples, Profile
 
 PAIRINGS = ("random", "same_user", "profile", "views")
@@ -25,31 +29,48 @@ _ROUNDS = 5
 class Interactions:
     """One domain's training positives on the device, sorted by user, then item.
 
+    On several devices each holds those of its users, numbered as it numbers them, one device's
+    arrays after the other's and padded to equal lengths.
+
     Attributes:
-      users: int32[nnz].
+      users: int32[nnz]; of padding, out of range.
       items: int32[nnz].
       indptr: int32[users + 1], a user's interactions are ``indptr[u]:indptr[u + 1]``.
       skipped: int32[nnz], p_k - k for the k-th positive p_k of its user: the number of
         non-positives below it.
+      starts: int32[users + 1], on several devices the ``indptr`` of all users, on each; else None.
       num_items: items of the domain.
       max_degree: interactions of the most active user.
+      count: interactions of all users.
     """
 
     users: jax.Array
     items: jax.Array
     indptr: jax.Array
     skipped: jax.Array
+    starts: jax.Array | None
     num_items: int = flax.struct.field(pytree_node=False)
     max_degree: int = flax.struct.field(pytree_node=False)
+    count: int = flax.struct.field(pytree_node=False)
+
+    def specs(self) -> "Interactions":
+        """Returns what ``parallel.mapped`` must know of each array."""
+        starts = None if self.starts is None else parallel.SAME
+        return self.replace(
+            **dict.fromkeys(("users", "items", "indptr", "skipped"), parallel.SPLIT), starts=starts
+        )
 
 
-def to_device(indptr: np.ndarray, indices: np.ndarray, num_items: int) -> Interactions:
-    """Puts CSR interactions on the device.
+def to_device(
+    indptr: np.ndarray, indices: np.ndarray, num_items: int, mesh: jax.sharding.Mesh | None = None
+) -> Interactions:
+    """Puts CSR interactions on the device, or on several by user.
 
     Args:
       indptr: int32[users + 1].
       indices: int32[nnz], strictly increasing within a user.
       num_items: items of the domain.
+      mesh: the devices, see ``parallel``; None is one.
 
     Returns:
       ``Interactions``.
@@ -69,11 +90,40 @@ def to_device(indptr: np.ndarray, indices: np.ndarray, num_items: int) -> Intera
         user = int(degrees.argmax())
         raise ValueError(f"user {user} has all {num_items} items: there is no negative to draw")
     skipped = indices - (np.arange(len(indices)) - indptr[users])
+    arrays, starts = (users, indices, indptr, skipped), None
+    if mesh is not None and mesh.size > 1:
+        arrays = parallel.put(_by_device(*arrays, mesh.size), mesh, parallel.SPLIT)
+        starts = parallel.put(indptr.astype(np.int32), mesh, parallel.SAME)
     return Interactions(
-        *(jnp.asarray(x, jnp.int32) for x in (users, indices, indptr, skipped)),
+        *(jnp.asarray(x, jnp.int32) for x in arrays),
+        starts=starts,
         num_items=int(num_items),
         max_degree=int(degrees.max(initial=0)),
+        count=len(indices),
     )
+
+
+def _by_device(
+    users: np.ndarray, items: np.ndarray, indptr: np.ndarray, skipped: np.ndarray, n: int
+) -> tuple[np.ndarray, ...]:
+    """The arrays of each of n devices, of which device u % n holds user u as its user u // n."""
+    rows = -(-(len(indptr) - 1) // n)
+    longest = int(np.bincount(users % n, minlength=n).max(initial=0))
+    parts = []
+    for device in range(n):
+        own = users % n == device
+        padding = (0, longest - int(own.sum()))
+        degrees = np.diff(indptr)[device::n]
+        degrees = np.pad(degrees, (0, rows - len(degrees)))
+        parts.append(
+            (
+                np.pad(users[own] // n, padding, constant_values=rows),
+                np.pad(items[own], padding),
+                np.concatenate([[0], np.cumsum(degrees)]),
+                np.pad(skipped[own], padding),
+            )
+        )
+    return tuple(np.concatenate(arrays).astype(np.int32) for arrays in zip(*parts, strict=True))
 
 
 def permute(key: jax.Array, positions: jax.Array, size: int) -> jax.Array:
@@ -132,21 +182,54 @@ def negatives(key: jax.Array, interactions: Interactions, users: jax.Array) -> j
     Returns:
       int32[n].
     """
-    degree = interactions.indptr[users + 1] - interactions.indptr[users]
-    rank = jax.random.randint(key, users.shape, 0, interactions.num_items - degree)
-    return _past_positives(interactions, users, rank)
+    _, degree = _lists(interactions, users)
+    return _past_positives(interactions, users, _below(key, interactions.num_items - degree))
+
+
+def _below(key: jax.Array, bounds: jax.Array) -> jax.Array:
+    """Draws uniformly from 0 … bounds - 1."""
+    return parallel.draw(lambda top: jax.random.randint(key, top.shape, 0, top), bounds)
+
+
+def _lists(interactions: Interactions, users: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where the positives of each user begin in the list of all, and how many they are."""
+    starts = interactions.indptr if interactions.starts is None else interactions.starts
+    start = starts[users]
+    return start, starts[users + 1] - start
+
+
+def _positives(interactions: Interactions, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Users and items at some rows of the list of all."""
+    if interactions.starts is None:
+        return interactions.users[rows], interactions.items[rows]
+    users = jnp.searchsorted(interactions.starts, rows, side="right").astype(jnp.int32) - 1
+    return users, _positive(interactions, users, rows - interactions.starts[users])
+
+
+def _positive(interactions: Interactions, users: jax.Array, place: jax.Array) -> jax.Array:
+    """The positive of each user at a place [n, ...] of its list."""
+
+    def answer(users: jax.Array, place: jax.Array) -> jax.Array:
+        start = interactions.indptr[users].reshape(-1, *[1] * (place.ndim - 1))
+        return interactions.items[start + place]
+
+    return parallel.ask(answer, users, place)
 
 
 def _past_positives(interactions: Interactions, users: jax.Array, rank: jax.Array) -> jax.Array:
     """The ``rank``-th item, from 0, that is not a positive of the user."""
-    start, high = interactions.indptr[users], interactions.indptr[users + 1]
-    low = start
-    for _ in range(int(interactions.max_degree).bit_length()):
-        middle = (low + high) // 2
-        below = (low < high) & (interactions.skipped[middle] <= rank)
-        low, high = jnp.where(below, middle + 1, low), jnp.where(below, high, middle)
-        high = jnp.maximum(low, high)
-    return rank + (low - start)
+
+    def answer(users: jax.Array, rank: jax.Array) -> jax.Array:
+        start, high = interactions.indptr[users], interactions.indptr[users + 1]
+        low = start
+        for _ in range(int(interactions.max_degree).bit_length()):
+            middle = (low + high) // 2
+            below = (low < high) & (interactions.skipped[middle] <= rank)
+            low, high = jnp.where(below, middle + 1, low), jnp.where(below, high, middle)
+            high = jnp.maximum(low, high)
+        return rank + (low - start)
+
+    return parallel.ask(answer, users, rank)
 
 
 class Plan(NamedTuple):
@@ -217,7 +300,7 @@ def plan_epoch(
     """
     each = negatives + (pairing != "pairs")
     batch = batch_size * each
-    lengths = tuple(len(interactions[d].items) * each for d in domains)
+    lengths = tuple(interactions[d].count * each for d in domains)
     if max(lengths) + batch >= 2**31:
         raise ValueError(
             f"an epoch of {max(lengths):,} examples is too long for int32 positions: negatives is "
@@ -253,8 +336,9 @@ def sample_step(
       plan: the epoch's layout.
 
     Returns:
-      ``Batch`` of ``plan.batch_examples`` examples a domain; in the last step the surplus
-      positions have weight 0.
+      ``Batch`` of ``plan.batch_examples`` examples a domain, or of this device's part of them; in
+      the last step the surplus positions have weight 0, and so have those of a part that is not
+      full because the batch does not divide by the devices.
     """
     epoch_key = jax.random.fold_in(key, epoch)
     permutation_key, step_root = jax.random.split(epoch_key)
@@ -266,7 +350,9 @@ def sample_step(
             strict=True,
         )
     )
-    positions = step * plan.batch_examples + jnp.arange(plan.batch_examples, dtype=jnp.int32)
+    places = parallel.places(plan.batch_examples)
+    inside = places < plan.batch_examples
+    positions = step * plan.batch_examples + jnp.minimum(places, plan.batch_examples - 1)
 
     def listed(domain: str) -> Examples:
         index = plan.domains.index(domain)
@@ -276,7 +362,7 @@ def sample_step(
         at, last = positions, longest
         if plan.surplus == "alone" and length < longest:
             at, last = positions - _steps_alone(plan) * plan.batch_examples, length
-        weights = ((at >= 0) & (at < last)).astype(float)
+        weights = ((at >= 0) & (at < last) & inside).astype(float)
         at = jnp.clip(at, 0, last - 1)
         return _listed_examples(
             jax.random.fold_in(permutation_key, index),
@@ -340,12 +426,12 @@ def _listed_examples(
     else:
         index = jax.vmap(lambda k, p: permute(k, p, length))(key_of(repetition), positions % length)
     row, which = index // plan.examples_a_positive, index % plan.examples_a_positive
-    users = interactions.users[row]
+    users, positives = _positives(interactions, row)
     drawn = negatives(negative_key, interactions, users)
     if plan.pairing == "pairs":
-        return Examples(users, interactions.items[row], jnp.ones_like(weights), weights, drawn)
+        return Examples(users, positives, jnp.ones_like(weights), weights, drawn)
     labels = (which == 0).astype(float)
-    items = jnp.where(labels > 0, interactions.items[row], drawn)
+    items = jnp.where(labels > 0, positives, drawn)
     folds = row % plan.folds if plan.folds else None
     return Examples(users, items, labels, weights, folds=folds)
 
@@ -356,16 +442,14 @@ def _partners(
     """For each target example an item of the same user: positive w.p. 1 / (1 + negatives)."""
     label_key, rank_key = jax.random.split(key)
     users = target.users
-    start = source.indptr[users]
-    degree = source.indptr[users + 1] - start
-    positive = jax.random.bernoulli(label_key, 1.0 / (1 + num_negatives), users.shape)
+    _, degree = _lists(source, users)
+    share = 1.0 / (1 + num_negatives)
+    positive = parallel.draw(lambda u: jax.random.bernoulli(label_key, share, u.shape), users)
     positive = positive & (degree > 0)
-    rank = jax.random.randint(
-        rank_key, users.shape, 0, jnp.where(positive, degree, source.num_items - degree)
-    )
+    rank = _below(rank_key, jnp.where(positive, degree, source.num_items - degree))
     items = jnp.where(
         positive,
-        source.items[start + jnp.where(positive, rank, 0)],
+        _positive(source, users, jnp.where(positive, rank, 0)),
         _past_positives(source, users, rank),
     )
     return Examples(users, items, positive.astype(float), target.weights)
@@ -374,13 +458,11 @@ def _partners(
 def _profile(key: jax.Array, interactions: Interactions, users: jax.Array, length: int) -> Profile:
     """Training items of each user, a random run of them (wrapping round) where too many."""
     length = max(1, min(length, interactions.max_degree))
-    start, stop = interactions.indptr[users], interactions.indptr[users + 1]
-    degree = stop - start
-    offset = jnp.where(
-        degree > length, jax.random.randint(key, users.shape, 0, jnp.maximum(degree, 1)), 0
-    )
+    _, degree = _lists(interactions, users)
+    some = jnp.maximum(degree, 1)
+    offset = jnp.where(degree > length, _below(key, some), 0)
     slots = jnp.arange(length, dtype=jnp.int32)[None, :]
     mask = slots < degree[:, None]
-    at = start[:, None] + (offset[:, None] + slots) % jnp.maximum(degree, 1)[:, None]
-    items = interactions.items[jnp.where(mask, at, 0)]
+    place = jnp.where(mask, (offset[:, None] + slots) % some[:, None], 0)
+    items = jnp.where(mask, _positive(interactions, users, place), 0)
     return Profile(items, mask.astype(float))

@@ -3,6 +3,9 @@
 The model's code does not know how its tables are updated: a step reads the rows of its batch
 brought up to date, differentiates the loss with respect to them, and writes them back
 (``row_adam``); the dense parameters take the L1-augmented Adam of ``optimizers``.
+
+``run_steps`` and ``train_step`` are functions of one device on the axis of ``parallel``: each
+device has its part of the batch and of the tables' rows, and gradients and losses are summed.
 """
 
 from functools import partial
@@ -13,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from conet_jax import optimizers, sampling
-from conet_jax.models.base import Batch, Hyper, Model, Params
-from conet_jax.row_adam import RowAdam, fixed, merge_ids, row_adam
+from conet_jax import optimizers, parallel, sampling
+from conet_jax.models.base import Batch, Hyper, Model, Params, Sizes
+from conet_jax.parallel import SAME, SPLIT
+from conet_jax.row_adam import RowAdam, fixed, row_adam
 
 TABLE_ADAM = row_adam()
 _FIXED = fixed()
@@ -30,7 +34,8 @@ class TrainState:
 
     Attributes:
       step: int32[], Adam steps done.
-      tables: {name: f32[rows, 3 dim + 1]}, packed for ``row_adam``; f32[rows, dim] if fixed.
+      tables: {name: f32[rows, 3 dim + 1]}, packed for ``row_adam``, or f32[rows, dim] if
+        fixed; on several devices split by rows as ``parallel`` says, all else is on each.
       dense: dense parameters.
       opt_state: optax state of the dense parameters.
       fixed_tables: whether the tables stay as they are, see ``Model``.
@@ -46,6 +51,15 @@ class TrainState:
     def adam(self) -> RowAdam:
         """What trains the tables."""
         return _FIXED if self.fixed_tables else TABLE_ADAM
+
+
+def _specs(fixed_tables: bool) -> TrainState:
+    return TrainState(
+        step=SAME, tables=SPLIT, dense=SAME, opt_state=SAME, fixed_tables=fixed_tables
+    )
+
+
+PARAMS = Params(tables=SPLIT, dense=SAME)
 
 
 class Settings(NamedTuple):
@@ -77,58 +91,108 @@ def _dense_optimizer(
     )
 
 
-def init_state(model: Model, params: Params, settings: Settings) -> TrainState:
-    """Returns the state before the first step."""
-    adam = _FIXED if model.fixed_tables else TABLE_ADAM
-    return TrainState(
-        step=jnp.int32(0),
-        tables={name: adam.init(table) for name, table in params.tables.items()},
-        dense=params.dense,
-        opt_state=_dense_optimizer(model, settings, 0.0, 0.0).init(params.dense),
-        fixed_tables=model.fixed_tables,
+def init_params(model: Model, key: jax.Array, sizes: Sizes, mesh: jax.sharding.Mesh) -> Params:
+    """Returns ``Model.init`` on the devices of ``mesh``, none of which ever has a whole table."""
+    if mesh.size == 1:
+        # An error of its own, not one of jit's: a model may refuse the sizes.
+        return jax.jit(model.init, static_argnums=1)(key, sizes)
+    num_rows = tuple(
+        (name, table.shape[0])
+        for name, table in jax.eval_shape(lambda: model.init(key, sizes)).tables.items()
     )
 
+    def make(key: jax.Array) -> Params:
+        params = model.init(key, sizes)
+        return Params(parallel.padded(params.tables, mesh), params.dense)
 
-@jax.jit
+    specs = Params(*(jax.sharding.NamedSharding(mesh, spec) for spec in PARAMS))
+    params = jax.jit(make, out_shardings=specs)(key)
+    return params._replace(tables=parallel.interleaved(params.tables, num_rows=num_rows, mesh=mesh))
+
+
+def init_state(model: Model, params: Params, settings: Settings) -> TrainState:
+    """Returns the state before the first step."""
+    mesh = parallel.mesh_of(params)
+    return _init_state(params, model=model, settings=settings, mesh=mesh)
+
+
+@partial(jax.jit, static_argnames=("model", "settings", "mesh"))
+def _init_state(
+    params: Params, *, model: Model, settings: Settings, mesh: jax.sharding.Mesh
+) -> TrainState:
+    adam = _FIXED if model.fixed_tables else TABLE_ADAM
+
+    def make(params: Params) -> TrainState:
+        return TrainState(
+            step=jnp.int32(0),
+            tables={name: adam.init(table) for name, table in params.tables.items()},
+            dense=params.dense,
+            opt_state=_dense_optimizer(model, settings, 0.0, 0.0).init(params.dense),
+            fixed_tables=model.fixed_tables,
+        )
+
+    return parallel.mapped(make, mesh, (PARAMS,), _specs(model.fixed_tables))(params)
+
+
 def settled(state: TrainState, learning_rate: jax.Array) -> Params:
     """Returns a copy of the parameters with every row brought to the current step."""
-    tables = {
-        name: state.adam.settle(packed, state.step, learning_rate)
-        for name, packed in state.tables.items()
-    }
-    return Params(tables, state.dense)
+    return _settled(state, learning_rate, mesh=parallel.mesh_of(state))
 
 
-@partial(jax.jit, donate_argnums=0)
+@partial(jax.jit, static_argnames="mesh")
+def _settled(state: TrainState, learning_rate: jax.Array, *, mesh: jax.sharding.Mesh) -> Params:
+    def settle(state: TrainState, learning_rate: jax.Array) -> Params:
+        tables = {
+            name: state.adam.settle(packed, state.step, learning_rate)
+            for name, packed in state.tables.items()
+        }
+        return Params(tables, state.dense)
+
+    specs = _specs(state.fixed_tables)
+    return parallel.mapped(settle, mesh, (specs, SAME), PARAMS)(state, learning_rate)
+
+
 def settle_in_place(state: TrainState, learning_rate: jax.Array) -> TrainState:
     """Brings every row of the state to the current step (see ``SETTLE_STEP``)."""
-    tables = {
-        name: state.adam.settle_packed(packed, state.step, learning_rate)
-        for name, packed in state.tables.items()
-    }
-    return state.replace(tables=tables)
+    return _settle_in_place(state, learning_rate, mesh=parallel.mesh_of(state))
 
 
-class RowPlan(NamedTuple):
-    """Ids of one table in a step with duplicates merged, see ``row_adam.merge_ids``."""
+@partial(jax.jit, static_argnames="mesh", donate_argnums=0)
+def _settle_in_place(
+    state: TrainState, learning_rate: jax.Array, *, mesh: jax.sharding.Mesh
+) -> TrainState:
+    def settle(state: TrainState, learning_rate: jax.Array) -> TrainState:
+        tables = {
+            name: state.adam.settle_packed(packed, state.step, learning_rate)
+            for name, packed in state.tables.items()
+        }
+        return state.replace(tables=tables)
 
-    unique: jax.Array
-    inverse: jax.Array
+    specs = _specs(state.fixed_tables)
+    return parallel.mapped(settle, mesh, (specs, SAME), specs)(state, learning_rate)
 
 
-def plan_rows(model: Model, batch: Batch, num_rows: dict[str, int]) -> dict[str, RowPlan]:
-    """Merges the duplicate ids of a step; ``inverse`` has the shapes of ``model.lookups``."""
+def wanted_rows(model: Model, batch: Batch, num_rows: dict[str, int]) -> dict[str, parallel.Wanted]:
+    """Merges the duplicate ids that a step reads of each table."""
+    return {name: parallel.group(ids, num_rows[name]) for name, ids in model.lookups(batch).items()}
+
+
+def plan_rows(
+    wanted: dict[str, parallel.Wanted], num_rows: dict[str, int], *, all_fit: bool = True
+) -> dict[str, parallel.Route]:
+    """Plans the reads and writes of a step; without ``all_fit`` with room for the worst case."""
     plans = {}
-    for name, ids in model.lookups(batch).items():
-        unique, inverse = merge_ids(ids.reshape(-1), num_rows[name])
-        plans[name] = RowPlan(unique, inverse.reshape(ids.shape))
+    for name, rows in wanted.items():
+        count = rows.rows.shape[0]
+        room = parallel.capacity(count) if all_fit else count
+        plans[name] = parallel.route(rows, num_rows[name], room)
     return plans
 
 
 def train_step(
     state: TrainState,
     batch: Batch,
-    rows_read: dict[str, RowPlan],
+    rows_read: dict[str, parallel.Route],
     hyper: Hyper,
     *,
     model: Model,
@@ -149,40 +213,65 @@ def train_step(
     """
     rate = hyper.learning_rate
     rows = {
-        name: state.adam.read(state.tables[name], plan.unique, state.step, rate)
-        for name, plan in rows_read.items()
+        name: state.adam.read(state.tables[name], way.unique, state.step, rate)
+        for name, way in rows_read.items()
     }
+    examples, counts = batch, None
+    if settings.reduction == "mean":
+        examples, counts = _averaged(batch)
 
     def objective(dense: Any, values: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
-        looked_up = {name: values[name][plan.inverse] for name, plan in rows_read.items()}
-        value, sums = model.loss(dense, looked_up, batch, hyper, reduction=settings.reduction)
+        looked_up = {name: values[name][way.inverse] for name, way in rows_read.items()}
+        value, sums = model.loss(dense, looked_up, examples, hyper, reduction="sum")
         return settings.loss_scale * value, sums
 
-    values = {name: state.adam.values(row) for name, row in rows.items()}
+    values = {
+        name: parallel.send(state.adam.values(row), rows_read[name]) for name, row in rows.items()
+    }
     (_, sums), (dense_grads, row_grads) = jax.value_and_grad(
         objective, argnums=(0, 1), has_aux=True
     )(state.dense, values)
+    sums, dense_grads = parallel.total((sums, dense_grads))
+    row_grads = {
+        name: parallel.send_back(grads, rows_read[name]) for name, grads in row_grads.items()
+    }
+    if counts is not None:
+        for domain, count in counts.items():
+            sums |= {f"{domain}_loss": count * sums[f"{domain}_loss"], f"{domain}_count": count}
 
     # l1 weighs the norm against the mean loss per example: beside a sum it counts once an example.
     # Where nothing crosses there is no penalty.
     l1 = hyper.l1 * batch.cross
     if settings.reduction == "sum":
-        counts = [count for name, count in sums.items() if name.endswith("_count")]
-        l1 = l1 * jnp.max(jnp.stack(counts))
+        counted = [count for name, count in sums.items() if name.endswith("_count")]
+        l1 = l1 * jnp.max(jnp.stack(counted))
     optimizer = _dense_optimizer(model, settings, rate, l1)
     updates, opt_state = optimizer.update(dense_grads, state.opt_state, state.dense)
     dense = optax.apply_updates(state.dense, updates)
     if settings.clip_norm:
-        clip = optimizers.clip_by_variable_norm(settings.clip_norm)
+        clip = optimizers.clip_by_variable_norm(settings.clip_norm, axis_name=parallel.axis_name())
         row_grads, _ = clip.update(row_grads, clip.init(row_grads))
     tables = {
         name: state.adam.write(
-            state.tables[name], plan.unique, rows[name], row_grads[name], state.step, rate
+            state.tables[name], way.unique, rows[name], row_grads[name], state.step, rate
         )
-        for name, plan in rows_read.items()
+        for name, way in rows_read.items()
     }
     after = state.replace(step=state.step + 1, tables=tables, dense=dense, opt_state=opt_state)
     return after, sums
+
+
+def _averaged(batch: Batch) -> tuple[Batch, dict[str, jax.Array]]:
+    """Weights under which a sum over all devices is the mean, and each domain's examples."""
+    counts = {}
+    for domain in ("target", "source"):
+        examples = getattr(batch, domain)
+        if examples is not None:
+            count = parallel.total(examples.weights.sum())
+            weights = examples.weights / jnp.where(count > 0, count, 1.0)
+            batch = batch._replace(**{domain: examples._replace(weights=weights)})
+            counts[domain] = count
+    return batch, counts
 
 
 def run_steps(
@@ -218,18 +307,49 @@ def run_steps(
     num_rows = {name: packed.shape[0] for name, packed in state.tables.items()}
     steps = first_step + jnp.arange(num_steps, dtype=jnp.int32)
     batches = jax.vmap(lambda s: sampling.sample_step(key, epoch, s, interactions, plan))(steps)
-    rows_read = jax.vmap(lambda batch: plan_rows(model, batch, num_rows))(batches)
+    wanted = jax.vmap(lambda batch: wanted_rows(model, batch, num_rows))(batches)
 
-    def body(state: TrainState, step: tuple[Batch, dict[str, RowPlan]]) -> Any:
-        return train_step(state, *step, hyper, model=model, settings=settings)
+    def run(state: TrainState, *, all_fit: bool) -> Any:
+        rows_read = jax.vmap(lambda rows: plan_rows(rows, num_rows, all_fit=all_fit))(wanted)
 
-    return jax.lax.scan(body, state, (batches, rows_read))
+        def body(state: TrainState, step: tuple[Batch, dict[str, parallel.Route]]) -> Any:
+            return train_step(state, *step, hyper, model=model, settings=settings)
+
+        return jax.lax.scan(body, state, (batches, rows_read))
+
+    if parallel.size() == 1:
+        return run(state, all_fit=True)
+    fits = parallel.fits(list(wanted.values()))
+    return jax.lax.cond(fits, partial(run, all_fit=True), partial(run, all_fit=False), state)
 
 
-train_chunk = jax.jit(
-    run_steps, static_argnames=("model", "plan", "settings", "num_steps"), donate_argnums=0
+def train_chunk(
+    state: TrainState, interactions: dict[str, sampling.Interactions], *args: Any, **static: Any
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """``run_steps`` compiled, on all devices of the state, which is donated: updated in place."""
+    return chunk_program(state, interactions, *args, **static, mesh=parallel.mesh_of(state))
+
+
+@partial(
+    jax.jit, static_argnames=("model", "plan", "settings", "num_steps", "mesh"), donate_argnums=0
 )
-"""``run_steps`` compiled, with the state donated: tables are updated in place."""
+def chunk_program(
+    state: TrainState,
+    interactions: dict[str, sampling.Interactions],
+    key: jax.Array,
+    epoch: jax.Array,
+    first_step: jax.Array,
+    hyper: Hyper,
+    *,
+    mesh: jax.sharding.Mesh,
+    **static: Any,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """What ``train_chunk`` runs: ``run_steps`` mapped over the axis ``mesh``."""
+    specs = {domain: own.specs() for domain, own in interactions.items()}
+    state_specs = _specs(state.fixed_tables)
+    in_specs = (state_specs, specs, SAME, SAME, SAME, SAME)
+    run = parallel.mapped(partial(run_steps, **static), mesh, in_specs, (state_specs, SAME))
+    return run(state, interactions, key, epoch, first_step, hyper)
 
 
 @partial(jax.jit, static_argnames=("model", "plan", "settings", "num_steps"), donate_argnums=0)
@@ -298,8 +418,15 @@ def chunk_lengths(steps: int, longest: int) -> list[int]:
     return [length] * (steps // length) + ([steps % length] if steps % length else [])
 
 
-@partial(jax.jit, static_argnames=("model", "plan"))
 def diagnose(
+    params: Params, interactions: dict[str, sampling.Interactions], *args: Any, **static: Any
+) -> dict[str, jax.Array]:
+    """Returns ``Model.diagnostics`` on the last batch of an epoch, in which both domains meet."""
+    return _diagnose(params, interactions, *args, **static, mesh=parallel.mesh_of(params))
+
+
+@partial(jax.jit, static_argnames=("model", "plan", "mesh"))
+def _diagnose(
     params: Params,
     interactions: dict[str, sampling.Interactions],
     key: jax.Array,
@@ -307,9 +434,24 @@ def diagnose(
     *,
     model: Model,
     plan: sampling.Plan,
+    mesh: jax.sharding.Mesh,
 ) -> dict[str, jax.Array]:
-    """Returns ``Model.diagnostics`` on the last batch of an epoch, in which both domains meet."""
-    step = jnp.int32(plan.steps - 1)
-    batch = sampling.sample_step(key, epoch, step, interactions, plan)
-    rows = {name: params.tables[name][ids] for name, ids in model.lookups(batch).items()}
-    return model.diagnostics(params.dense, rows, batch)
+    def run(params: Params, interactions: Any, key: jax.Array, epoch: jax.Array) -> Any:
+        step = jnp.int32(plan.steps - 1)
+        batch = sampling.sample_step(key, epoch, step, interactions, plan)
+        parts = {name: value for name, value in batch._asdict().items() if name not in _OF_A_STEP}
+        # Norms are over the batch: every device has all of it.
+        joined = jax.tree.map(lambda x: x[: plan.batch_examples], parallel.whole(parts))
+        batch = batch._replace(**joined)
+        rows = {
+            name: parallel.read_everywhere(params.tables[name], ids)
+            for name, ids in model.lookups(batch).items()
+        }
+        return model.diagnostics(params.dense, rows, batch)
+
+    specs = {domain: own.specs() for domain, own in interactions.items()}
+    mapped = parallel.mapped(run, mesh, (PARAMS, specs, SAME, SAME), SAME)
+    return mapped(params, interactions, key, epoch)
+
+
+_OF_A_STEP = ("cross", "key")

@@ -1,6 +1,6 @@
 """Times what this project claims to be fast, each claim as a ratio of two things in one run.
 
-python launch/benchmark.py [--suite=all|train|evaluate|prepare|population|run] \
+python launch/benchmark.py [--suite=all|train|evaluate|prepare|population|run|scaling] \
     [--scale=amazon|mobile|small] [--json=FILE]
 
 Synthetic data with the counts of the paper's Table 1. A figure is the median of repeated runs after
@@ -17,8 +17,9 @@ _SUITES = ("prepare", "train", "evaluate", "population")  # the first forks whil
 _SUITE = flags.DEFINE_enum(
     "suite",
     "all",
-    ["all", *_SUITES, "run"],
-    "What to time; run, a whole training run of 30 epochs, is not part of all.",
+    ["all", *_SUITES, "run", "scaling"],
+    "What to time; not part of all: run, a whole training run of 30 epochs, and scaling, several "
+    "devices, on a CPU those that JAX makes of it.",
 )
 _SCALE = flags.DEFINE_enum(
     "scale", "amazon", ["amazon", "mobile", "small"], "Sizes: a data set of Table 1, or small."

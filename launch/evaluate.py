@@ -23,7 +23,7 @@ def main() -> None:
     cli.choose_platform(experiment.stored_config(_WORKDIR.value)[0])
     from conet_jax import evaluation
 
-    task, params, progress = experiment.restore(_WORKDIR.value)
+    task, params, progress = experiment.restore(_WORKDIR.value, devices=0)
     held_out = getattr(task.dataset, _SPLIT.value)
     if _FULL.value:
         touched = experiment.touched_items(task.dataset)

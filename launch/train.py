@@ -1,6 +1,10 @@
 """Trains a model, or goes on with a run that was interrupted.
 
 python launch/train.py --config=configs/NAME.py[:variant] [--config.field=value ...]
+
+On several machines the same command runs on each, with a --workdir that all of them see:
+--coordinator=HOST:PORT --num_processes=N --process_id=I. Under Slurm, Open MPI, Kubernetes and on
+TPU pods these flags are not needed.
 """
 
 from absl import flags
@@ -14,15 +18,24 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run, made if absent; by default runs/NAME[-variant]."
 )
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this run.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
 def main() -> None:
     """Runs the experiment."""
     config = cli.config_of(_CONFIG)
+    from conet_jax import parallel
+
+    parallel.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     cli.choose_platform(config)
     from conet_jax import experiment
 
-    experiment.fit(config, _WORKDIR.value or cli.default_workdir(config))
+    try:
+        experiment.fit(config, _WORKDIR.value or cli.default_workdir(config))
+    except parallel.PeerLost as error:
+        parallel.leave(error)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,8 @@ class Model(NamedTuple):
         ``<domain>_loss`` (summed over examples, nats) and ``<domain>_count`` (examples).
       project: (params, interactions by domain) -> projected tables for ``scores``, a dict whose
         ``item`` has a row a target item: at inference the first layer of a tower is linear in
-        [user, item], so each table goes through it once.
+        [user, item], so each table goes through it once. Entries named user… and item… have a row
+        for each, in the order of the tables' rows; all others are dense.
       scores: (projected, users int32[n], items int32[n, c]) -> logits f32[n, c].
       diagnostics: (dense, rows, batch) -> {name: f32[]}, what crosses between the towers.
       l1_mask: dense -> pytree of bools, the parameters under the lasso (the H^l of Eq. 8).

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from conet_jax import losses
+from conet_jax import losses, parallel
 from conet_jax.models import crossfit, profiles, towers
 from conet_jax.models.base import Batch, Hyper, Model, Params, Sizes
 
@@ -379,7 +379,8 @@ def loss(
         source_weights=source.weights,
         reduction=reduction,
     )
-    counts = jnp.maximum(target.weights.sum(), source.weights.sum())
+    # Each device bears an equal share of the penalty.
+    counts = jnp.maximum(*parallel.mean((target.weights.sum(), source.weights.sum())))
     squares = sum(jnp.sum(jnp.square(h)) for h in jax.tree.leaves(dense["cross"]))
     # Like l1, l2 weighs the norm against the mean loss per example, and only where H is in use.
     squares = batch.cross * squares * (counts if reduction == "sum" else 1.0)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from conet_jax import parallel
 from conet_jax.models.base import Profile
 
 _BLOCK = 1 << 14
@@ -27,7 +28,7 @@ def mean_of_all(items: jax.Array, users: jax.Array, table: jax.Array, num_users:
 
     Args:
       items: int32[nnz], items of the interactions.
-      users: int32[nnz], their users, sorted.
+      users: int32[nnz], their users, sorted; on several devices a device's own, as it counts them.
       table: f32[num_items, dim].
       num_users: rows of the result.
 
@@ -43,7 +44,8 @@ def mean_of_all(items: jax.Array, users: jax.Array, table: jax.Array, num_users:
 
     def add(sums: jax.Array, block: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         items, users = block
-        return sums.at[users].add(table[items], mode="drop", indices_are_sorted=True), None
+        rows = parallel.read(table, items)
+        return sums.at[users].add(rows, mode="drop", indices_are_sorted=True), None
 
     sums, _ = jax.lax.scan(add, jnp.zeros((num_users, table.shape[1]), table.dtype), tuple(blocks))
     return sums / jnp.maximum(sizes(users, num_users), 1.0)[:, None]

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from conet_jax import parallel
+
 GAUSSIAN_STD = 0.01  # Sec. 3.1: "Parameters are randomly initialized from Gaussian N(0, 0.01^2)"
 
 
@@ -84,7 +86,7 @@ def merge(users: jax.Array, items: jax.Array) -> jax.Array:
 
 def dropout(key: jax.Array, x: jax.Array, rate: jax.Array) -> jax.Array:
     """Zeroes entries of x with probability ``rate`` (traced) and scales the rest up."""
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    keep = parallel.draw(lambda x: jax.random.bernoulli(key, 1.0 - rate, x.shape), x)
     return jnp.where(keep, x / (1.0 - rate), 0.0)
 
 

@@ -1,0 +1,107 @@
+"""What tests/test_parallel.py starts: some steps, or runs, on several numbers of devices.
+
+Usage: python tests/axis_worker.py OUT JSON, with the fields of ``main`` as JSON.
+"""
+
+import json
+import os
+import pathlib
+import sys
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from conet_jax import benchmark, evaluation, experiment, parallel, training
+from conet_jax.config import default_config
+from conet_jax.data import synthetic
+
+SIZES = dict(
+    num_users=120,
+    num_target_items=220,
+    num_source_items=150,
+    target_interactions=900,
+    source_interactions=1500,
+    seed=0,
+)
+
+
+def config_of(devices, **fields):
+    config = default_config("lasso")
+    config.update(
+        name="tiny", layers=(16, 8, 4), cross_layers=2, batch_size=32, learning_rate=0.01, l1=1e-4
+    )
+    config.update({"devices": devices, "patience": 99, **fields})
+    return config
+
+
+def steps(dataset, devices, epochs, full, room, fields):
+    """Trains some epochs: losses, settled tables in the order of ids, ranks, memory."""
+    task = experiment.make_task(config_of(devices, **fields), dataset)
+    if room is not None:  # less room than rows need: the way for the worst case is taken
+        parallel.capacity = lambda count, n=None: room
+    state, losses = task.init(), []
+    whole = sum(x.nbytes for x in state.tables.values())
+    shards = [s for x in state.tables.values() for s in x.addressable_shards]
+    held = [sum(s.data.nbytes for s in shards if s.device == d) for d in task.mesh.devices.flat]
+    for epoch in range(epochs):
+        state, sums = training.train_chunk(
+            state,
+            task.interactions,
+            task.sampling_key,
+            np.int32(epoch),
+            np.int32(0),
+            task.hyper,
+            model=task.model,
+            plan=task.plan,
+            settings=task.settings,
+            num_steps=task.plan.steps,
+        )
+        losses.append(np.asarray(sums["target_loss"]))
+    params = task.params(state)
+    ranks = evaluation.rank_held_out(task.model, params, task.interactions, dataset.valid)
+    out = {
+        "losses": np.concatenate(losses),
+        "above": ranks.above,
+        "ndcg": evaluation.summarize(ranks, k=10)["ndcg@10"],
+        "held": max(held) / whole,
+    }
+    for name, table in task.to_save(params).tables.items():
+        rows = task.abstract_state().tables[name].shape[0]
+        out[f"table_{name}"] = np.asarray(table)[:rows]
+    diagnostics = training.diagnose(
+        params, task.interactions, task.sampling_key, np.int32(0), model=task.model, plan=task.plan
+    )
+    out["diagnostics"] = np.array([float(v) for _, v in sorted(diagnostics.items())])
+    if full:
+        touched = experiment.touched_items(dataset)
+        found = evaluation.rank_full(
+            task.model, params, task.interactions, dataset.valid, touched, block=64
+        )
+        out |= {"full_above": found.above, "full_candidates": found.candidates}
+    return out
+
+
+def main(out, *, devices, x64=True, epochs=1, full=False, room=None, fields=None, runs=()):
+    """Trains for each number of devices, or, with ``runs``, fits (workdir, devices, epochs)."""
+    jax.config.update("jax_enable_x64", x64)
+    dataset = synthetic.dataset(**SIZES)[0]
+    for workdir, count, until in runs:
+        config = config_of(count, epochs=until, **(fields or {}))
+        experiment.fit(config, workdir, dataset=dataset, quiet=True)
+    results = {}
+    if full:
+        task = experiment.make_task(config_of(devices[-1], batch_size=512), dataset)
+        compiled = benchmark.compile_steps(task, task.init(), 1)
+        results["traffic"] = json.dumps(benchmark.traffic(task, compiled))
+    for n in devices:
+        for name, value in steps(dataset, n, epochs, full, room, fields or {}).items():
+            results[f"{name}/{n}"] = value
+    np.savez(out, **results)
+    assert jnp.zeros(()).dtype == (jnp.float64 if x64 else jnp.float32)
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]), **json.loads(sys.argv[2]))

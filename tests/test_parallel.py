@@ -1,0 +1,290 @@
+"""One device against many, in processes of their own: results, memory, traffic, processes.
+
+Each process has its own devices (``JAX_NUM_CPU_DEVICES``) and a time limit, so nothing hangs.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = """
+from ml_collections import ConfigDict
+from conet_jax.config import default_config
+
+def get_config(variant=""):
+    config = default_config("lasso")
+    config.update(name="tiny", layers=(16, 8, 4), cross_layers=2, batch_size=32, patience=99)
+    config.data.synthetic = ConfigDict(dict(
+        num_users=120, num_target_items=220, num_source_items=150,
+        target_interactions=900, source_interactions=1500, seed=0))
+    return config
+"""
+
+
+def environment(devices):
+    return os.environ | {
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        # Nearly all of the time is compilation.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
+def worker(tmp_path, name="out", **fields):
+    out = tmp_path / f"{name}.npz"
+    command = [sys.executable, ROOT / "tests" / "axis_worker.py", out, json.dumps(fields)]
+    done = subprocess.run(
+        command, env=environment(8), capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    with np.load(out) as arrays:
+        return dict(arrays)
+
+
+def assert_tables_equal(found, n, expected, atol):
+    for name in ("user", "target_item", "source_item"):
+        there = expected[f"table_{name}/1"]
+        assert np.abs(there).max() > 0.1  # they were trained
+        np.testing.assert_allclose(found[f"table_{name}/{n}"], there, rtol=0, atol=atol)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """An epoch on one device and on eight, in float64; batches of 64."""
+    return worker(tmp_path_factory.mktemp("axis"), devices=[1, 8], full=True)
+
+
+def test_an_epoch_on_eight_devices_is_that_on_one(few):
+    np.testing.assert_allclose(few["losses/8"], few["losses/1"], rtol=1e-10)
+    assert_tables_equal(few, 8, few, 1e-10)
+    np.testing.assert_allclose(few["diagnostics/8"], few["diagnostics/1"], rtol=1e-8, atol=1e-12)
+
+
+def test_ranks_on_eight_devices_are_those_on_one(few):
+    for name in ("above", "full_above", "full_candidates"):
+        np.testing.assert_array_equal(few[f"{name}/8"], few[f"{name}/1"])
+    assert np.ptp(few["full_above/1"]) > 100
+
+
+def test_a_device_holds_its_share_of_tables_and_their_moments(few):
+    assert few["held/1"] == 1
+    assert few["held/8"] <= 1.05 / 8
+
+
+def test_no_collective_moves_more_than_the_rows_of_a_batch(few):
+    """Read from the compiled step of 1,024 examples a domain; no table is as long as they are."""
+    traffic = json.loads(str(few["traffic"]))
+    row = 8 * traffic["row_width"]  # float64
+    sums = 4 * 8  # loss and count of each domain
+    assert traffic["batch_rows"] == 1024 and traffic["rows_a_device"] == 128
+
+    def check(found, rows):
+        assert {"all-to-all", "all-reduce"} <= {name for name, _ in found}
+        for name, size in found:
+            assert size <= (traffic["dense_bytes"] + sums if name == "all-reduce" else rows * row)
+
+    check(traffic["collectives"], traffic["batch_rows"])
+    # Where ids are spread evenly, the rows of a device's part, and some room.
+    assert traffic["capacity"] < traffic["batch_rows"] / 3
+    check(traffic["usual"], traffic["capacity"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("devices", "fields", "room"),
+    [
+        # Batches that do not divide, and more rows asked of a device than there is usual room for.
+        (3, {}, None),
+        (4, {}, 1),
+        (4, {"pairing": "profile", "dropout": 0.3, "clip_norm": 0.1, "l2": 0.01}, None),
+        (4, {"pairing": "random", "surplus": "alone", "reduction": "mean", "l2": 0.1}, None),
+        (4, {"model": "bprmf", "inference": "target", "l2": 0.01, "pairing": "random"}, None),
+        (
+            4,
+            {"model": "cmf", "inference": "target", "pairing": "random", "reduction": "mean"},
+            None,
+        ),
+        (4, {"model": "fm", "pairing": "random"}, None),
+        (4, {"model": "mlp", "inference": "target", "cross_layers": 0, "warm_start": "ials"}, None),
+    ],
+)
+def test_other_models_and_batches_are_those_of_one_device(devices, fields, room, tmp_path):
+    found = worker(tmp_path, devices=[1, devices], fields=fields, room=room)
+    np.testing.assert_allclose(found[f"losses/{devices}"], found["losses/1"], rtol=1e-9)
+    np.testing.assert_array_equal(found[f"above/{devices}"], found["above/1"])
+    for name in [name for name in found if name.startswith("table_") and name.endswith("/1")]:
+        other = found[name.removesuffix("1") + str(devices)]
+        np.testing.assert_allclose(other, found[name], rtol=0, atol=1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("x64", [True, False])
+def test_two_hundred_steps_on_1_2_4_and_8_devices_are_the_same(x64, tmp_path):
+    found = worker(tmp_path, devices=[1, 2, 4, 8], x64=x64, epochs=10)
+    assert len(found["losses/1"]) >= 200
+    for n in (2, 4, 8):
+        if x64:
+            np.testing.assert_allclose(found[f"losses/{n}"], found["losses/1"], rtol=0, atol=1e-10)
+            assert_tables_equal(found, n, found, 1e-10)
+        else:
+            first = found[f"losses/{n}"][:20], found["losses/1"][:20]
+            np.testing.assert_allclose(*first, rtol=1e-5)
+            assert found[f"ndcg/{n}"] == pytest.approx(found["ndcg/1"], abs=0.01)
+
+
+def rows_of(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_rows_agree(workdir, other, rtol=1e-10):
+    rows, others = rows_of(workdir), rows_of(other)
+    assert len(rows) == len(others) > 1
+    for row, there in zip(rows, others, strict=True):
+        for domain in ("target", "source"):
+            loss = row["train_loss"][domain]
+            assert loss == pytest.approx(there["train_loss"][domain], rel=rtol)
+        assert row["valid"] == pytest.approx(there["valid"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_any_number_of_devices_goes_on_with_any_other(tmp_path):
+    whole = tmp_path / "whole"
+    worker(tmp_path, devices=[], runs=[(str(whole), 1, 3)])
+    starts = [(str(tmp_path / f"from{n}"), n, 1) for n in (8, 1, 2)]
+    worker(tmp_path, devices=[], runs=starts)
+    ends = []
+    for n, others in ((8, (1, 2, 4)), (1, (8,)), (2, (8,))):
+        for other in others:
+            workdir = tmp_path / f"from{n}to{other}"
+            shutil.copytree(tmp_path / f"from{n}", workdir)
+            ends.append((str(workdir), other, 3))
+    worker(tmp_path, devices=[], runs=ends)
+    for workdir, _, _ in ends:
+        assert_rows_agree(Path(workdir), whole)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
+class Processes:
+    """launch/train.py as several processes on loopback."""
+
+    def __init__(self, config, workdir, count, devices, *flags, x64=True):
+        port, self.files, self.running = free_port(), [], []
+        for i in range(count):
+            joined = [f"--coordinator=localhost:{port}", f"--num_processes={count}"]
+            joined = [*joined, f"--process_id={i}"] if count > 1 else []
+            self.files.append(workdir.with_name(f"{workdir.name}.{i}.log").open("w+"))
+            command = [sys.executable, ROOT / "launch" / "train.py", f"--config={config}"]
+            env = environment(devices) | {"JAX_ENABLE_X64": str(int(x64))}
+            self.running.append(
+                subprocess.Popen(
+                    [*command, f"--workdir={workdir}", *joined, *flags],
+                    stdout=self.files[-1],
+                    stderr=subprocess.STDOUT,
+                    env=env,
+                    cwd=ROOT,
+                )
+            )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process, file in zip(self.running, self.files, strict=True):
+            process.kill()
+            process.wait()
+            file.close()
+
+    def printed(self, i):
+        self.files[i].seek(0)
+        return self.files[i].read()
+
+    def wait(self, timeout=900):
+        for i, process in enumerate(self.running):
+            assert process.wait(timeout) == 0, self.printed(i)[-3000:]
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(CONFIG)
+    return path
+
+
+def result_of(workdir):
+    result = json.loads((workdir / "result.json").read_text())
+    return {name: value for name, value in result.items() if name != "seconds"}
+
+
+@pytest.mark.slow
+def test_two_processes_of_two_devices_are_one_of_four(config, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    with Processes(config, one, 1, 4, "--config.epochs=2") as alone:
+        alone.wait()
+    with Processes(config, two, 2, 2, "--config.epochs=2") as both:
+        both.wait()
+        assert "epoch   2" in both.printed(0) and "epoch   2" not in both.printed(1)
+    assert_rows_agree(two, one)
+    assert result_of(two)["test"] == pytest.approx(result_of(one)["test"], abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_dead_peer_ends_the_run_and_a_restart_completes_it(victim, config, tmp_path):
+    flags = ("--config.epochs=6",)
+    with Processes(config, tmp_path / "undisturbed", 2, 1, *flags, x64=False) as both:
+        both.wait()
+    workdir = tmp_path / "killed"
+    with Processes(config, workdir, 2, 1, *flags, x64=False) as both:
+        metrics, until = workdir / "metrics.jsonl", time.monotonic() + 600
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 2):
+            assert time.monotonic() < until, both.printed(0)[-3000:]
+            time.sleep(0.05)
+        both.running[victim].send_signal(signal.SIGKILL)
+        killed, other = time.monotonic(), both.running[1 - victim]
+        assert other.wait(60) != 0
+        assert time.monotonic() - killed < 60
+        assert not (workdir / "result.json").exists()  # it was killed in training
+        assert "another process of this run died" in both.printed(1 - victim)
+    with Processes(config, workdir, 2, 1, *flags, x64=False) as both:
+        both.wait()
+        assert "resuming after epoch" in both.printed(0)
+    assert result_of(workdir) == result_of(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num_processes=2"], "come together"),
+        (["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"], "expected 0 to 1"),
+        (["--coordinator=localhost", "--num_processes=1", "--process_id=0"], "expected HOST:PORT"),
+        (["--config.devices=3"], "config.devices is 3"),
+    ],
+)
+def test_processes_and_devices_that_cannot_be_are_refused(flags, message, config, tmp_path):
+    command = [sys.executable, ROOT / "launch" / "train.py", f"--config={config}", *flags]
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path / 'run'}"],
+        env=environment(2),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 2 and message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
