@@ -6,9 +6,12 @@ Exit status: 0 for success and ``--help``, 2 for bad flags and bad input, 1 for 
 
 import difflib
 import importlib.util
+import os
+import platform
 import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import app, flags
@@ -94,6 +97,7 @@ class ConfigFile(NamedTuple):
       variant: text after the colon, empty without one.
       get_config: the file's function.
       given: config fields of the command line by dotted name.
+      sweep: the file's ``sweep(add)``, None if it has none.
     """
 
     config: Any
@@ -101,6 +105,7 @@ class ConfigFile(NamedTuple):
     variant: str
     get_config: Callable[[str], Any]
     given: dict[str, Any]
+    sweep: Callable[[Callable[..., None]], None] | None
 
 
 def config_file(flag: Any) -> ConfigFile:
@@ -118,7 +123,22 @@ def config_file(flag: Any) -> ConfigFile:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     given = dict(config_flags.get_override_values(holder))
-    return ConfigFile(config, path, variant, module.get_config, given)
+    return ConfigFile(
+        config, path, variant, module.get_config, given, getattr(module, "sweep", None)
+    )
+
+
+def cache_programs() -> None:
+    """Makes JAX keep compiled programs on disk, so that a second start finds them.
+
+    In $JAX_COMPILATION_CACHE_DIR, or a folder a machine in $XDG_CACHE_HOME/conet_jax (~/.cache):
+    a program is compiled for the instructions of its processor. JAX_ENABLE_COMPILATION_CACHE=0
+    turns it off. To be called before JAX is imported; child processes inherit it.
+    """
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = home / "conet_jax" / (platform.node() or "here")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 def choose_platform(config: Any) -> None:
@@ -153,4 +173,5 @@ def run(main: Callable[[], None]) -> None:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
 
+    cache_programs()
     app.run(guarded, flags_parser=_parse)

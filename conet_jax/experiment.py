@@ -36,6 +36,7 @@ from conet_jax.models import ials
 from conet_jax.models.base import Hyper, Model, Params, Sizes
 
 CHUNK_STEPS = 512  # steps a call of the compiled program: bounds its memory, moves the bar
+FIRST_STEPS = 5  # of a run, whose losses are told one by one
 LN2 = math.log(2.0)
 _NEXT_FIT = 1 << 20  # added to the seed of a warm start's second factorisation
 _MAPPINGS_ALLOWED = Path("/proc/sys/vm/max_map_count")
@@ -77,6 +78,10 @@ class Task(NamedTuple):
         if self.sweep is not None:
             return state
         return training.settled(state, self.hyper.learning_rate)
+
+    def member(self, config: ConfigDict) -> "Task":
+        """Returns this task under a config that differs in fields of ``Hyper`` and seed alone."""
+        return self._replace(config=config, hyper=_hyper(config), key=jax.random.key(config.seed))
 
     def resumable(self, state: State) -> Any:
         """Returns what of the state a run must save to go on: nothing of a closed form."""
@@ -231,9 +236,12 @@ def make_task(config: ConfigDict, dataset: Dataset) -> Task:
     settings = training.Settings(
         config.reduction, config.l1_method, float(config.clip_norm), float(config.loss_scale)
     )
-    hyper = Hyper(*(jnp.asarray(float(config[name])) for name in Hyper._fields))
     key = jax.random.key(config.seed)
-    return Task(config, dataset, model, interactions, plan, settings, hyper, key, sweep)
+    return Task(config, dataset, model, interactions, plan, settings, _hyper(config), key, sweep)
+
+
+def _hyper(config: ConfigDict) -> Hyper:
+    return Hyper(*(jnp.asarray(float(config[name])) for name in Hyper._fields))
 
 
 def _sizes(dataset: Dataset) -> Sizes:
@@ -413,20 +421,42 @@ def train(
     progress = progress or Progress()
     started = time.perf_counter() - progress.seconds
     while not progress.stopped(task):
-        epoch = progress.epoch + 1
-        state, row = run_epoch(task, state, epoch, console)
-        params = task.params(state)
-        since = time.perf_counter()
-        row["valid"], warnings = _validate(task, params, row)
-        now = time.perf_counter()
-        row["seconds"] |= {"validation": now - since, "total": now - started}
-        value = row["valid"][f"ndcg@{task.config.eval_k}"]
-        better = value > progress.best_value
-        if better:
-            progress = progress._replace(best_epoch=epoch, best_value=value)
-        progress = progress._replace(epoch=epoch, seconds=row["seconds"]["total"])
-        yield Epoch(progress, state, params, row, better, warnings)
-        del params
+        state, row = run_epoch(task, state, progress.epoch + 1, console)
+        end = end_epoch(task, state, row, progress, started)
+        progress = end.progress
+        yield end
+        del end
+
+
+def end_epoch(
+    task: Task, state: State, row: dict[str, Any], progress: Progress, started: float
+) -> Epoch:
+    """Validates the state after an epoch and keeps count of the best.
+
+    Args:
+      task: the run.
+      state: state after the epoch.
+      row: of ``run_epoch``; validation, diagnostics and times are added.
+      progress: before the epoch.
+      started: ``time.perf_counter()`` at the start of the run, less what it took before.
+
+    Returns:
+      The ``Epoch``.
+
+    Raises:
+      InputError: the run has diverged.
+    """
+    params = task.params(state)
+    since = time.perf_counter()
+    row["valid"], warnings = _validate(task, params, row)
+    now = time.perf_counter()
+    row["seconds"] |= {"validation": now - since, "total": now - started}
+    value = row["valid"][f"ndcg@{task.config.eval_k}"]
+    better = value > progress.best_value
+    if better:
+        progress = progress._replace(best_epoch=row["epoch"], best_value=value)
+    progress = progress._replace(epoch=row["epoch"], seconds=row["seconds"]["total"])
+    return Epoch(progress, state, params, row, better, warnings)
 
 
 def _fit(task: Task, workdir: Path, checkpoints: Checkpoints, out: TextIO | None) -> dict:
@@ -514,7 +544,8 @@ def run_epoch(
 
     Returns:
       (state after, the epoch's row of metrics.jsonl so far: ``epoch``, ``step``, ``train_loss``
-      by domain in nats per example, ``seconds``, ``rows_per_second``).
+      by domain in nats per example, ``seconds``, ``rows_per_second``, and for the first epoch
+      ``first_losses``, those of its first steps).
 
     Raises:
       InputError: the loss of a step is not finite.
@@ -539,7 +570,7 @@ def run_epoch(
             num_steps=length,
         )
         chunk = {name: np.asarray(value, np.float64) for name, value in chunk.items()}
-        _check_losses(chunk, first + done, epoch)
+        check_losses(chunk, first + done, epoch)
         if first + done < training.SETTLE_STEP <= first + done + length:
             state = training.settle_in_place(state, rate)
         done += length
@@ -549,17 +580,34 @@ def run_epoch(
             loss = chunk["target_loss"].sum() / max(chunk["target_count"].sum(), 1.0)
             console.chunk(epoch=epoch, done=done, steps=length, loss=loss)
     seconds = time.perf_counter() - began
-    totals = {name: float(np.concatenate(parts).sum()) for name, parts in sums.items()}
-    rows = sum(totals[f"{domain}_count"] for domain in plan.domains)
-    return state, {
+    steps = {name: np.concatenate(parts) for name, parts in sums.items()}
+    return state, epoch_row(epoch, first + done, steps, seconds)
+
+
+def epoch_row(epoch: int, step: int, sums: dict[str, np.ndarray], seconds: float) -> dict[str, Any]:
+    """Returns what ``run_epoch`` does of an epoch.
+
+    Args:
+      epoch: from 1.
+      step: steps done at its end.
+      sums: {name: f64[steps]} sums and counts of ``Model.loss``.
+      seconds: of training.
+    """
+    domains = [name.removesuffix("_loss") for name in sums if name.endswith("_loss")]
+    losses = {domain: (sums[f"{domain}_loss"], sums[f"{domain}_count"]) for domain in domains}
+    row = {
         "epoch": epoch,
-        "step": first + done,
-        "train_loss": {
-            domain: totals[f"{domain}_loss"] / totals[f"{domain}_count"] for domain in plan.domains
-        },
+        "step": step,
+        "train_loss": {name: float(x.sum() / n.sum()) for name, (x, n) in losses.items()},
         "seconds": {"train": seconds},
-        "rows_per_second": rows / seconds,
+        "rows_per_second": float(sum(n.sum() for _, n in losses.values()) / seconds),
     }
+    if epoch == 1:
+        # Before rounding has been amplified: by these two runs can be told to be the same.
+        row["first_losses"] = {
+            name: (x / np.maximum(n, 1.0))[:FIRST_STEPS].tolist() for name, (x, n) in losses.items()
+        }
+    return row
 
 
 def _run_sweep(task: Task, params: Params, epoch: int) -> tuple[Params, dict[str, Any]]:
@@ -576,7 +624,8 @@ def _run_sweep(task: Task, params: Params, epoch: int) -> tuple[Params, dict[str
     }
 
 
-def _check_losses(chunk: dict[str, np.ndarray], first_step: int, epoch: int) -> None:
+def check_losses(chunk: dict[str, np.ndarray], first_step: int, epoch: int) -> None:
+    """Raises ``InputError`` where a value of f64[steps] from ``first_step`` on is not finite."""
     for name, values in chunk.items():
         if not np.isfinite(values).all():
             step = first_step + int(np.argmin(np.isfinite(values))) + 1
