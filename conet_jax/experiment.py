@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 import conet_jax
 from conet_jax import config as config_lib
-from conet_jax import evaluation, models, sampling, training
+from conet_jax import evaluation, footprint, models, sampling, training
 from conet_jax.checkpoints import Checkpoints
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import InputError
@@ -352,6 +352,7 @@ def stored_config(workdir: str | Path) -> tuple[dict[str, Any], str]:
         digest = stored.pop("dataset_hash")
         if not (isinstance(digest, str) and isinstance(stored["data"], dict)):
             raise TypeError("a field is of another type")
+        stored = config_lib.completed(stored)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} cannot be read as a run's config ({error}); take another --workdir"
@@ -481,6 +482,7 @@ def _fit(task: Task, workdir: Path, checkpoints: Checkpoints, out: TextIO | None
     console = Console(epochs=config.epochs, steps=steps, rows_a_step=rows_a_step, out=out)
     try:
         console.line(_headline(task, workdir))
+        console.line(footprint.line(task, CHUNK_STEPS))
         if progress.epoch:
             console.line(f"resuming after epoch {progress.epoch}")
         for end in train(task, state, progress, console):
@@ -754,11 +756,10 @@ def restore(workdir: str | Path) -> tuple[Task, Params, dict[str, Any]]:
 
 def _headline(task: Task, workdir: Path) -> str:
     counts = task.dataset.meta["counts"]
-    device = jax.devices()[0]
     steps = f", {task.plan.steps:,} steps an epoch" if task.plan is not None else ""
     return (
-        f"{task.config.name}{':' if task.config.variant else ''}{task.config.variant} on "
-        f"{device.platform} ({device.device_kind}), {counts['users']:,} users, "
+        f"{task.config.name}{':' if task.config.variant else ''}{task.config.variant}: "
+        f"{counts['users']:,} users, "
         f"{counts['target_interactions']:,} target and {counts['source_interactions']:,} source "
         f"interactions{steps}; writing to {workdir}"
     )

@@ -526,9 +526,7 @@ def _panel(ax: Any, field: str, fields: list[str], points: list[Point], metric: 
         others = {name: point.overrides.get(name) for name in fields if name != field}
         lines.setdefault(_fields(others) if others else "", []).append(point)
     joined = any(len(line) > 1 for line in lines.values())
-    for (label, line), marker in zip(
-        sorted(lines.items()), itertools.cycle("os^Dv<>"), strict=False
-    ):
+    for at, (label, line) in enumerate(sorted(lines.items())):
         line = sorted(line, key=lambda point: place[_x(point.overrides.get(field))])
         spreads = [tables.spread_of(point.metrics[metric]) for point in line]
         ax.errorbar(

@@ -40,6 +40,7 @@ class Options(NamedTuple):
       dropout: whether ``Hyper.dropout`` is applied to the merged embeddings in training.
       pairing: "random", "same_user" or "profile".
       inference: "target" (tower alone) or "cross" (with the user's source profile).
+      dtype: "float32", or "bfloat16" for the towers' hidden activations and their products.
     """
 
     layers: tuple[int, ...] = (64, 32, 16, 8)
@@ -56,6 +57,7 @@ class Options(NamedTuple):
     dropout: bool = False
     pairing: str = "same_user"
     inference: str = "cross"
+    dtype: str = "float32"
 
 
 @lru_cache
@@ -211,6 +213,7 @@ def forward(
     source: jax.Array,
     *,
     cross: jax.Array | float = 1.0,
+    dtype: str = "float32",
 ) -> tuple[jax.Array, jax.Array]:
     """Both towers from the merged embeddings to the logits (Eqs. 1-4).
 
@@ -219,11 +222,12 @@ def forward(
       target: f32[..., p], [p_u, q_i] of the target domain.
       source: f32[..., p], [p_v, q_j] of the source domain.
       cross: factor on the cross terms of Eq. 3.
+      dtype: of the hidden activations, see ``Options``.
 
     Returns:
       (target logits, source logits), f32[...] each.
     """
-    both = jnp.concatenate((target, source), axis=-1)
+    both = towers.activations(jnp.concatenate((target, source), axis=-1), dtype)
     for level in range(towers.depth(dense["target"])):
         both = jax.nn.relu(transition(dense, level, both, cross))
     target, source = jnp.split(both, 2, axis=-1)
@@ -279,7 +283,7 @@ def batch_logits(
     if rate is not None:
         keys = iter(jax.random.split(batch.key, 2 * len(inputs)))
         inputs = [tuple(towers.dropout(next(keys), x, rate) for x in pair) for pair in inputs]
-    logits = [forward(dense, *pair, cross=batch.cross) for pair in inputs]
+    logits = [forward(dense, *pair, cross=batch.cross, dtype=options.dtype) for pair in inputs]
     # Dropout is for the towers: the inner product sees its rows whole.
     users, items = rows["user"], (rows["target_item"][:, 0], rows["source_item"][:, 0])
     return (
@@ -403,9 +407,10 @@ def scores(
       f32[n, c].
     """
     if options.inference == "target":
-        return towers.score_target(projected, users, items)
+        return towers.score_target(projected, users, items, options.dtype)
     dense = projected["dense"]
     both = jax.nn.relu(projected["user"][users][:, None, :] + projected["item"][items])
+    both = towers.activations(both, options.dtype)
     for level in range(1, towers.depth(dense["target"])):
         both = jax.nn.relu(transition(dense, level, both))
     target, _ = jnp.split(both, 2, axis=-1)

@@ -11,7 +11,7 @@ from conet_jax.models.base import Batch, Hyper, Model, Params, Sizes
 
 
 class Options(NamedTuple):
-    """Structure: tower widths, inner-product term, initialiser, dropout (see ``conet.Options``)."""
+    """Structure: widths, inner product, initialiser, dropout, dtype (see ``conet.Options``)."""
 
     layers: tuple[int, ...] = (64, 32, 16, 8)
     inner_product: bool = False
@@ -21,6 +21,7 @@ class Options(NamedTuple):
     output_scale: float = 1.0
     initializer: str = "he"
     dropout: bool = False
+    dtype: str = "float32"
 
 
 @lru_cache
@@ -34,7 +35,7 @@ def build(options: Options) -> Model:
         lookups=lookups,
         loss=partial(loss, options=options),
         project=lambda params, interactions: project(params),
-        scores=scores,
+        scores=partial(towers.score_target, dtype=options.dtype),
         diagnostics=partial(diagnostics, options=options),
     )
 
@@ -64,9 +65,9 @@ def lookups(batch: Batch) -> dict[str, jax.Array]:
     return {"user": batch.target.users, "target_item": batch.target.items}
 
 
-def forward(tower: Any, merged: jax.Array) -> jax.Array:
-    """Eq. 1: f32[..., p] -> logits f32[...]."""
-    x = merged
+def forward(tower: Any, merged: jax.Array, dtype: str = "float32") -> jax.Array:
+    """Eq. 1: f32[..., p] -> logits f32[...]; ``dtype`` is that of the hidden activations."""
+    x = towers.activations(merged, dtype)
     for level in range(towers.depth(tower)):
         x = jax.nn.relu(towers.affine(tower[f"layer_{level + 1}"], x))
     return towers.output_logits(tower, x)
@@ -81,7 +82,7 @@ def batch_logits(
     if rate is not None:
         merged = towers.dropout(batch.key, merged, rate)
     tower = dense["target"]
-    return forward(tower, merged) + towers.inner_logits(tower, users, items)
+    return forward(tower, merged, options.dtype) + towers.inner_logits(tower, users, items)
 
 
 def loss(
@@ -113,8 +114,3 @@ def project(params: Params) -> dict[str, Any]:
     """Sends each table through the first layer once, see ``conet.project``."""
     tower = params.dense["target"]
     return towers.project_target(tower, params.tables["user"], params.tables["target_item"])
-
-
-def scores(projected: dict[str, Any], users: jax.Array, items: jax.Array) -> jax.Array:
-    """Logits f32[n, c] of users int32[n] for items int32[n, c]."""
-    return towers.score_target(projected, users, items)
