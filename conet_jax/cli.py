@@ -11,6 +11,7 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ def fail(message: object) -> None:
     sys.exit(2)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def _parse(argv: Sequence[str], *, arguments: bool) -> list[str]:
     asked = _HELP_FLAGS.intersection(argv[1 : argv.index("--")] if "--" in argv else argv[1:])
     if asked:
         full = any("full" in flag for flag in asked)
@@ -57,7 +58,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
         fail(f"the config cannot be used: {error}")
     except Exception as error:  # a config file is code, and can raise anything
         fail(f"the config file cannot be used: {type(error).__name__}: {error}")
-    if len(rest) > 1:
+    if len(rest) > 1 and not arguments:
         fail(f"unexpected argument {rest[1]!r}; options are written --name=value (see --help)")
     return rest
 
@@ -160,13 +161,17 @@ def default_workdir(config: Any) -> str:
     return f"runs/{config.name}" + (f"-{config.variant}" if config.variant else "")
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags, calls ``main()`` and turns ``InputError`` into one line and status 2."""
+def run(main: Callable[..., None], *, arguments: bool = False) -> None:
+    """Parses the flags, calls ``main`` and turns ``InputError`` into one line and status 2.
+
+    Args:
+      main: of the launcher.
+      arguments: whether words that are no flags are allowed; ``main`` is then given their list.
+    """
 
     def guarded(argv: Sequence[str]) -> None:
-        del argv
         try:
-            main()
+            main(list(argv[1:])) if arguments else main()
         except InputError as error:
             fail(error)
         except KeyboardInterrupt:
@@ -174,4 +179,4 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(130)
 
     cache_programs()
-    app.run(guarded, flags_parser=_parse)
+    app.run(guarded, flags_parser=partial(_parse, arguments=arguments))

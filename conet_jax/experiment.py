@@ -31,7 +31,15 @@ from conet_jax import evaluation, footprint, models, sampling, training
 from conet_jax.checkpoints import Checkpoints
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import InputError
-from conet_jax.metric_writers import Console, MetricsFile, write_arrays, write_json, write_text
+from conet_jax.metric_writers import (
+    Console,
+    MetricsFile,
+    TensorBoard,
+    load_tensorboardx,
+    write_arrays,
+    write_json,
+    write_text,
+)
 from conet_jax.models import ials
 from conet_jax.models.base import Hyper, Model, Params, Sizes
 
@@ -275,6 +283,7 @@ def fit(
     *,
     dataset: Dataset | None = None,
     quiet: bool = False,
+    tensorboard: bool = False,
 ) -> dict:
     """Trains, or goes on training, and returns the contents of ``result.json``.
 
@@ -283,6 +292,7 @@ def fit(
       workdir: folder of the run, made if absent.
       dataset: the data; by default that of ``load_dataset``.
       quiet: print nothing.
+      tensorboard: write event files to WORKDIR/tensorboard, too.
 
     Returns:
       The result.
@@ -291,6 +301,8 @@ def fit(
       InputError: bad config or data, a workdir of another run, a loss that is not finite.
     """
     workdir = Path(workdir)
+    if tensorboard:
+        load_tensorboardx()  # or say at once that it is not there
     if dataset is None:
         config_lib.validate(config)
         dataset = load_dataset(config)
@@ -299,7 +311,7 @@ def fit(
     _claim(workdir, config, dataset)
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
-        return _fit(task, workdir, checkpoints, io.StringIO() if quiet else None)
+        return _fit(task, workdir, checkpoints, io.StringIO() if quiet else None, tensorboard)
     finally:
         checkpoints.close()
 
@@ -460,7 +472,9 @@ def end_epoch(
     return Epoch(progress, state, params, row, better, warnings)
 
 
-def _fit(task: Task, workdir: Path, checkpoints: Checkpoints, out: TextIO | None) -> dict:
+def _fit(
+    task: Task, workdir: Path, checkpoints: Checkpoints, out: TextIO | None, tensorboard: bool
+) -> dict:
     config = task.config
     progress, state = Progress(), None
     if checkpoints.latest_epoch() is not None:
@@ -476,6 +490,7 @@ def _fit(task: Task, workdir: Path, checkpoints: Checkpoints, out: TextIO | None
         state = task.init()
     _write_config(workdir, config, task.dataset)
     metrics_file = MetricsFile(workdir / "metrics.jsonl", epochs=progress.epoch)
+    board = TensorBoard(workdir / "tensorboard", epochs=progress.epoch) if tensorboard else None
     steps, rows_a_step = 1, 1
     if task.plan is not None:
         steps, rows_a_step = task.plan.steps, task.plan.batch_examples * len(task.plan.domains)
@@ -490,6 +505,8 @@ def _fit(task: Task, workdir: Path, checkpoints: Checkpoints, out: TextIO | None
             if end.better:
                 checkpoints.save_best(progress.epoch, end.params)
             metrics_file.append(end.row)
+            if board is not None:
+                board.append(end.row)
             checkpoints.save_latest(progress.epoch, task.resumable(end.state), progress.to_json())
             console.line(_epoch_line(end.row, f"ndcg@{config.eval_k}", end.better))
             for warning in end.warnings:
@@ -499,6 +516,8 @@ def _fit(task: Task, workdir: Path, checkpoints: Checkpoints, out: TextIO | None
         result, ranks = _finish(task, progress, checkpoints)
     finally:
         console.close()
+        if board is not None:
+            board.close()
     write_arrays(workdir / "ranks.npz", **ranks)
     write_text(workdir / "result.md", result_markdown(result))
     write_json(workdir / "result.json", result)

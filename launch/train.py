@@ -14,6 +14,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run, made if absent; by default runs/NAME[-variant]."
 )
+_TENSORBOARD = flags.DEFINE_boolean(
+    "tensorboard",
+    False,
+    "Write event files to WORKDIR/tensorboard, too; needs the extra: pip install "
+    '"conet-jax[tensorboard]".',
+)
 
 
 def main() -> None:
@@ -22,7 +28,8 @@ def main() -> None:
     cli.choose_platform(config)
     from conet_jax import experiment
 
-    experiment.fit(config, _WORKDIR.value or cli.default_workdir(config))
+    workdir = _WORKDIR.value or cli.default_workdir(config)
+    experiment.fit(config, workdir, tensorboard=_TENSORBOARD.value)
 
 
 if __name__ == "__main__":
