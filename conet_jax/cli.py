@@ -152,7 +152,8 @@ def choose_platform(config: Any) -> None:
             jax.devices()
         except RuntimeError as error:
             raise InputError(
-                f"config.platform is {config.platform!r}, which cannot be used here: {error}"
+                f"config.platform is {config.platform!r}, which cannot be used here: {error}; "
+                "expected cpu, or nothing for JAX's choice"
             ) from None
 
 

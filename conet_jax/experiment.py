@@ -350,6 +350,10 @@ def _write_config(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
     write_json(workdir / "config.json", stored)
 
 
+def _train(workdir: str | Path) -> str:
+    return f"train it: python launch/train.py --config=configs/NAME.py --workdir={workdir}"
+
+
 def stored_config(workdir: str | Path) -> tuple[dict[str, Any], str]:
     """Returns (config, hash of the data) of a run.
 
@@ -358,7 +362,7 @@ def stored_config(workdir: str | Path) -> tuple[dict[str, Any], str]:
     """
     path = Path(workdir) / "config.json"
     if not path.exists():
-        raise InputError(f"{workdir} holds no run (no config.json); train it by launch/train.py")
+        raise InputError(f"{workdir} holds no run (no config.json); {_train(workdir)}")
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         digest = stored.pop("dataset_hash")
@@ -757,15 +761,16 @@ def restore(workdir: str | Path) -> tuple[Task, Params, dict[str, Any]]:
     if dataset.meta["hash"] != digest:
         raise InputError(
             f"the data in {config.data.dir} is not that of {workdir}: hash "
-            f"{dataset.meta['hash'][:12]}… instead of {digest[:12]}…; prepare it as it was"
+            f"{dataset.meta['hash'][:12]}… instead of {digest[:12]}…; prepare it as it was: "
+            f"{config.data.get('prepare') or _PREPARE} --out={config.data.dir}"
         )
     task = make_task(config, dataset)
     if not (workdir / "checkpoints").is_dir():
-        raise InputError(f"{workdir} holds no checkpoint yet; train it by launch/train.py")
+        raise InputError(f"{workdir} holds no checkpoint yet; {_train(workdir)}")
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
         if checkpoints.latest_epoch() is None:
-            raise InputError(f"{workdir} holds no checkpoint yet; train it by launch/train.py")
+            raise InputError(f"{workdir} holds no checkpoint yet; {_train(workdir)}")
         _, progress = checkpoints.restore_latest(task.resumable(task.abstract_state()))
         params = checkpoints.restore_best(progress["best_epoch"], _abstract_params(task))
         return task, params, progress

@@ -368,10 +368,10 @@ def run(sweep: Sweep, dataset: Dataset | None = None) -> list[Record]:
     """
     datasets = Datasets(dataset)
     planned = runs(sweep, datasets)
-    for problem in dict.fromkeys(run.problem for run in planned if run.problem):
-        print(f"cannot be run, and is left out: {problem}", file=sys.stderr, flush=True)
     if all(run.problem for run in planned):
         raise InputError(planned[0].problem)
+    for problem in dict.fromkeys(run.problem for run in planned if run.problem):
+        print(f"cannot be run, and is left out: {problem}", file=sys.stderr, flush=True)
     make_folder(sweep.workdir / "results")
     todo = units(sweep, planned)
     left = sum(len(unit.keys) for unit in todo)

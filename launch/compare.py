@@ -12,7 +12,10 @@ from conet_jax.errors import InputError
 
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "valid"], "Held-out items to compare on.")
 _K = flags.DEFINE_integer(
-    "k", None, "Cut of HR, NDCG and MRR, items; by default config.eval_k.", lower_bound=1
+    "k",
+    None,
+    "Cut of HR, NDCG and MRR, in items; by default the first run's config.eval_k.",
+    lower_bound=1,
 )
 
 

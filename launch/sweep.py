@@ -25,12 +25,19 @@ from conet_jax import cli
 from conet_jax.errors import InputError
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, with a variant after a colon: configs/movies_books.py:lasso."
+    "config",
+    None,
+    "Config file, with a variant after a colon: configs/movies_books.py:lasso; required. "
+    "Its fields are set by --config.FIELD=VALUE; conet_jax/config.py has them all, with defaults.",
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all that is written.", required=True)
-_GRID = flags.DEFINE_multi_string("grid", [], "A field and its values; may be given many times.")
-_SPACE = flags.DEFINE_multi_string("space", [], "A field and its range; may be given many times.")
-_TRIALS = flags.DEFINE_integer("trials", None, "Points of a random search.", lower_bound=1)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of all that is written; required.", required=True
+)
+_GRID = flags.DEFINE_multi_string("grid", [], "A field and its values")
+_SPACE = flags.DEFINE_multi_string("space", [], "A field and its range, or default")
+_TRIALS = flags.DEFINE_integer(
+    "trials", None, "Points of a random search; no default.", lower_bound=1
+)
 _DRAW_SEED = flags.DEFINE_integer("draw_seed", 0, "Seed of the draws of --space.", lower_bound=0)
 _SEEDS = flags.DEFINE_integer("seeds", 1, "Runs a point, from config.seed on.", lower_bound=1)
 _MEMBERS = flags.DEFINE_integer(
@@ -42,11 +49,16 @@ _JOBS = flags.DEFINE_integer("jobs", 1, "Processes that share programs and runs.
 def main() -> None:
     """Sweeps."""
     file = cli.config_file(_CONFIG)
-    cli.choose_platform(file.config)
     if (_TRIALS.value is None) != (not _SPACE.value):
         raise InputError("a random search needs both --trials=N and --space=... (see --help)")
     if _GRID.value and _SPACE.value:
         raise InputError("--grid and --space are two ways to choose points: give one of them")
+    if not (_GRID.value or _SPACE.value or file.sweep):
+        raise InputError(
+            "nothing to sweep: give --grid=config.FIELD=VALUE,VALUE, or --trials=N --space=..., "
+            f"or write sweep(add) in {file.path}"
+        )
+    cli.choose_platform(file.config)
     from conet_jax import search, sweep
 
     if _GRID.value:
@@ -54,13 +66,8 @@ def main() -> None:
     elif _SPACE.value:
         space = sweep.parse_space(_SPACE.value, file.config)
         points = [{}, *search.draws(space, _TRIALS.value - 1, _DRAW_SEED.value)]
-    elif file.sweep is not None:
-        points = sweep.stored_points(file.sweep, file.config)
     else:
-        raise InputError(
-            f"nothing to sweep: give --grid=config.FIELD=VALUE,VALUE, or --trials=N --space=..., "
-            f"or write sweep(add) in {file.path}"
-        )
+        points = sweep.stored_points(file.sweep, file.config)
     sweep.run(
         sweep.Sweep(
             file.path + (f":{file.variant}" if file.variant else ""),
