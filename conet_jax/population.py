@@ -28,6 +28,9 @@ from conet_jax.training import TrainState
 Record = dict[str, Any]
 
 _STEPS = 4 * experiment.CHUNK_STEPS  # of all members a call: bounds the memory of their batches
+# Steps of members that are over, an epoch, for which a program without them is compiled, once they
+# are half: a compilation takes as long as some 20,000 steps, so two epochs make up for it.
+_WORTH = 10_000
 _settle = jax.jit(jax.vmap(training.settle_in_place), donate_argnums=0)
 
 
@@ -85,9 +88,9 @@ def train(
             say(_line(configs[0], members, left, epoch))
             if not left:
                 break
-            # Each size is a program to compile: the finished make room when they are half.
             size = len(slots)
-            if 2 * len(left) <= size:
+            gone = size - len(left)
+            if 2 * gone >= size and gone * task.plan.steps >= _WORTH:
                 states = _take(states, np.array([slots.index(i) for i in left]))
                 slots = left
                 checkpoints.close()

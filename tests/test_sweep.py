@@ -68,15 +68,16 @@ def without_seconds(rows):
 
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
-    jax_fast = pytest.MonkeyPatch()
+    patch = pytest.MonkeyPatch()
     trained = []
     train = population.train
-    jax_fast.setattr(
+    patch.setattr(
         population, "train", lambda configs, *rest: trained.append(configs) or train(configs, *rest)
     )
+    patch.setattr(population, "_WORTH", 0)  # those that are over leave the program
     found = a_sweep(tmp_path_factory.mktemp("sweep"), seeds=2)
     rows = sweep.run(found, data._replace(test=None))
-    jax_fast.undo()
+    patch.undo()
     assert [len(configs) for configs in trained] == [8]  # one population
     return found, rows
 
@@ -148,6 +149,7 @@ def test_second_call_trains_nothing_and_a_wider_grid_only_what_is_new(finished, 
 
 def test_failure_after_any_save_resumes_to_the_same_rows(finished, data, tmp_path, monkeypatch):
     found, rows = finished
+    monkeypatch.setattr(population, "_WORTH", 0)
 
     class Crash(Exception):
         pass
