@@ -38,16 +38,16 @@ def memory(task: Any, chunk_steps: int) -> int:
     if task.plan is not None:
         length = max(training.chunk_lengths(task.plan.steps, chunk_steps))
         # Twice: what is drawn, and what is sorted to find the duplicates in it.
-        total += 2 * length * _bytes(jax.eval_shape(lambda: _step(task, state)))
+        total += 2 * length * _bytes(jax.eval_shape(lambda: _step(task)))
     return total
 
 
-def _step(task: Any, state: training.TrainState) -> Any:
+def _step(task: Any) -> Any:
+    """A step's batch, and the rows that it reads: each once, and where each is wanted."""
     batch = sampling.sample_step(
         task.sampling_key, jnp.int32(0), jnp.int32(0), task.interactions, task.plan
     )
-    rows = {name: table.shape[0] for name, table in state.tables.items()}
-    return batch, training.plan_rows(task.model, batch, rows)
+    return batch, task.model.lookups(batch), task.model.lookups(batch)
 
 
 def _bytes(tree: Any) -> int:

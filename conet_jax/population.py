@@ -9,6 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,6 @@ _STEPS = 4 * experiment.CHUNK_STEPS  # of all members a call: bounds the memory 
 # Steps of members that are over, an epoch, for which a program without them is compiled, once they
 # are half: a compilation takes as long as some 20,000 steps, so two epochs make up for it.
 _WORTH = 10_000
-_settle = jax.jit(jax.vmap(training.settle_in_place), donate_argnums=0)
 
 
 class Member(NamedTuple):
@@ -78,7 +78,7 @@ def train(
     members, slots, states = _restore(tasks, folder) or _start(tasks)
     checkpoints = Checkpoints(folder / str(len(slots)))
     try:
-        while slots:
+        while True:
             done = max(member.progress.epoch for member in members)
             states, epoch = _epoch([tasks[i] for i in slots], states, done)
             for at, (i, sums) in enumerate(zip(slots, epoch.sums, strict=True)):
@@ -133,6 +133,14 @@ def _start(tasks: list[Task]) -> tuple[list[Member], list[int], TrainState]:
         states.append(found[key])
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
     return [Member() for _ in tasks], list(range(len(tasks))), stacked
+
+
+@partial(jax.jit, donate_argnums=0)
+def _settle(states: TrainState, rates: jax.Array) -> TrainState:
+    """``training.settle_in_place`` of every member."""
+    settle = jax.vmap(training.TABLE_ADAM.settle_packed)
+    tables = {name: settle(packed, states.step, rates) for name, packed in states.tables.items()}
+    return states.replace(tables=tables)
 
 
 @jax.jit

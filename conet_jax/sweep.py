@@ -522,11 +522,11 @@ def _panel(ax: Any, field: str, fields: list[str], points: list[Point], metric: 
     numeric = all(isinstance(value, float) for value in values)
     place = {value: value if numeric else at for at, value in enumerate(values)}
     lines: dict[str, list[Point]] = {}
-    for point in points:
+    for point in sorted(points, key=lambda point: point.number):
         others = {name: point.overrides.get(name) for name in fields if name != field}
-        lines.setdefault(_fields(others) if others else "", []).append(point)
+        lines.setdefault(_fields(others), []).append(point)
     joined = any(len(line) > 1 for line in lines.values())
-    for at, (label, line) in enumerate(sorted(lines.items())):
+    for at, (label, line) in enumerate(lines.items()):
         line = sorted(line, key=lambda point: place[_x(point.overrides.get(field))])
         spreads = [tables.spread_of(point.metrics[metric]) for point in line]
         ax.errorbar(
@@ -548,7 +548,8 @@ def _panel(ax: Any, field: str, fields: list[str], points: list[Point], metric: 
     else:
         ax.set_xticks(range(len(values)), [str(value) for value in values])
     if joined and 1 < len(lines) <= 8:
-        ax.legend(frameon=False, fontsize=7)
+        above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
+        ax.legend(frameon=False, fontsize=7, ncols=2, **above)
     ax.set_xlabel(f"config.{field}")
     ax.grid(color="0.9", linewidth=0.5)
     ax.set_axisbelow(True)

@@ -28,7 +28,7 @@ SIZES = dict(
     source_interactions=500,
     seed=0,
 )
-GRID = ["config.learning_rate=0.001,0.03", "config.l1=0,1e-3"]
+GRID = ["config.learning_rate=0.001,0.03,1e30", "config.l1=0,1e-3"]  # the last rate diverges
 
 # Nearly all of the time here is compilation.
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -78,17 +78,22 @@ def finished(data, tmp_path_factory):
     found = a_sweep(tmp_path_factory.mktemp("sweep"), seeds=2)
     rows = sweep.run(found, data._replace(test=None))
     patch.undo()
-    assert [len(configs) for configs in trained] == [8]  # one population
+    assert [len(configs) for configs in trained] == [12]  # one population
+    assert [(row["point"], row["seed"]) for row in rows] == [
+        (point, seed) for point in range(6) for seed in (0, 1)
+    ]
     return found, rows
 
 
+def succeeded(rows):
+    return [row for row in rows if not row["failed"]]
+
+
 def test_each_row_is_the_run_of_its_overrides_alone(finished, data):
-    found, rows = finished
-    assert [(row["point"], row["seed"]) for row in rows] == [
-        (p, s) for p in range(4) for s in (0, 1)
-    ]
-    assert len({row["epochs"] for row in rows}) > 1  # patience ends them apart
-    for row in rows:
+    _, rows = finished
+    rows = succeeded(rows)
+    assert len(rows) == 8 and len({row["epochs"] for row in rows}) > 1  # patience ends them apart
+    for row in rows[::2] + rows[-1:]:
         config = tiny(
             learning_rate=row["config.learning_rate"], l1=row["config.l1"], seed=row["seed"]
         )
@@ -100,6 +105,15 @@ def test_each_row_is_the_run_of_its_overrides_alone(finished, data):
         alone = ends[row["best_epoch"] - 1].row["valid"]
         for name in ("hit_ratio@10", "ndcg@10", "mrr@10"):
             assert row[name] == pytest.approx(alone[name], abs=0.005)
+
+
+def test_runs_that_diverge_are_rows_with_the_reason(finished):
+    found, rows = finished
+    failed = [row for row in rows if row["failed"]]
+    assert [row["config.learning_rate"] for row in failed] == [1e30] * 4
+    for row in failed:
+        assert "not finite at step" in row["failed"] and row["ndcg@10"] is None
+    assert "4 of them failed" in (found.workdir / "sweep.md").read_text()
 
 
 def test_files_hold_the_rows_and_the_best_command(finished):
@@ -142,8 +156,8 @@ def test_second_call_trains_nothing_and_a_wider_grid_only_what_is_new(finished, 
     monkeypatch.setattr(population, "train", train)
     wider = a_sweep(found.workdir, grid=[GRID[0], "config.l1=0,1e-3,1.0"], seeds=2)
     again = sweep.run(wider, data)
-    assert set(trained) == {(rate, 1.0, seed) for rate in (0.001, 0.03) for seed in (0, 1)}
-    old = [row | {"point": None} for row in again if not row["failed"]]
+    assert set(trained) == {(rate, 1.0, seed) for rate in (0.001, 0.03, 1e30) for seed in (0, 1)}
+    old = [row | {"point": None} for row in again if row["failed"] != "not tried"]
     assert old == [row | {"point": None} for row in rows]
 
 
@@ -154,19 +168,20 @@ def test_failure_after_any_save_resumes_to_the_same_rows(finished, data, tmp_pat
     class Crash(Exception):
         pass
 
-    save, saved = Checkpoints.save_latest, []
+    save = Checkpoints.save_latest
 
-    def crash(self, *args):
-        save(self, *args)
-        saved.append(args[0])
-        raise Crash
+    def crash(self, epoch, *args):
+        save(self, epoch, *args)
+        if epoch in (1, 3):
+            raise Crash
 
     monkeypatch.setattr(Checkpoints, "save_latest", crash)
-    for _ in range(max(row["epochs"] for row in rows) - 1):  # the last epoch is not saved
+    for _ in range(2):
         with pytest.raises(Crash):
             sweep.run(found._replace(workdir=tmp_path), data)
-    assert saved == list(range(1, len(saved) + 1))
-    assert not list((tmp_path / "results").iterdir())
+        assert not list((tmp_path / "results").iterdir())
+    sizes = [int(path.name) for path in (tmp_path / "populations").glob("*/[0-9]*")]
+    assert min(sizes) <= 6  # those that are over have left
     again = sweep.run(found._replace(workdir=tmp_path), data)
     assert without_seconds(again) == without_seconds(rows)
 
@@ -189,23 +204,22 @@ def test_structure_divides_populations_and_real_values_do_not(data, tmp_path):
     assert sizes("config.learning_rate=0.1,0.2", config=tiny("popularity")) == [1, 1]
 
 
-def test_one_that_fails_is_a_row_and_the_others_go_on(data, tmp_path, capsys):
-    grid = ["config.learning_rate=1e-3,1e30", "config.cross_layers=1,2"]
-    rows = sweep.run(a_sweep(tmp_path, tiny(epochs=1), grid), data)
-    assert ["ok" if not row["failed"] else row["failed"][:40] for row in rows] == [
-        "ok",
-        "config.cross_layers is 2: layers (8, 4) ",
-        rows[2]["failed"][:40],
-        "config.cross_layers is 2: layers (8, 4) ",
+def test_point_that_cannot_be_run_is_a_row_and_the_others_go_on(data, tmp_path, capsys):
+    grid = ["config.max_items=100,20000,0"]
+    rows = sweep.run(a_sweep(tmp_path, tiny("ease"), grid), data)
+    assert [row["failed"][:25] for row in rows] == [
+        "EASE inverts a matrix of ",
+        "",
+        "config.max_items is 0: ex",
     ]
-    assert "not finite" in rows[2]["failed"]
     printed = capsys.readouterr()
-    assert "cannot be run, and is left out: config.cross_layers is 2" in printed.err
-    assert "failed: point 2 seed 0" in printed.out
-    assert "3 of them failed" in (tmp_path / "sweep.md").read_text()
+    assert "cannot be run, and is left out: config.max_items is 0" in printed.err
+    assert "failed: point 0 seed 0: EASE inverts" in printed.out
     # A failure is a result: it is not tried again.
-    again = a_sweep(tmp_path, tiny(epochs=1), grid)
+    again = a_sweep(tmp_path, tiny("ease"), grid)
     assert not sweep.units(again, sweep.runs(again, sweep.Datasets(data)))
+    with pytest.raises(InputError, match="all 1 runs failed"):
+        sweep.run(a_sweep(tmp_path, tiny("ease"), ["config.max_items=100"]), data)
 
 
 def test_models_without_gradients_are_swept_one_by_one(data, tmp_path):
