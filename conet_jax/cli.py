@@ -12,7 +12,6 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import app, flags
@@ -136,9 +135,10 @@ def cache_programs() -> None:
     a program is compiled for the instructions of its processor. JAX_ENABLE_COMPILATION_CACHE=0
     turns it off. To be called before JAX is imported; child processes inherit it.
     """
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = home / "conet_jax" / (platform.node() or "here")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if os.path.isabs(home):  # not where there is no home
+        folder = os.path.join(home, "conet_jax", platform.node() or "here")
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
@@ -148,6 +148,7 @@ def choose_platform(config: Any) -> None:
         import jax
 
         jax.config.update("jax_platforms", config.platform)
+        os.environ["JAX_PLATFORMS"] = config.platform  # for processes that this one starts
         try:
             jax.devices()
         except RuntimeError as error:

@@ -25,6 +25,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
@@ -172,8 +173,12 @@ def _field(text: str, config: ConfigDict) -> tuple[str, str]:
 def check_field(name: str, config: ConfigDict) -> None:
     """Raises ``InputError`` where a config has no field of that dotted name to sweep."""
     known = config_lib.flatten(config.to_dict())
-    if name in ("seed", "variant", "name"):
-        other = {"seed": "--seeds is for it", "name": "it names folders alone"}
+    if name in ("seed", "variant", "name", "eval_k"):
+        other = {
+            "seed": "--seeds is for it",
+            "name": "it names folders alone",
+            "eval_k": "metrics of different cuts do not compare",
+        }
         raise InputError(
             f"config.{name} cannot be swept: "
             + other.get(name, "take launch/table2.py --methods, or a sweep a variant")
@@ -331,23 +336,31 @@ def _work_apart(unit: Unit, results: Path, name: str) -> None:
     work(unit, results, Datasets(), name)
 
 
-def _train(sweep: Sweep, todo: list[Unit], datasets: Datasets) -> list[str]:
-    """Trains what is left; returns what ended without a result."""
+def _train(sweep: Sweep, todo: list[Unit], datasets: Datasets) -> dict[str, str]:
+    """Trains what is left; returns why a run has no result, by key."""
     results = sweep.workdir / "results"
-    names = [f"{number}/{len(todo)}" for number in range(1, len(todo) + 1)]
+    named = [(f"{number}/{len(todo)}", unit) for number, unit in enumerate(todo, 1)]
+    errors: list[tuple[Unit, BaseException]] = []
     if sweep.jobs == 1 or len(todo) < 2:
-        for unit, name in zip(todo, names, strict=True):
-            work(unit, results, datasets, name)
-        return []
-    # Not forked: JAX has threads by now.
-    context = multiprocessing.get_context("spawn")
-    with futures.ProcessPoolExecutor(sweep.jobs, context) as pool:
-        pending = {
-            pool.submit(_work_apart, unit, results, name): name
-            for unit, name in zip(todo, names, strict=True)
-        }
-        errors = {name: future.exception() for future, name in pending.items()}
-    return [f"{name} ended without a result: {e}" for name, e in errors.items() if e is not None]
+        for name, unit in named:
+            try:
+                work(unit, results, datasets, name)
+            except (jax.errors.JaxRuntimeError, MemoryError) as error:  # of memory, mostly
+                errors.append((unit, error))
+    else:
+        # Not forked: JAX has threads by now.
+        context = multiprocessing.get_context("spawn")
+        with futures.ProcessPoolExecutor(sweep.jobs, context) as pool:
+            pending = [
+                (unit, pool.submit(_work_apart, unit, results, name)) for name, unit in named
+            ]
+        found = [(unit, future.exception()) for unit, future in pending]
+        errors = [(unit, error) for unit, error in found if error is not None]
+    return {
+        key: f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        for unit, error in errors
+        for key in unit.keys
+    }
 
 
 # The report.
@@ -381,9 +394,7 @@ def run(sweep: Sweep, dataset: Dataset | None = None) -> list[Record]:
         flush=True,
     )
     unfinished = _train(sweep if dataset is None else sweep._replace(jobs=1), todo, datasets)
-    if unfinished:
-        raise InputError(f"{'; '.join(unfinished)}; the same command goes on")
-    rows = [_row(sweep, run) for run in planned]
+    rows = [_row(sweep, run, unfinished) for run in planned]
     write_text(sweep.workdir / "sweep.csv", _csv(rows))
     points = summary(sweep, rows)
     text = markdown(sweep, rows, points)
@@ -392,23 +403,26 @@ def run(sweep: Sweep, dataset: Dataset | None = None) -> list[Record]:
     for row in rows:
         if row["failed"]:
             print(f"failed: point {row['point']} seed {row['seed']}: {row['failed']}", flush=True)
-    if not points:
-        raise InputError(
-            f"all {len(rows)} runs failed; the reasons are in {sweep.workdir}/sweep.csv"
-        )
     try:
         draw(sweep, points)
     except InputError as error:
         print(f"no sweep.png: {error}", file=sys.stderr)
+    if unfinished:
+        raise InputError(
+            f"{len(unfinished)} runs ended without a result ({next(iter(unfinished.values()))}): "
+            "the same command tries them again, with fewer --members in less memory"
+        )
+    if not points:
+        raise InputError(f"no point without a failed run; see {sweep.workdir / 'sweep.csv'}")
     return rows
 
 
-def _row(sweep: Sweep, run: Run) -> Record:
+def _row(sweep: Sweep, run: Run, unfinished: dict[str, str]) -> Record:
     """A row of sweep.csv; every row has the same columns."""
     fields = dict.fromkeys(name for point in sweep.points for name in point)
     swept = config_lib.flatten(run.config.to_dict())
-    record: Record = {"failed": run.problem}
-    if run.key:
+    record: Record = {"failed": run.problem or unfinished.get(run.key, "")}
+    if run.key and run.key not in unfinished:
         record = json.loads(_result(sweep, run.key).read_text(encoding="utf-8"))
     row = {"point": run.point, "seed": run.seed}
     row |= {f"config.{name}": swept[name] for name in fields}

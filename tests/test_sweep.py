@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 from test_launch import ROOT, assert_one_line_error, launch
@@ -218,8 +219,28 @@ def test_point_that_cannot_be_run_is_a_row_and_the_others_go_on(data, tmp_path, 
     # A failure is a result: it is not tried again.
     again = a_sweep(tmp_path, tiny("ease"), grid)
     assert not sweep.units(again, sweep.runs(again, sweep.Datasets(data)))
-    with pytest.raises(InputError, match="all 1 runs failed"):
+    with pytest.raises(InputError, match="no point without a failed run"):
         sweep.run(a_sweep(tmp_path, tiny("ease"), ["config.max_items=100"]), data)
+
+
+def test_out_of_memory_is_a_row_that_is_tried_again_and_the_others_go_on(
+    data, tmp_path, monkeypatch
+):
+    evaluate = search.evaluate
+
+    def full(config, dataset):
+        if config.seed == 0:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return evaluate(config, dataset)
+
+    found = a_sweep(tmp_path, tiny("ials", epochs=1), ["config.ials_alpha=1"], seeds=2)
+    monkeypatch.setattr(search, "evaluate", full)
+    with pytest.raises(InputError, match="1 runs ended without a result .*out of memory"):
+        sweep.run(found, data)
+    rows = table(tmp_path / "sweep.csv")
+    assert ["out of memory" in row["failed"] for row in rows] == [True, False]
+    monkeypatch.setattr(search, "evaluate", evaluate)
+    assert len(succeeded(sweep.run(found, data))) == 2
 
 
 def test_models_without_gradients_are_swept_one_by_one(data, tmp_path):
