@@ -133,12 +133,17 @@ def cache_programs() -> None:
 
     In $JAX_COMPILATION_CACHE_DIR, or a folder a machine in $XDG_CACHE_HOME/conet_jax (~/.cache):
     a program is compiled for the instructions of its processor. JAX_ENABLE_COMPILATION_CACHE=0
-    turns it off. To be called before JAX is imported; child processes inherit it.
+    turns it off, and so does a folder that cannot be made. To be called before JAX is imported;
+    child processes inherit it.
     """
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if os.path.isabs(home):  # not where there is no home
-        folder = os.path.join(home, "conet_jax", platform.node() or "here")
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+    folder = os.path.join(home, "conet_jax", platform.node() or "here")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError:
+            return  # JAX would warn of every program
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
