@@ -519,6 +519,10 @@ def draw(sweep: Sweep, points: list[Point]) -> None:
     fields = list(dict.fromkeys(name for point in points for name in point.overrides))
     if not fields:
         return
+    # A point is at the config's own value of a field that it does not change.
+    own = config_lib.flatten(sweep.config.to_dict())
+    own = {name: own[name] for name in fields}
+    points = [point._replace(overrides=own | point.overrides) for point in points]
     metric = f"ndcg@{sweep.config.eval_k}"
     with matplotlib.rc_context({"font.size": 8}):
         size = (3.4 * len(fields), 3.0)
@@ -532,22 +536,22 @@ def draw(sweep: Sweep, points: list[Point]) -> None:
 
 def _panel(ax: Any, field: str, fields: list[str], points: list[Point], metric: str) -> None:
     """One pair of axes of ``draw``."""
-    values = sorted({_x(point.overrides.get(field)) for point in points}, key=_order)
+    values = sorted({_x(point.overrides[field]) for point in points}, key=_order)
     numeric = all(isinstance(value, float) for value in values)
     place = {value: value if numeric else at for at, value in enumerate(values)}
     lines: dict[str, list[Point]] = {}
     for point in sorted(points, key=lambda point: point.number):
-        others = {name: point.overrides.get(name) for name in fields if name != field}
+        others = {name: point.overrides[name] for name in fields if name != field}
         lines.setdefault(_fields(others), []).append(point)
     joined = any(len(line) > 1 for line in lines.values())
     for at, (label, line) in enumerate(lines.items()):
-        line = sorted(line, key=lambda point: place[_x(point.overrides.get(field))])
+        line = sorted(line, key=lambda point: place[_x(point.overrides[field])])
         spreads = [tables.spread_of(point.metrics[metric]) for point in line]
         ax.errorbar(
-            [place[_x(point.overrides.get(field))] for point in line],
+            [place[_x(point.overrides[field])] for point in line],
             [spread["mean"] for spread in spreads],
             [spread["std"] or 0.0 for spread in spreads],
-            marker="os^Dv<>"[at % 7],
+            marker="os^Dv<>"[at % 7] if joined else "o",
             markersize=4,
             linewidth=1,
             capsize=2,
@@ -557,7 +561,9 @@ def _panel(ax: Any, field: str, fields: list[str], points: list[Point], metric: 
         )
     if numeric:
         positive = [value for value in values if value > 0]
-        if positive and max(positive) >= 100 * min(positive) and min(values) >= 0:
+        # Spread over orders of magnitude: half of them in the lowest quarter.
+        middle = positive[(len(positive) - 1) // 2] if positive else 0.0
+        if len(positive) > 1 and min(values) >= 0 and 4 * middle < max(positive):
             ax.set_xscale("symlog", linthresh=min(positive))
     else:
         ax.set_xticks(range(len(values)), [str(value) for value in values])
