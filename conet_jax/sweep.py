@@ -565,6 +565,8 @@ def _panel(ax: Any, field: str, fields: list[str], points: list[Point], metric: 
         middle = positive[(len(positive) - 1) // 2] if positive else 0.0
         if len(positive) > 1 and min(values) >= 0 and 4 * middle < max(positive):
             ax.set_xscale("symlog", linthresh=min(positive))
+        else:
+            ax.locator_params(axis="x", nbins=5)
     else:
         ax.set_xticks(range(len(values)), [str(value) for value in values])
     if joined and 1 < len(lines) <= 8:
