@@ -270,19 +270,23 @@ def _train(report: Report, dataset: Dataset) -> None:
         dense_count = min(DENSE_STEPS, count)
         steps = _make_steps(task, count)
         few = jax.tree.map(lambda x, n=dense_count: x[:n], steps)
-        names = [f"train_step_{kind}{suffix}" for kind in ("row", "dense", "row_tables_x4")]
+        kinds = ("row", "dense", "row_tables_x4", "row_bfloat16")
+        names = [f"train_step_{kind}{suffix}" for kind in kinds]
+        half = _task(dataset, pairing=pairing, dtype="bfloat16")
         epoch = f"train_epoch_step{suffix}"
         seconds = report.time(
             {
                 names[0]: (_row_runner(task, steps), count),
                 names[1]: (_dense_runner(task, few), dense_count),
                 names[2]: (_row_runner(task, steps, times=4), count),
+                names[3]: (_row_runner(half, steps), count),
                 epoch: (_epoch_runner(task, count), count),
             }
         )
         row = seconds[names[0]]
         report.ratios[f"train_step_dense_over_row{suffix}"] = seconds[names[1]] / row
         report.ratios[f"train_step_tables_x4{suffix}"] = seconds[names[2]] / row
+        report.ratios[f"train_step_bfloat16{suffix}"] = seconds[names[3]] / row
         report.ratios[f"epoch_over_steps{suffix}"] = seconds[epoch] / row
         rows = 2 * task.plan.batch_examples
         report.rates[f"train_rows_per_second{suffix}"] = rows / seconds[epoch]

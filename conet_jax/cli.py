@@ -6,9 +6,12 @@ Exit status: 0 for success and ``--help``, 2 for bad flags and bad input, 1 for 
 
 import difflib
 import importlib.util
+import os
+import platform
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from absl import app, flags
@@ -24,7 +27,7 @@ def fail(message: object) -> None:
     sys.exit(2)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
+def _parse(argv: Sequence[str], *, arguments: bool) -> list[str]:
     asked = _HELP_FLAGS.intersection(argv[1 : argv.index("--")] if "--" in argv else argv[1:])
     if asked:
         full = any("full" in flag for flag in asked)
@@ -54,7 +57,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
         fail(f"the config cannot be used: {error}")
     except Exception as error:  # a config file is code, and can raise anything
         fail(f"the config file cannot be used: {type(error).__name__}: {error}")
-    if len(rest) > 1:
+    if len(rest) > 1 and not arguments:
         fail(f"unexpected argument {rest[1]!r}; options are written --name=value (see --help)")
     return rest
 
@@ -94,6 +97,7 @@ class ConfigFile(NamedTuple):
       variant: text after the colon, empty without one.
       get_config: the file's function.
       given: config fields of the command line by dotted name.
+      sweep: the file's ``sweep(add)``, None if it has none.
     """
 
     config: Any
@@ -101,6 +105,7 @@ class ConfigFile(NamedTuple):
     variant: str
     get_config: Callable[[str], Any]
     given: dict[str, Any]
+    sweep: Callable[[Callable[..., None]], None] | None
 
 
 def config_file(flag: Any) -> ConfigFile:
@@ -118,7 +123,28 @@ def config_file(flag: Any) -> ConfigFile:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     given = dict(config_flags.get_override_values(holder))
-    return ConfigFile(config, path, variant, module.get_config, given)
+    return ConfigFile(
+        config, path, variant, module.get_config, given, getattr(module, "sweep", None)
+    )
+
+
+def cache_programs() -> None:
+    """Makes JAX keep compiled programs on disk, so that a second start finds them.
+
+    In $JAX_COMPILATION_CACHE_DIR, or a folder a machine in $XDG_CACHE_HOME/conet_jax (~/.cache):
+    a program is compiled for the instructions of its processor. JAX_ENABLE_COMPILATION_CACHE=0
+    turns it off, and so does a folder that cannot be made. To be called before JAX is imported;
+    child processes inherit it.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = os.path.join(home, "conet_jax", platform.node() or "here")
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError:
+            return  # JAX would warn of every program
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def choose_platform(config: Any) -> None:
@@ -127,11 +153,13 @@ def choose_platform(config: Any) -> None:
         import jax
 
         jax.config.update("jax_platforms", config.platform)
+        os.environ["JAX_PLATFORMS"] = config.platform  # for processes that this one starts
         try:
             jax.devices()
         except RuntimeError as error:
             raise InputError(
-                f"config.platform is {config.platform!r}, which cannot be used here: {error}"
+                f"config.platform is {config.platform!r}, which cannot be used here: {error}; "
+                "expected cpu, or nothing for JAX's choice"
             ) from None
 
 
@@ -140,17 +168,22 @@ def default_workdir(config: Any) -> str:
     return f"runs/{config.name}" + (f"-{config.variant}" if config.variant else "")
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the flags, calls ``main()`` and turns ``InputError`` into one line and status 2."""
+def run(main: Callable[..., None], *, arguments: bool = False) -> None:
+    """Parses the flags, calls ``main`` and turns ``InputError`` into one line and status 2.
+
+    Args:
+      main: of the launcher.
+      arguments: whether words that are no flags are allowed; ``main`` is then given their list.
+    """
 
     def guarded(argv: Sequence[str]) -> None:
-        del argv
         try:
-            main()
+            main(list(argv[1:])) if arguments else main()
         except InputError as error:
             fail(error)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)
 
-    app.run(guarded, flags_parser=_parse)
+    cache_programs()
+    app.run(guarded, flags_parser=partial(_parse, arguments=arguments))

@@ -28,6 +28,7 @@ MODEL_NAMES = (
     "ease",
     "popularity",
 )
+TOWERS = ("conet", "mlp", "cross_stitch")
 # Fields that may differ between a workdir and the command that resumes it.
 FREE_FIELDS = ("devices", "platform", "epochs", "data.dir", "data.prepare")
 
@@ -118,6 +119,7 @@ def default_config(variant: str = "") -> ConfigDict:
     config.devices = 0  # to train and rank on, over all processes; 0 is all there are. Results do
     # not depend on it but for rounding: the batch is that of all devices together
     config.platform = ""  # cpu, gpu or tpu; empty is JAX's choice
+    config.dtype = "float32"  # of the towers' activations and products: or bfloat16; all else stays
 
     if variant in ("mlp", "ours_mlp", "ours_mlp_joined", "published_mlp", "pretrain"):
         config.model = "mlp"
@@ -273,6 +275,7 @@ _CHECKS: dict[str, Any] = {
     "eval_k": _integer(1),
     "devices": _integer(0),
     "platform": _one_of("", "cpu", "gpu", "cuda", "rocm", "tpu"),
+    "dtype": _one_of("float32", "bfloat16"),
 }
 
 
@@ -326,7 +329,12 @@ def validate(config: ConfigDict) -> None:
             f"config.layers is {layers!r}: a cross-stitch network mixes activations of one space, "
             "so expected equal widths, such as (64, 64, 64, 64)"
         )
-    if config.warm_start and config.model not in ("conet", "mlp", "cross_stitch"):
+    if config.dtype != "float32" and config.model not in TOWERS:
+        raise InputError(
+            f"config.dtype is {config.dtype!r}: expected float32 with config.model={config.model}, "
+            "which has no towers"
+        )
+    if config.warm_start and config.model not in TOWERS:
         raise InputError(
             f"config.warm_start is {config.warm_start!r}: expected '' with "
             f"config.model={config.model}; it is for conet, mlp and cross_stitch"
@@ -374,6 +382,11 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def completed(stored: dict[str, Any]) -> dict[str, Any]:
+    """Returns a stored config with the fields that came after it, which were at their defaults."""
+    return {"dtype": "float32"} | stored
+
+
 def differences(
     stored: dict[str, Any], config: ConfigDict, *, free: Collection[str] = FREE_FIELDS
 ) -> list[str]:
@@ -387,7 +400,7 @@ def differences(
     Returns:
       ["config.field is … there and … here", …], empty if they agree.
     """
-    there, here = flatten(stored), flatten(config.to_dict())
+    there, here = flatten(completed(stored)), flatten(config.to_dict())
     return [
         f"config.{field} is {there.get(field)!r} there and {here.get(field)!r} here"
         for field in sorted(there.keys() | here.keys())

@@ -27,16 +27,25 @@ from ml_collections import ConfigDict
 
 import conet_jax
 from conet_jax import config as config_lib
-from conet_jax import evaluation, models, parallel, sampling, training
+from conet_jax import evaluation, footprint, models, parallel, sampling, training
 from conet_jax.checkpoints import Checkpoints
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import InputError
-from conet_jax.metric_writers import Console, MetricsFile, write_arrays, write_json, write_text
+from conet_jax.metric_writers import (
+    Console,
+    MetricsFile,
+    TensorBoard,
+    load_tensorboardx,
+    write_arrays,
+    write_json,
+    write_text,
+)
 from conet_jax.models import crossfit, ials
 from conet_jax.models.base import Hyper, Model, Params, Sizes
 
 CHUNK_STEPS = 512  # steps a call of the compiled program: bounds its memory, moves the bar
 CHUNK_EXAMPLES = 1 << 22  # the same for large batches
+FIRST_STEPS = 5  # of a run, whose losses are told one by one
 LN2 = math.log(2.0)
 _MAPPINGS_ALLOWED = Path("/proc/sys/vm/max_map_count")
 DEAD_MARGIN = 1e-3  # nats; a tower that predicts 1/2 everywhere stays at ln 2
@@ -95,6 +104,10 @@ class Task(NamedTuple):
         like = parallel.ordered_like(abstract, self.mesh, parallel.SAME)
         tables = parallel.ordered_like(abstract.tables, self.mesh, parallel.SPLIT)
         return _with_tables(like, tables)
+
+    def member(self, config: ConfigDict) -> "Task":
+        """Returns this task under a config that differs in fields of ``Hyper`` and seed alone."""
+        return self._replace(config=config, hyper=_hyper(config), key=jax.random.key(config.seed))
 
     def resumable(self, state: State) -> Any:
         """Returns what of the state a run must save to go on: nothing of a closed form."""
@@ -272,8 +285,7 @@ def make_task(config: ConfigDict, dataset: Dataset) -> Task:
     settings = training.Settings(
         config.reduction, config.l1_method, float(config.clip_norm), float(config.loss_scale)
     )
-    hyper = Hyper(*(jnp.asarray(float(config[name])) for name in Hyper._fields))
-    hyper, key = parallel.put((hyper, jax.random.key(config.seed)), mesh, parallel.SAME)
+    hyper, key = parallel.put((_hyper(config), jax.random.key(config.seed)), mesh, parallel.SAME)
     return Task(config, dataset, model, interactions, plan, settings, hyper, key, sweep, mesh)
 
 
@@ -283,6 +295,10 @@ def interactions_on(dataset: Dataset, mesh: jax.sharding.Mesh) -> dict[str, samp
         domain: sampling.to_device(data.indptr, data.indices, data.num_items, mesh)
         for domain, data in (("target", dataset.target), ("source", dataset.source))
     }
+
+
+def _hyper(config: ConfigDict) -> Hyper:
+    return Hyper(*(jnp.asarray(float(config[name])) for name in Hyper._fields))
 
 
 def _sizes(dataset: Dataset) -> Sizes:
@@ -317,6 +333,7 @@ def fit(
     *,
     dataset: Dataset | None = None,
     quiet: bool = False,
+    tensorboard: bool = False,
 ) -> dict:
     """Trains, or goes on training, and returns the contents of ``result.json``.
 
@@ -325,6 +342,7 @@ def fit(
       workdir: folder of the run, made if absent.
       dataset: the data; by default that of ``load_dataset``.
       quiet: print nothing.
+      tensorboard: write event files to WORKDIR/tensorboard, too.
 
     Returns:
       The result.
@@ -334,6 +352,8 @@ def fit(
       parallel.PeerLost: another process of the run died.
     """
     workdir = Path(workdir)
+    if tensorboard:
+        load_tensorboardx()  # or say at once that it is not there
     if dataset is None:
         config_lib.validate(config)
         dataset = load_dataset(config)
@@ -344,7 +364,7 @@ def fit(
     quiet = quiet or not parallel.is_main()
     try:
         with parallel.watch_peers():
-            return _fit(task, workdir, checkpoints, io.StringIO() if quiet else None)
+            return _fit(task, workdir, checkpoints, io.StringIO() if quiet else None, tensorboard)
     finally:
         if not isinstance(sys.exception(), parallel.PeerLost):  # closing waits for all processes
             checkpoints.close()
@@ -384,6 +404,10 @@ def _write_config(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
     write_json(workdir / "config.json", stored)
 
 
+def _train(workdir: str | Path) -> str:
+    return f"train it: python launch/train.py --config=configs/NAME.py --workdir={workdir}"
+
+
 def stored_config(workdir: str | Path) -> tuple[dict[str, Any], str]:
     """Returns (config, hash of the data) of a run.
 
@@ -392,12 +416,13 @@ def stored_config(workdir: str | Path) -> tuple[dict[str, Any], str]:
     """
     path = Path(workdir) / "config.json"
     if not path.exists():
-        raise InputError(f"{workdir} holds no run (no config.json); train it by launch/train.py")
+        raise InputError(f"{workdir} holds no run (no config.json); {_train(workdir)}")
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         digest = stored.pop("dataset_hash")
         if not (isinstance(digest, str) and isinstance(stored["data"], dict)):
             raise TypeError("a field is of another type")
+        stored = config_lib.completed(stored)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} cannot be read as a run's config ({error}); take another --workdir"
@@ -467,23 +492,47 @@ def train(
     progress = progress or Progress()
     started = time.perf_counter() - progress.seconds
     while not progress.stopped(task):
-        epoch = progress.epoch + 1
-        state, row = run_epoch(task, state, epoch, console)
-        params = task.params(state)
-        since = time.perf_counter()
-        row["valid"], warnings = _validate(task, params, row)
-        now = time.perf_counter()
-        row["seconds"] |= {"validation": now - since, "total": now - started}
-        value = row["valid"][f"ndcg@{task.config.eval_k}"]
-        better = value > progress.best_value
-        if better:
-            progress = progress._replace(best_epoch=epoch, best_value=value)
-        progress = progress._replace(epoch=epoch, seconds=row["seconds"]["total"])
-        yield Epoch(progress, state, params, row, better, warnings)
-        del params
+        state, row = run_epoch(task, state, progress.epoch + 1, console)
+        end = end_epoch(task, state, row, progress, started)
+        progress = end.progress
+        yield end
+        del end
 
 
-def _fit(task: Task, workdir: Path, checkpoints: Checkpoints, out: TextIO | None) -> dict:
+def end_epoch(
+    task: Task, state: State, row: dict[str, Any], progress: Progress, started: float
+) -> Epoch:
+    """Validates the state after an epoch and keeps count of the best.
+
+    Args:
+      task: the run.
+      state: state after the epoch.
+      row: of ``run_epoch``; validation, diagnostics and times are added.
+      progress: before the epoch.
+      started: ``time.perf_counter()`` at the start of the run, less what it took before.
+
+    Returns:
+      The ``Epoch``.
+
+    Raises:
+      InputError: the run has diverged.
+    """
+    params = task.params(state)
+    since = time.perf_counter()
+    row["valid"], warnings = _validate(task, params, row)
+    now = time.perf_counter()
+    row["seconds"] |= {"validation": now - since, "total": now - started}
+    value = row["valid"][f"ndcg@{task.config.eval_k}"]
+    better = value > progress.best_value
+    if better:
+        progress = progress._replace(best_epoch=row["epoch"], best_value=value)
+    progress = progress._replace(epoch=row["epoch"], seconds=row["seconds"]["total"])
+    return Epoch(progress, state, params, row, better, warnings)
+
+
+def _fit(
+    task: Task, workdir: Path, checkpoints: Checkpoints, out: TextIO | None, tensorboard: bool
+) -> dict:
     config = task.config
     progress, state = Progress(), None
     if checkpoints.latest_epoch() is not None:
@@ -497,16 +546,19 @@ def _fit(task: Task, workdir: Path, checkpoints: Checkpoints, out: TextIO | None
         checkpoints.forget_after(progress.epoch)
     else:
         state = task.init()
-    metrics_file = None
+    metrics_file, board = None, None
     if parallel.is_main():
         _write_config(workdir, config, task.dataset)
         metrics_file = MetricsFile(workdir / "metrics.jsonl", epochs=progress.epoch)
+        if tensorboard:
+            board = TensorBoard(workdir / "tensorboard", epochs=progress.epoch)
     steps, rows_a_step = 1, 1
     if task.plan is not None:
         steps, rows_a_step = task.plan.steps, task.plan.batch_examples * len(task.plan.domains)
     console = Console(epochs=config.epochs, steps=steps, rows_a_step=rows_a_step, out=out)
     try:
         console.line(_headline(task, workdir))
+        console.line(footprint.line(task, CHUNK_STEPS))
         if progress.epoch:
             console.line(f"resuming after epoch {progress.epoch}")
         for end in train(task, state, progress, console):
@@ -515,6 +567,8 @@ def _fit(task: Task, workdir: Path, checkpoints: Checkpoints, out: TextIO | None
                 checkpoints.save_best(progress.epoch, task.to_save(end.params))
             if metrics_file is not None:
                 metrics_file.append(end.row)
+            if board is not None:
+                board.append(end.row)
             checkpoints.save_latest(progress.epoch, task.resumable(end.state), progress.to_json())
             console.line(_epoch_line(end.row, f"ndcg@{config.eval_k}", end.better))
             for warning in end.warnings:
@@ -524,6 +578,8 @@ def _fit(task: Task, workdir: Path, checkpoints: Checkpoints, out: TextIO | None
         result, ranks = _finish(task, progress, checkpoints)
     finally:
         console.close()
+        if board is not None:
+            board.close()
     if parallel.is_main():
         write_arrays(workdir / "ranks.npz", **ranks)
         write_text(workdir / "result.md", result_markdown(result))
@@ -572,7 +628,8 @@ def run_epoch(
 
     Returns:
       (state after, the epoch's row of metrics.jsonl so far: ``epoch``, ``step``, ``train_loss``
-      by domain in nats per example, ``seconds``, ``rows_per_second``).
+      by domain in nats per example, ``seconds``, ``rows_per_second``, and for the first epoch
+      ``first_losses``, those of its first steps).
 
     Raises:
       InputError: the loss of a step is not finite.
@@ -598,7 +655,7 @@ def run_epoch(
             num_steps=length,
         )
         chunk = {name: np.asarray(value, np.float64) for name, value in chunk.items()}
-        _check_losses(chunk, first + done, epoch)
+        check_losses(chunk, first + done, epoch)
         if first + done < training.SETTLE_STEP <= first + done + length:
             state = training.settle_in_place(state, rate)
         done += length
@@ -608,17 +665,34 @@ def run_epoch(
             loss = chunk["target_loss"].sum() / max(chunk["target_count"].sum(), 1.0)
             console.chunk(epoch=epoch, done=done, steps=length, loss=loss)
     seconds = time.perf_counter() - began
-    totals = {name: float(np.concatenate(parts).sum()) for name, parts in sums.items()}
-    rows = sum(totals[f"{domain}_count"] for domain in plan.domains)
-    return state, {
+    steps = {name: np.concatenate(parts) for name, parts in sums.items()}
+    return state, epoch_row(epoch, first + done, steps, seconds)
+
+
+def epoch_row(epoch: int, step: int, sums: dict[str, np.ndarray], seconds: float) -> dict[str, Any]:
+    """Returns what ``run_epoch`` does of an epoch.
+
+    Args:
+      epoch: from 1.
+      step: steps done at its end.
+      sums: {name: f64[steps]} sums and counts of ``Model.loss``.
+      seconds: of training.
+    """
+    domains = [name.removesuffix("_loss") for name in sums if name.endswith("_loss")]
+    losses = {domain: (sums[f"{domain}_loss"], sums[f"{domain}_count"]) for domain in domains}
+    row = {
         "epoch": epoch,
-        "step": first + done,
-        "train_loss": {
-            domain: totals[f"{domain}_loss"] / totals[f"{domain}_count"] for domain in plan.domains
-        },
+        "step": step,
+        "train_loss": {name: float(x.sum() / n.sum()) for name, (x, n) in losses.items()},
         "seconds": {"train": seconds},
-        "rows_per_second": rows / seconds,
+        "rows_per_second": float(sum(n.sum() for _, n in losses.values()) / seconds),
     }
+    if epoch == 1:
+        # Before rounding has been amplified: by these two runs can be told to be the same.
+        row["first_losses"] = {
+            name: (x / np.maximum(n, 1.0))[:FIRST_STEPS].tolist() for name, (x, n) in losses.items()
+        }
+    return row
 
 
 def _run_sweep(task: Task, params: Params, epoch: int) -> tuple[Params, dict[str, Any]]:
@@ -635,7 +709,8 @@ def _run_sweep(task: Task, params: Params, epoch: int) -> tuple[Params, dict[str
     }
 
 
-def _check_losses(chunk: dict[str, np.ndarray], first_step: int, epoch: int) -> None:
+def check_losses(chunk: dict[str, np.ndarray], first_step: int, epoch: int) -> None:
+    """Raises ``InputError`` where a value of f64[steps] from ``first_step`` on is not finite."""
     for name, values in chunk.items():
         if not np.isfinite(values).all():
             step = first_step + int(np.argmin(np.isfinite(values))) + 1
@@ -744,15 +819,16 @@ def restore(workdir: str | Path, *, devices: int = 1) -> tuple[Task, Params, dic
     if dataset.meta["hash"] != digest:
         raise InputError(
             f"the data in {config.data.dir} is not that of {workdir}: hash "
-            f"{dataset.meta['hash'][:12]}… instead of {digest[:12]}…; prepare it as it was"
+            f"{dataset.meta['hash'][:12]}… instead of {digest[:12]}…; prepare it as it was: "
+            f"{config.data.get('prepare') or _PREPARE} --out={config.data.dir}"
         )
     task = make_task(config, dataset)
     if not (workdir / "checkpoints").is_dir():
-        raise InputError(f"{workdir} holds no checkpoint yet; train it by launch/train.py")
+        raise InputError(f"{workdir} holds no checkpoint yet; {_train(workdir)}")
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
         if checkpoints.latest_epoch() is None:
-            raise InputError(f"{workdir} holds no checkpoint yet; train it by launch/train.py")
+            raise InputError(f"{workdir} holds no checkpoint yet; {_train(workdir)}")
         _, progress = task.resume(checkpoints)
         return task, task.best(checkpoints, progress["best_epoch"]), progress
     finally:
@@ -761,11 +837,10 @@ def restore(workdir: str | Path, *, devices: int = 1) -> tuple[Task, Params, dic
 
 def _headline(task: Task, workdir: Path) -> str:
     counts = task.dataset.meta["counts"]
-    device = jax.devices()[0]
     steps = f", {task.plan.steps:,} steps an epoch" if task.plan is not None else ""
     return (
-        f"{task.config.name}{':' if task.config.variant else ''}{task.config.variant} on "
-        f"{device.platform} ({device.device_kind}), {counts['users']:,} users, "
+        f"{task.config.name}{':' if task.config.variant else ''}{task.config.variant}: "
+        f"{counts['users']:,} users, "
         f"{counts['target_interactions']:,} target and {counts['source_interactions']:,} source "
         f"interactions{steps}; writing to {workdir}"
     )

@@ -322,7 +322,7 @@ def write(
     Raises:
       InputError: matplotlib is missing, the workdir cannot be written, a config is wrong.
     """
-    _matplotlib()
+    load_matplotlib()
     for name in names:  # a wrong config shows before the first run
         points(name, methods, seeds)
     config = next(iter(methods.values()))
@@ -341,7 +341,12 @@ def write(
         print(f"figure {name}: {workdir / name}.png, .svg, .csv", flush=True)
 
 
-def _matplotlib() -> Any:
+def load_matplotlib() -> Any:
+    """Returns ``matplotlib`` with ``matplotlib.figure``.
+
+    Raises:
+      InputError: it is not installed.
+    """
     try:
         import matplotlib
         import matplotlib.figure
@@ -360,7 +365,7 @@ def draw(name: str, table: list[dict[str, Any]], path: Path, *, k: int, title: s
       k: the metrics' cut.
       title: of the legend.
     """
-    matplotlib = _matplotlib()
+    matplotlib = load_matplotlib()
     figure = FIGURES[name]
     lines = list(dict.fromkeys(row["method"] for row in table))
     # Lines differ by marker and dash too: colours may be printed in grey.

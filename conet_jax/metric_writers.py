@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl for programs, the console for people."""
+"""Where a run's numbers go: metrics.jsonl for programs, the console and TensorBoard for people."""
 
 import json
 import os
@@ -6,10 +6,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
+from conet_jax.config import flatten
 from conet_jax.errors import InputError
 
 
@@ -81,6 +83,45 @@ class MetricsFile:
             file.write(json.dumps(row, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def load_tensorboardx() -> ModuleType:
+    """Returns ``tensorboardX``.
+
+    Raises:
+      InputError: it is not installed.
+    """
+    try:
+        import tensorboardX
+    except ImportError:
+        raise InputError(
+            'event files need tensorboardX: pip install "conet-jax[tensorboard]"'
+        ) from None
+    return tensorboardX
+
+
+class TensorBoard:
+    """Event files of the numbers of metrics.jsonl, a scalar each under its path: train_loss/target.
+
+    Args:
+      folder: of the event files, for ``tensorboard --logdir``.
+      epochs: epochs done; TensorBoard forgets those of later epochs, which are come by again.
+    """
+
+    def __init__(self, folder: Path, *, epochs: int) -> None:
+        self._writer = load_tensorboardx().SummaryWriter(str(folder), purge_step=epochs + 1)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Writes one row and flushes it to disk; ``epoch`` is the step."""
+        for name, value in flatten(row).items():
+            if name != "epoch" and not isinstance(value, list):
+                tag = name.replace(".", "/").replace("@", "_")  # TensorBoard allows no @
+                self._writer.add_scalar(tag, value, row["epoch"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._writer.close()
 
 
 class Console:

@@ -29,7 +29,7 @@ class Range(NamedTuple):
     log: bool = True
 
 
-Space = dict[str, Range | tuple[int, ...]]  # a range, or choices, by config field
+Space = dict[str, Range | tuple[Any, ...]]  # a range, or choices, by config field
 
 # The paper's ratio and its Sec. 3.4's best; the one field here for which the program compiles anew.
 _TRAINED = {"negatives": (1, 4)}
@@ -96,14 +96,21 @@ def trials(method: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
     space = SPACES[method]
     if not space:
         return [{}]
-    rng = np.random.default_rng([seed, zlib.crc32(method.encode())])
-    drawn = [
-        {field: _draw(rng, values) for field, values in space.items()} for _ in range(count - 1)
-    ]
-    return [{}, *drawn]
+    return [{}, *draws(space, count - 1, [seed, zlib.crc32(method.encode())])]
 
 
-def _draw(rng: np.random.Generator, values: Range | tuple[int, ...]) -> float | int:
+def draws(space: Space, count: int, seed: int | Sequence[int]) -> list[dict[str, Any]]:
+    """Draws overrides of config fields from a space; a larger count begins with a smaller's.
+
+    Example:
+      >>> draws({"l1": Range(1e-6, 1e-4), "negatives": (1, 4)}, 2, seed=0)
+      [{'l1': 1.88e-05, 'negatives': 4}, {'l1': 1.21e-06, 'negatives': 1}]
+    """
+    rng = np.random.default_rng(seed)
+    return [{field: _draw(rng, values) for field, values in space.items()} for _ in range(count)]
+
+
+def _draw(rng: np.random.Generator, values: Range | tuple[Any, ...]) -> Any:
     if not isinstance(values, Range):
         return values[rng.integers(len(values))]
     if values.log:

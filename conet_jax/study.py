@@ -60,7 +60,7 @@ class Study(NamedTuple):
     def command(self) -> str:
         """Returns the command that makes the whole table."""
         numbers = (f"--seeds={self.seeds}", f"--trials={self.trials}")
-        return _command("table2", self.file, self.given, f"--workdir={self.workdir}", *numbers)
+        return command("table2", self.file, self.given, f"--workdir={self.workdir}", *numbers)
 
 
 class Run(NamedTuple):
@@ -75,7 +75,12 @@ def _variant(method: str) -> str:
     return "" if method == search.OURS else method
 
 
-def _command(name: str, file: str, fields: dict[str, Any], *flags: str) -> str:
+def command(name: str, file: str, fields: dict[str, Any], *flags: str) -> str:
+    """Returns the command line of a launcher under a config file and fields by dotted name.
+
+    >>> command("train", "configs/demo.py:lasso", {"l1": 1e-05}, "--workdir=a run")
+    "python launch/train.py --config=configs/demo.py:lasso --config.l1=1e-05 '--workdir=a run'"
+    """
     fields = [f"--config.{field}={value}" for field, value in fields.items()]
     return shlex.join(["python", f"launch/{name}.py", f"--config={file}", *fields, *flags])
 
@@ -248,8 +253,8 @@ def runs(study: Study, method: str, overrides: dict[str, Any], drop: int = 0) ->
         folder = study.workdir / method
         folder = (folder / f"drop_{drop}" if drop else folder) / f"seed_{seed}"
         file = study.file + (f":{_variant(method)}" if _variant(method) else "")
-        command = _command("train", file, {**study.given, **fields}, f"--workdir={folder}")
-        found.append(Run(folder, study.config(method, **fields), command))
+        line = command("train", file, {**study.given, **fields}, f"--workdir={folder}")
+        found.append(Run(folder, study.config(method, **fields), line))
     return found
 
 

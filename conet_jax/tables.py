@@ -149,7 +149,7 @@ def comparison(methods: dict[str, Method], k: int) -> list[Row]:
             base = _spread(tested[baseline].results, f"ndcg@{k}")["mean"]
             row["gain"] = row["ndcg"]["mean"] / base - 1 if base else None
         row["against"] = {
-            other: _against(runs, tested[other])
+            other: against(runs.ndcg, tested[other].ndcg)
             for other in REFERENCES
             if other in tested and other != method
         }
@@ -167,22 +167,35 @@ def recommended(tested: dict[str, Runs]) -> list[Row]:
         if method != search.OURS:
             base = float(runs.ndcg.mean())
             gain = float(ours.ndcg.mean()) / base - 1 if base else None
-            row = {"method": method, "gain": gain, "against": {method: _against(ours, runs)}}
+            row = {
+                "method": method,
+                "gain": gain,
+                "against": {method: against(ours.ndcg, runs.ndcg)},
+            }
             rows.append(row)
     return rows
 
 
 def _spread(results: list[dict[str, Any]], name: str, split: str = "test") -> Row:
     """Mean and sample standard deviation over runs, None of a single one."""
-    values = [result[split][name] for result in results]
+    return spread_of([result[split][name] for result in results])
+
+
+def spread_of(values: Sequence[float] | np.ndarray) -> Row:
+    """Mean and sample standard deviation, None of a single value.
+
+    >>> spread_of([1.0, 2.0, 3.0])
+    {'mean': 2.0, 'std': 1.0}
+    """
     std = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": float(np.mean(values)), "std": std}
 
 
-def _against(ours: Runs, theirs: Runs) -> Row:
-    bootstrap = statistics.paired_bootstrap(ours.ndcg, theirs.ndcg)
+def against(ours: np.ndarray, theirs: np.ndarray) -> Row:
+    """Paired t-test and bootstrap of a metric f64[users] of the same users."""
+    bootstrap = statistics.paired_bootstrap(ours, theirs)
     return {
-        "p": statistics.paired_t_test(ours.ndcg, theirs.ndcg),
+        "p": statistics.paired_t_test(ours, theirs),
         "difference": bootstrap.mean,
         "low": bootstrap.low,
         "high": bootstrap.high,
@@ -261,7 +274,7 @@ def reduced(methods: dict[str, Method], left: dict[int, int], k: int) -> list[Ro
             if full is not None and runs is not full:
                 base = _spread(full.results, f"ndcg@{k}")["mean"]
                 row["gain"] = row["ndcg"]["mean"] / base - 1 if base else None
-                row["against"] = {"mlp": _against(runs, full)}
+                row["against"] = {"mlp": against(runs.ndcg, full.ndcg)}
             rows.append(row)
     return rows
 
@@ -285,7 +298,7 @@ def markdown(report: dict[str, Any]) -> str:
         *_comparison_lines(report),
         *_recommended_lines(report),
         *("", f"## Search: validation {ndcg}", ""),
-        *_table(
+        *table(
             ["method", "trials", "failed", "defaults", "best", "chosen"],
             [_search_cells(row) for row in report["search"]],
         ),
@@ -293,12 +306,12 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     for domain, rows in report["cold"].items():
         lines += ["", f"## Test {ndcg} by a user's {domain} interactions in training", ""]
-        lines += _table(
+        lines += table(
             ["interactions", "users", *rows[0]["ndcg"]], [_cold_cells(row) for row in rows]
         )
     if report["reduced"]:
         lines += ["", "## Reduced training data, against the MLP on all of it", ""]
-        lines += _table(
+        lines += table(
             ["method", "dropped a user", "left", ndcg, "gain over mlp", "p", f"{ndcg} less mlp's"],
             [_reduced_cells(row) for row in report["reduced"]],
         )
@@ -315,7 +328,7 @@ def _comparison_lines(report: dict[str, Any]) -> list[str]:
     return [
         f"## Test, {report['data']['test_users']:,} users",
         "",
-        *_table(head, [_comparison_cells(row) for row in rows]),
+        *table(head, [_comparison_cells(row) for row in rows]),
         "",
         "Mean ± sample standard deviation over seeds; without ± one run, deterministic or of one "
         f"seed. Gain: of NDCG@{k}, over the one of {', '.join(BASELINES)} that is best on "
@@ -332,11 +345,11 @@ def _recommended_lines(report: dict[str, Any]) -> list[str]:
         return []
     cells = [[row["method"], _gain(row), *_test_cells(row, row["method"])] for row in rows]
     head = ["against", f"gain in NDCG@{report['k']}", "p", "difference"]
-    return ["", "## The recommended recipe (ours) against each", "", *_table(head, cells)]
+    return ["", "## The recommended recipe (ours) against each", "", *table(head, cells)]
 
 
 def _comparison_cells(row: Row) -> list[str]:
-    cells = [row["method"], *(_mean(row.get(metric)) for metric in METRICS), _gain(row)]
+    cells = [row["method"], *(mean_cell(row.get(metric)) for metric in METRICS), _gain(row)]
     for other in REFERENCES:
         cells += _test_cells(row, other)
     for name in PAPER:
@@ -359,12 +372,16 @@ def _cold_cells(row: Row) -> list[str]:
 
 
 def _reduced_cells(row: Row) -> list[str]:
-    cells = [row["method"], str(row["dropped"]), f"{row['interactions']:,}", _mean(row["ndcg"])]
+    cells = [row["method"], str(row["dropped"]), f"{row['interactions']:,}", mean_cell(row["ndcg"])]
     return [*cells, _gain(row), *_test_cells(row, "mlp")]
 
 
 def _test_cells(row: Row, other: str) -> list[str]:
-    test = row.get("against", {}).get(other)
+    return difference_cells(row.get("against", {}).get(other))
+
+
+def difference_cells(test: Row | None) -> list[str]:
+    """Returns the cells of ``against``: p of the t-test; difference with the bootstrap interval."""
     if test is None:
         return ["-", "-"]
     p = "<0.0001" if test["p"] < 1e-4 else f"{test['p']:.4f}"
@@ -379,13 +396,15 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _mean(spread: Row | None) -> str:
+def mean_cell(spread: Row | None) -> str:
+    """Returns "mean ± std" of ``spread_of``, a dash for None."""
     if spread is None:
         return "-"
     deviation = "" if spread["std"] is None else f" ± {spread['std']:.4f}"
     return _number(spread["mean"]) + deviation
 
 
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Returns the lines of a Markdown table, all columns but the first flush right."""
     ruler = ["---", *(["---:"] * (len(head) - 1))]
     return ["| " + " | ".join(cells) + " |" for cells in (head, ruler, *rows)]

@@ -12,6 +12,10 @@ def get_config(variant: str = "") -> ConfigDict:
     """Returns the config of a variant."""
     config = default_config(variant)
     config.name = "demo"
+    if config.warm_start in ("ials", "crossfit"):
+        # Of 30, as the recipe has, the demo's start would be most; validation NDCG@10 of seed 0 is
+        # .4648 after 5 and .4629 after 30.
+        config.ials_sweeps = 5
     config.data.synthetic = ConfigDict(
         dict(
             num_users=3_000,

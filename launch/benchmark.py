@@ -24,8 +24,12 @@ _SUITE = flags.DEFINE_enum(
 _SCALE = flags.DEFINE_enum(
     "scale", "amazon", ["amazon", "mobile", "small"], "Sizes: a data set of Table 1, or small."
 )
-_JSON = flags.DEFINE_string("json", None, "File to write the results to, besides the table.")
-_RUNS = flags.DEFINE_integer("runs", 5, "Timed runs of each variant.", lower_bound=1)
+_JSON = flags.DEFINE_string(
+    "json", None, "File to write the results to, besides the table; by default none."
+)
+_RUNS = flags.DEFINE_integer(
+    "runs", 5, "Timed runs of each variant, after a warm-up.", lower_bound=1
+)
 
 
 def main() -> None:

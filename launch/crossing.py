@@ -10,7 +10,9 @@ from absl import flags
 
 from conet_jax import cli
 
-_WORKDIRS = flags.DEFINE_list("workdirs", None, "Folders of runs, a seed each.", required=True)
+_WORKDIRS = flags.DEFINE_list(
+    "workdirs", None, "Folders of runs, a seed each; required.", required=True
+)
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "valid"], "Held-out items to rank.")
 
 

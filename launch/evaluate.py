@@ -9,7 +9,7 @@ from absl import flags
 
 from conet_jax import cli
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; required.", required=True)
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "valid"], "Held-out items to rank.")
 _FULL = flags.DEFINE_boolean(
     "full_ranking", False, "Rank against all items that the user has not touched in any split."

@@ -17,9 +17,12 @@ from conet_jax import cli
 
 _FIGURES = ("2a", "2b", "3a", "3b", "3c", "3d", "sparsity")
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, with a variant after a colon: configs/douban.py:low_rank."
+    "config",
+    None,
+    "Config file, with a variant after a colon: configs/douban.py:low_rank; required. "
+    "Its fields are set by --config.FIELD=VALUE; conet_jax/config.py has them all, with defaults.",
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the figures.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the figures; required.", required=True)
 _FIGURE = flags.DEFINE_enum("figure", "all", [*_FIGURES, "all"], "The figure to draw.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs a point, from config.seed on.", lower_bound=1)
 _METHODS = flags.DEFINE_list(

@@ -13,9 +13,14 @@ from ml_collections import config_flags
 from conet_jax import cli
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, with a variant after a colon: configs/amazon.py:published."
+    "config",
+    None,
+    "Config file, with a variant after a colon: configs/amazon.py:published; required. "
+    "Its fields are set by --config.FIELD=VALUE; conet_jax/config.py has them all, with defaults.",
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of habits.md and .json.", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of habits.md and .json; required.", required=True
+)
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs, from config.seed on.", lower_bound=1)
 
 

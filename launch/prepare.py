@@ -30,18 +30,26 @@ _FORMATS = (
     "ncf",
 )
 _TARGET = flags.DEFINE_string(
-    "target", None, "File of the domain to recommend in; NCF-style data: folder or prefix."
+    "target",
+    None,
+    "File of the domain to recommend in (NCF-style data: folder or prefix); required without "
+    "--download.",
 )
-_SOURCE = flags.DEFINE_string("source", None, "The same for the domain to learn from.")
-_OUT = flags.DEFINE_string("out", None, "Directory to write; a prepared one is replaced.")
+_SOURCE = flags.DEFINE_string(
+    "source", None, "The same for the domain to learn from; required without --download."
+)
+_OUT = flags.DEFINE_string("out", None, "Directory to write, a prepared one is replaced; required.")
 _FORMAT = flags.DEFINE_enum("format", "auto", _FORMATS, "Format of both files.")
 _DOWNLOAD = flags.DEFINE_enum(
     "download",
     None,
     ["amazon"],
-    "Fetch the two files instead (kept in OUT.raw; a broken download is resumed).",
+    "Fetch the two files instead (kept in OUT.raw; a broken download is resumed); by default "
+    "nothing.",
 )
-_MIN_RATING = flags.DEFINE_float("min_rating", 4.0, "Least rating that counts as positive.")
+_MIN_RATING = flags.DEFINE_float(
+    "min_rating", 4.0, "Least rating that counts as positive, in the files' unit."
+)
 _MIN_USER_ITEMS = flags.DEFINE_integer(
     "min_user_items", None, "Least items a user has in each domain (default 1; 5 with --download)."
 )
@@ -49,15 +57,20 @@ _MIN_ITEM_USERS = flags.DEFINE_integer(
     "min_item_users", None, "Least users an item has (default 1; 5 with --download)."
 )
 _SPLIT = flags.DEFINE_enum(
-    "split", "random", ["random", "latest"], "Which item of a user is the test item."
+    "split",
+    "random",
+    ["random", "latest"],
+    "Which item of a user is the test item: any, or the one with the latest time.",
 )
 _CANDIDATES = flags.DEFINE_integer("candidates", 99, "Negatives each held-out item is ranked with.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of all draws.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of all draws, from 0.")
 _DROP_TWINS = flags.DEFINE_boolean(
     "drop_twins", False, "Remove the source item of each pair of twins (see the audit)."
 )
 _TWIN_JACCARD = flags.DEFINE_float(
-    "twin_jaccard", 0.9, "Jaccard index of their users from which two items are twins."
+    "twin_jaccard",
+    0.9,
+    "Jaccard index of their users, above 0 and at most 1, from which two items are twins.",
 )
 
 # Table 1 of the paper: users, then items and interactions of target and source.
@@ -103,7 +116,9 @@ def main() -> None:
 def _check_flags() -> int:
     """Checks all flag values; returns the core that holds where none is asked for."""
     if not _OUT.value:
-        raise InputError("--out=DIR is needed (see --help)")
+        raise InputError(
+            "--out=DIR is needed: python launch/prepare.py --target=FILE --source=FILE --out=DIR"
+        )
     if _DOWNLOAD.value:
         if _TARGET.value or _SOURCE.value:
             raise InputError("--download brings its own files: leave out --target and --source")

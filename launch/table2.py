@@ -16,15 +16,25 @@ from ml_collections import config_flags
 from conet_jax import cli
 from conet_jax.errors import InputError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, without a variant.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of all that is written.", required=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "Config file, without a variant; required. "
+    "Its fields are set by --config.FIELD=VALUE; conet_jax/config.py has them all, with defaults.",
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of all that is written; required.", required=True
+)
 _METHODS = flags.DEFINE_list(
     "methods", None, "Variants to run, ours for the recommended recipe; by default all."
 )
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Runs a method, of seeds 0, 1, ….", lower_bound=1)
 _TRIALS = flags.DEFINE_integer("trials", 8, "Trials of each search.", lower_bound=1)
 _DROP = flags.DEFINE_list(
-    "drop", [], "Train again with so many training interactions less a user: 1,2 for one and two."
+    "drop",
+    [],
+    "Train again with so many training interactions less a user: 1,2 for one and two; by "
+    "default none.",
 )
 _DROP_METHODS = flags.DEFINE_list(
     "drop_methods", ["mlp", "conet", "lasso", "ours_mlp", "ours"], "Methods that --drop is for."

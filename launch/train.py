@@ -13,14 +13,31 @@ from ml_collections import config_flags
 from conet_jax import cli
 
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, with a variant after a colon: configs/amazon.py:published."
+    "config",
+    None,
+    "Config file, with a variant after a colon: configs/amazon.py:published; required. "
+    "Its fields are set by --config.FIELD=VALUE; conet_jax/config.py has them all, with defaults.",
 )
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run, made if absent; by default runs/NAME[-variant]."
 )
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of this run.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    None,
+    "HOST:PORT of process 0, for a run of several processes; by default taken from the cluster.",
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "Processes of this run; by default taken from the cluster, or one."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Which of them this is, from 0; by default taken from the cluster."
+)
+_TENSORBOARD = flags.DEFINE_boolean(
+    "tensorboard",
+    False,
+    "Write event files to WORKDIR/tensorboard, too; needs the extra: pip install "
+    '"conet-jax[tensorboard]".',
+)
 
 
 def main() -> None:
@@ -32,8 +49,9 @@ def main() -> None:
     cli.choose_platform(config)
     from conet_jax import experiment
 
+    workdir = _WORKDIR.value or cli.default_workdir(config)
     try:
-        experiment.fit(config, _WORKDIR.value or cli.default_workdir(config))
+        experiment.fit(config, workdir, tensorboard=_TENSORBOARD.value)
     except parallel.PeerLost as error:
         parallel.leave(error)
 

@@ -20,6 +20,7 @@ def test_report_has_the_promised_ratios_and_rates(tmp_path):
         "train_step_dense_over_row",
         "train_step_dense_over_row_same_user",
         "train_step_tables_x4",
+        "train_step_bfloat16",
         "epoch_over_steps",
         "evaluate_loop_over_vmap",
         "evaluate_memory_x4",

@@ -1,6 +1,7 @@
 """Commands as users type them: exit status, one-line errors, what they print."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,11 +32,17 @@ def assert_one_line_error(done, *fragments):
 DEMO = f"--config={ROOT / 'configs' / 'demo.py'}"
 
 
-@pytest.mark.parametrize("name", ["prepare", "train", "evaluate", "demo"])
-def test_help_exits_with_zero(name):
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "launch").glob("*.py")))
+def test_help_says_of_every_flag_whether_it_has_a_default(name):
     done = launch(name, "--help")
-    assert done.returncode == 0
-    assert "--" in done.stdout and "Traceback" not in done.stderr
+    assert done.returncode == 0 and not done.stderr
+    usage, _, listed = done.stdout.partition(f"launch/{name}.py:\n")
+    assert f"python launch/{name}.py" in usage
+    flags = [text for text in re.split(r"\n  (?=--)", "\n" + listed) if text.strip()]
+    assert flags
+    for text in flags:
+        said = " ".join(text.split()).partition(": ")[2].replace("(default: 'None')", "")
+        assert "default" in said or "required" in said, text
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ class Options(NamedTuple):
       pairing: "random", "same_user", "profile" or "views".
       inference: "target" (tower alone) or "cross" (with the user's source profile, or view).
       folds: of the fixed, cross-fitted tables (``crossfit``) under "views".
+      dtype: "float32", or "bfloat16" for the towers' hidden activations and their products.
     """
 
     layers: tuple[int, ...] = (64, 32, 16, 8)
@@ -55,6 +56,7 @@ class Options(NamedTuple):
     pairing: str = "same_user"
     inference: str = "cross"
     folds: int = 0
+    dtype: str = "float32"
 
 
 @lru_cache
@@ -212,6 +214,7 @@ def forward(
     source: jax.Array,
     *,
     cross: jax.Array | float = 1.0,
+    dtype: str = "float32",
 ) -> tuple[jax.Array, jax.Array]:
     """Both towers from the merged embeddings to the logits (Eqs. 1-4).
 
@@ -220,11 +223,12 @@ def forward(
       target: f32[..., p], [p_u, q_i] of the target domain.
       source: f32[..., p], [p_v, q_j] of the source domain.
       cross: factor on the cross terms of Eq. 3.
+      dtype: of the hidden activations, see ``Options``.
 
     Returns:
       (target logits, source logits), f32[...] each.
     """
-    both = jnp.concatenate((target, source), axis=-1)
+    both = towers.activations(jnp.concatenate((target, source), axis=-1), dtype)
     for level in range(towers.depth(dense["target"])):
         both = jax.nn.relu(transition(dense, level, both, cross))
     target, source = jnp.split(both, 2, axis=-1)
@@ -336,7 +340,9 @@ def batch_logits(
             each._replace(merged=tuple(towers.dropout(next(keys), x, rate) for x in each.merged))
             for each in inputs
         ]
-    logits = [forward(dense, *each.joined(), cross=batch.cross) for each in inputs]
+    logits = [
+        forward(dense, *each.joined(), cross=batch.cross, dtype=options.dtype) for each in inputs
+    ]
     # Dropout is for the towers: the inner product sees its rows whole.
     target, source = _inner_rows(rows, options)
     return (
@@ -482,14 +488,14 @@ def scores(
       f32[n, c].
     """
     if options.inference == "target":
-        return towers.score_target(projected, users, items)
+        return towers.score_target(projected, users, items, options.dtype)
     dense = projected["dense"]
     both = projected["user"][users][:, None, :] + projected["item"][items]
     if options.pairing == "views":
         pairs = projected["view"][users], projected["factors"][items]
         dots = options.inner_weight * jnp.einsum("nvd,ncd->ncv", *pairs)
         both = both + dots @ projected["dots"]
-    both = jax.nn.relu(both)
+    both = towers.activations(jax.nn.relu(both), options.dtype)
     for level in range(1, towers.depth(dense["target"])):
         both = jax.nn.relu(transition(dense, level, both))
     target, _ = jnp.split(both, 2, axis=-1)

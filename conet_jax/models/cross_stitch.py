@@ -27,6 +27,7 @@ class Options(NamedTuple):
     dropout: bool = False
     pairing: str = "same_user"
     inference: str = "cross"
+    dtype: str = "float32"
 
 
 @lru_cache

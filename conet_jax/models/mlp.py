@@ -12,7 +12,7 @@ from conet_jax.models.base import Batch, Hyper, Model, Params, Sizes
 
 
 class Options(NamedTuple):
-    """Structure: widths, inner product, initialiser, dropout, start (see ``conet.Options``)."""
+    """Structure: widths, inner product, initialiser, start, dtype, … (see ``conet.Options``)."""
 
     layers: tuple[int, ...] = (64, 32, 16, 8)
     inner_product: bool = False
@@ -23,6 +23,7 @@ class Options(NamedTuple):
     dropout: bool = False
     warm_start: str = ""
     folds: int = 0
+    dtype: str = "float32"
 
     @property
     def crossfit(self) -> bool:
@@ -85,9 +86,9 @@ def lookups(batch: Batch, options: Options) -> dict[str, jax.Array]:
     return ids
 
 
-def forward(tower: Any, merged: jax.Array) -> jax.Array:
-    """Eq. 1: f32[..., p] -> logits f32[...]."""
-    x = merged
+def forward(tower: Any, merged: jax.Array, dtype: str = "float32") -> jax.Array:
+    """Eq. 1: f32[..., p] -> logits f32[...]; ``dtype`` is that of the hidden activations."""
+    x = towers.activations(merged, dtype)
     for level in range(towers.depth(tower)):
         x = jax.nn.relu(towers.affine(tower[f"layer_{level + 1}"], x))
     return towers.output_logits(tower, x)
@@ -107,7 +108,7 @@ def batch_logits(
         merged = towers.dropout(batch.key, merged, rate)
     tower = dense["target"]
     inputs = jnp.concatenate([merged, *beside], axis=-1)
-    return forward(tower, inputs) + towers.inner_logits(tower, users, items)
+    return forward(tower, inputs, options.dtype) + towers.inner_logits(tower, users, items)
 
 
 def loss(
@@ -159,8 +160,8 @@ def scores(
 ) -> jax.Array:
     """Logits f32[n, c] of users int32[n] for items int32[n, c]."""
     if not options.crossfit:
-        return towers.score_target(projected, users, items)
+        return towers.score_target(projected, users, items, options.dtype)
     pairs = projected["view"][users], projected["factors"][items]
     dots = options.inner_weight * jnp.einsum("nd,ncd->nc", *pairs)
     beside = dots[:, :, None] * projected["dots"][None, None, :]
-    return towers.score_target(projected, users, items, beside)
+    return towers.score_target(projected, users, items, options.dtype, beside)

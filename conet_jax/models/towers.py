@@ -68,15 +68,23 @@ def init_tower(
     return params
 
 
+def activations(x: jax.Array, dtype: str) -> jax.Array:
+    """Returns x in the precision of a tower, "bfloat16", or as it is: "float32"."""
+    return x if dtype == "float32" else x.astype(dtype)
+
+
 def affine(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    """Returns x W + b for x f32[..., in]: f32[..., out]."""
-    y = x @ layer["kernel"]
-    return y + jnp.broadcast_to(layer["bias"], y.shape)
+    """Returns x W + b for x float[..., in], in the precision of x: float[..., out]."""
+    y = x @ layer["kernel"].astype(x.dtype)
+    return y + jnp.broadcast_to(layer["bias"].astype(x.dtype), y.shape)
 
 
 def output_logits(tower: dict[str, Any], z: jax.Array) -> jax.Array:
-    """Returns h^T z + bias (Sec. 2.2) before the sigmoid, for z f32[..., p]: f32[...]."""
-    return affine(tower["output"], z)[..., 0]
+    """Returns h^T z + bias (Sec. 2.2) before the sigmoid, for z float[..., p]: f32[...].
+
+    In the precision of h, whatever that of z: logits of few bits would tie.
+    """
+    return affine(tower["output"], z.astype(tower["output"]["kernel"].dtype))[..., 0]
 
 
 def merge(users: jax.Array, items: jax.Array) -> jax.Array:
@@ -139,6 +147,7 @@ def score_target(
     projected: dict[str, Any],
     users: jax.Array,
     items: jax.Array,
+    dtype: str = "float32",
     beside: jax.Array | float = 0.0,
 ) -> jax.Array:
     """Logits f32[n, c] of the target tower for users int32[n] and items int32[n, c].
@@ -147,6 +156,7 @@ def score_target(
     """
     tower = projected["tower"]
     x = jax.nn.relu(projected["user"][users][:, None, :] + projected["item"][items] + beside)
+    x = activations(x, dtype)
     for level in range(1, depth(tower)):
         x = jax.nn.relu(affine(tower[f"layer_{level + 1}"], x))
     return output_logits(tower, x) + score_inner(projected, users, items)

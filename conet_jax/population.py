@@ -1,0 +1,233 @@
+"""A population: runs that differ in ``Hyper`` and seed alone, trained side by side in one program.
+
+Each member is validated after every epoch and stops by its own patience, as ``experiment.train``
+does with a run; the test split is not read. With a folder the population is saved after each epoch,
+and the same call goes on where it was.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from conet_jax import experiment, search, training
+from conet_jax.checkpoints import Checkpoints
+from conet_jax.data.dataset import Dataset
+from conet_jax.errors import InputError
+from conet_jax.experiment import Progress, Task
+from conet_jax.models.base import Hyper
+from conet_jax.training import TrainState
+
+Record = dict[str, Any]
+
+_STEPS = 4 * experiment.CHUNK_STEPS  # of all members a call: bounds the memory of their batches
+# Steps of members that are over, an epoch, for which a program without them is compiled, once they
+# are half: a compilation takes as long as some 20,000 steps, so two epochs make up for it.
+_WORTH = 10_000
+
+
+class Member(NamedTuple):
+    """A run of a population: its progress, and the numbers of its best epoch (see ``train``)."""
+
+    progress: Progress = Progress()
+    record: Record = {}
+
+
+def program(config: ConfigDict) -> str:
+    """Returns what configs must agree in to be members of one population.
+
+    Everything but the seed and the fields of ``Hyper``; of dropout, which adds draws to the
+    program, whether there is any.
+    """
+    fields = config.to_dict() | dict.fromkeys(("seed", *Hyper._fields))
+    return json.dumps(fields | {"dropout": config.dropout > 0}, sort_keys=True)
+
+
+def train(
+    configs: Sequence[ConfigDict],
+    dataset: Dataset,
+    folder: Path,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Record]:
+    """Trains a population to the end of its last member.
+
+    Args:
+      configs: of the members, equal in ``program``.
+      dataset: the data; its test split is not read.
+      folder: of its checkpoints, of no use once this has returned.
+      say: told a line an epoch.
+
+    Returns:
+      For each member ``valid`` (metrics of the best epoch), ``train_loss`` (of that epoch),
+      ``first_losses``, ``best_epoch``, ``epochs``, ``seconds`` (its share of the population's); of
+      one that diverged ``failed``, the reason.
+
+    Raises:
+      InputError: the config does not fit the data.
+    """
+    task = experiment.make_task(configs[0], search.without_test(dataset))
+    tasks = [task.member(config) for config in configs]
+    members, slots, states = _restore(tasks, folder) or _start(tasks)
+    checkpoints = Checkpoints(folder / str(len(slots)))
+    try:
+        while True:
+            done = max(member.progress.epoch for member in members)
+            states, epoch = _epoch([tasks[i] for i in slots], states, done)
+            for at, (i, sums) in enumerate(zip(slots, epoch.sums, strict=True)):
+                if not _over(tasks[i], members[i]):
+                    members[i] = _validated(tasks[i], members[i], _take(states, at), sums, epoch)
+            left = [i for i in slots if not _over(tasks[i], members[i])]
+            say(_line(configs[0], members, left, epoch))
+            if not left:
+                break
+            size = len(slots)
+            gone = size - len(left)
+            if 2 * gone >= size and gone * task.plan.steps >= _WORTH:
+                states = _take(states, np.array([slots.index(i) for i in left]))
+                slots = left
+                checkpoints.close()
+                checkpoints = Checkpoints(folder / str(len(slots)))
+            stored = [[member.progress.to_json(), member.record] for member in members]
+            checkpoints.save_latest(epoch.number, states, {"members": stored, "slots": slots})
+            if len(slots) < size:
+                shutil.rmtree(folder / str(size))
+    finally:
+        checkpoints.close()
+    return [
+        member.record
+        if "failed" in member.record
+        else member.record
+        | {
+            "best_epoch": member.progress.best_epoch,
+            "epochs": member.progress.epoch,
+            "seconds": round(member.progress.seconds, 3),
+        }
+        for member in members
+    ]
+
+
+class _Epoch(NamedTuple):
+    number: int
+    step: int  # at its end
+    sums: list[dict[str, np.ndarray]]  # a dict of f64[steps] a slot
+    seconds: float  # a slot's share
+
+
+def _start(tasks: list[Task]) -> tuple[list[Member], list[int], TrainState]:
+    """Initial states; a start that no field of ``Hyper`` enters is made once a seed."""
+    found: dict[Any, TrainState] = {}
+    states = []
+    for task in tasks:
+        hyper = tuple(map(float, task.hyper)) if task.config.warm_start == "pretrain" else ()
+        key = (task.config.seed, hyper)
+        if key not in found:
+            found[key] = task.init()
+        states.append(found[key])
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
+    return [Member() for _ in tasks], list(range(len(tasks))), stacked
+
+
+@partial(jax.jit, donate_argnums=0)
+def _settle(states: TrainState, rates: jax.Array) -> TrainState:
+    """``training.settle_in_place`` of every member."""
+    settle = jax.vmap(training.TABLE_ADAM.settle_packed)
+    tables = {name: settle(packed, states.step, rates) for name, packed in states.tables.items()}
+    return states.replace(tables=tables)
+
+
+@jax.jit
+def _take(states: TrainState, at: Any) -> TrainState:
+    return jax.tree.map(lambda x: x[at], states)
+
+
+def _epoch(tasks: list[Task], states: TrainState, before: int) -> tuple[TrainState, _Epoch]:
+    task, began = tasks[0], time.perf_counter()
+    keys = jnp.stack([task.sampling_key for task in tasks])
+    hypers = jax.tree.map(lambda *x: jnp.stack(x), *(task.hyper for task in tasks))
+    chunks, done, first = [], 0, int(states.step[0])
+    for length in training.chunk_lengths(task.plan.steps, max(1, _STEPS // len(tasks))):
+        states, chunk = training.train_population(
+            states,
+            task.interactions,
+            keys,
+            jnp.int32(before),
+            jnp.int32(done),
+            hypers,
+            model=task.model,
+            plan=task.plan,
+            settings=task.settings,
+            num_steps=length,
+        )
+        chunks.append(jax.tree.map(lambda x: np.asarray(x, np.float64), chunk))
+        if first + done < training.SETTLE_STEP <= first + done + length:
+            states = _settle(states, hypers.learning_rate)
+        done += length
+    steps = {name: np.concatenate([c[name] for c in chunks], axis=1) for name in chunks[0]}
+    sums = [{name: values[at] for name, values in steps.items()} for at in range(len(tasks))]
+    share = (time.perf_counter() - began) / len(tasks)
+    return states, _Epoch(before + 1, first + done, sums, share)
+
+
+def _validated(
+    task: Task, member: Member, state: TrainState, sums: dict[str, np.ndarray], epoch: _Epoch
+) -> Member:
+    """A member after an epoch: what ``experiment.train`` does at the end of one."""
+    started = time.perf_counter() - member.progress.seconds - epoch.seconds
+    steps = len(next(iter(sums.values())))
+    try:
+        experiment.check_losses(sums, epoch.step - steps, epoch.number)
+        row = experiment.epoch_row(epoch.number, epoch.step, sums, epoch.seconds)
+        end = experiment.end_epoch(task, state, row, member.progress, started)
+    except InputError as error:  # diverged
+        return member._replace(record={"failed": str(error)})
+    record = member.record
+    if end.better:
+        record = {**record, "valid": row["valid"], "train_loss": row["train_loss"]}
+    if "first_losses" in row:
+        record = {**record, "first_losses": row["first_losses"]}
+    return Member(end.progress, record)
+
+
+def _over(task: Task, member: Member) -> bool:
+    return "failed" in member.record or member.progress.stopped(task)
+
+
+def _line(config: ConfigDict, members: list[Member], left: list[int], epoch: _Epoch) -> str:
+    name = f"ndcg@{config.eval_k}"
+    values = [m.record["valid"][name] for m in members if "valid" in m.record]
+    best = f"{max(values):.4f}" if values else "-"
+    return (
+        f"epoch {epoch.number:3d}  {len(left)} of {len(members)} runs go on  best valid {name} "
+        f"{best}  {len(epoch.sums) * epoch.seconds:.1f} s"
+    )
+
+
+def _restore(tasks: list[Task], folder: Path) -> tuple[list[Member], list[int], TrainState] | None:
+    """What was saved last: of the fewest members, since the finished only ever leave."""
+    for size in sorted(int(path.name) for path in folder.glob("[0-9]*")):
+        checkpoints = Checkpoints(folder / str(size))
+        try:
+            if checkpoints.latest_epoch() is None:
+                continue
+            like = jax.eval_shape(
+                lambda state, size=size: jax.tree.map(
+                    lambda x: jnp.broadcast_to(x[None], (size, *x.shape)), state
+                ),
+                tasks[0].abstract_state(),
+            )
+            states, stored = checkpoints.restore_latest(like)
+        finally:
+            checkpoints.close()
+        members = [
+            Member(Progress.from_json(progress), record) for progress, record in stored["members"]
+        ]
+        return members, stored["slots"], states
+    return None

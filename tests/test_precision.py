@@ -1,0 +1,200 @@
+"""Towers in bfloat16, what a run says that it takes, and where compiled programs are kept."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_launch import ROOT
+
+from conet_jax import evaluation, experiment, footprint, training
+from conet_jax.config import default_config, differences, validate
+from conet_jax.data import synthetic
+from conet_jax.errors import InputError
+
+SIZES = dict(
+    num_users=60,
+    num_target_items=130,
+    num_source_items=120,
+    target_interactions=420,
+    source_interactions=500,
+    seed=0,
+)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return synthetic.dataset(**SIZES)[0]
+
+
+def task_of(data, variant="lasso", **fields):
+    config = default_config(variant)
+    config.layers = (8, 4)
+    config.cross_layers = min(config.cross_layers, 1)
+    config.batch_size = 64
+    config.update(fields)
+    return experiment.make_task(config, data)
+
+
+def products(jaxpr):
+    """Types of the arguments of every matrix product, those of inner programs too."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            found.append(tuple(str(x.aval.dtype) for x in equation.invars))
+        for value in equation.params.values():
+            for inner in jax.tree.leaves(value, is_leaf=lambda x: hasattr(x, "eqns")):
+                inner = getattr(inner, "jaxpr", inner)
+                found += products(inner) if hasattr(inner, "eqns") else []
+    return found
+
+
+def step_of(task):
+    zero = jnp.int32(0)
+    static = dict(model=task.model, plan=task.plan, settings=task.settings, num_steps=1)
+    return task.init(), lambda state: training.run_steps(
+        state, task.interactions, task.sampling_key, zero, zero, task.hyper, **static
+    )
+
+
+@pytest.mark.parametrize("variant", ["conet", "mlp", "cross_stitch"])
+def test_bfloat16_is_of_the_hidden_products_and_nothing_that_is_kept(data, variant):
+    fields = dict(layers=(8, 8)) if variant == "cross_stitch" else {}
+    types = {}
+    for dtype in ("float32", "bfloat16"):
+        task = task_of(data, variant, dtype=dtype, **fields)
+        state, step = step_of(task)
+        types[dtype] = products(jax.make_jaxpr(step)(state).jaxpr)
+        after = jax.eval_shape(step, state)
+        assert {str(x.dtype) for x in jax.tree.leaves(after)} == {"float32", "int32"}
+    assert not any("bfloat16" in pair for pair in types["float32"])
+    hidden = [pair for pair in types["bfloat16"] if "bfloat16" in pair]
+    # Forward, and backward to the weights and to the inputs; the output stays in float32.
+    assert hidden.count(("bfloat16", "bfloat16")) == len(hidden) >= 3
+    assert ("float32", "float32") in types["bfloat16"]
+
+
+@pytest.mark.parametrize("inference", ["target", "cross"])
+def test_bfloat16_is_float32_to_eight_bits_in_loss_and_scores(data, inference):
+    logits, losses = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        task = task_of(data, "conet", dtype=dtype, inference=inference)
+        params = jax.jit(task.model.init, static_argnums=1)(jax.random.key(0), task.sizes)
+        # Of the size that training gives them: at the start all scores are nearly equal.
+        params = params._replace(tables={name: 30 * x for name, x in params.tables.items()})
+        projected = evaluation.project(params, task.interactions, model=task.model)
+        users = np.arange(20, dtype=np.int32)
+        items = np.broadcast_to(np.arange(100, dtype=np.int32), (20, 100))
+        logits[dtype] = np.asarray(jax.jit(task.model.scores)(projected, users, items))
+        batch, ids, _ = footprint._step(task)
+        rows = {name: params.tables[name][own] for name, own in ids.items()}
+        losses[dtype] = float(jax.jit(task.model.loss)(params.dense, rows, batch, task.hyper)[0])
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=1e-2)
+    spread = np.ptp(logits["float32"])
+    error = np.abs(logits["bfloat16"] - logits["float32"]).max()
+    assert 0 < error < 2**-6 * spread
+    # Logits of eight bits would tie: 128 values between two powers of two.
+    distinct = {dtype: len(np.unique(values)) for dtype, values in logits.items()}
+    assert distinct["bfloat16"] > 0.9 * distinct["float32"] > 1000
+
+
+def test_bfloat16_without_towers_is_refused():
+    config = default_config("cmf")
+    config.dtype = "bfloat16"
+    with pytest.raises(InputError, match=r"config\.dtype is 'bfloat16'.*no towers"):
+        validate(config)
+
+
+def test_config_stored_before_there_was_a_dtype_is_float32():
+    stored = json.loads(default_config().to_json())
+    del stored["dtype"]
+    assert not differences(stored, default_config())
+    config = default_config()
+    config.dtype = "bfloat16"
+    assert differences(stored, config)
+
+
+@pytest.mark.parametrize("variant", ["conet", pytest.param("", marks=pytest.mark.slow)])
+def test_memory_that_is_announced_is_that_of_the_compiled_program_within_a_half(variant):
+    data = synthetic.dataset(
+        num_users=600,
+        num_target_items=500,
+        num_source_items=400,
+        target_interactions=6_000,
+        source_interactions=9_000,
+        seed=0,
+    )[0]
+    task = task_of(data, variant, warm_start="")
+    steps = max(training.chunk_lengths(task.plan.steps, experiment.CHUNK_STEPS))
+    step = jnp.int32(0)
+    compiled = training.train_chunk.lower(
+        task.abstract_state(),
+        task.interactions,
+        task.sampling_key,
+        step,
+        step,
+        task.hyper,
+        model=task.model,
+        plan=task.plan,
+        settings=task.settings,
+        num_steps=steps,
+    ).compile()
+    found = compiled.memory_analysis()
+    program = found.argument_size_in_bytes + found.temp_size_in_bytes
+    params = footprint._bytes(jax.eval_shape(task.params, task.abstract_state()))
+    announced = footprint.memory(task, experiment.CHUNK_STEPS)
+    assert announced == pytest.approx(program + 2 * params, rel=0.5)
+
+
+def test_run_begins_with_device_precision_parameters_and_memory(data):
+    line = footprint.line(task_of(data, "mlp", dtype="bfloat16"), 512)
+    tower = 8 * 4 + 4 + 4 + 1
+    device = f"cpu ({jax.devices()[0].device_kind})"
+    assert line.startswith(f"{device}, towers in bfloat16, {190 * 4 + tower:,} parameters, about ")
+    assert line.endswith(" MiB of arrays")
+
+
+def cache_of(environment):
+    code = "from conet_jax import cli; cli.cache_programs(); import jax; print(" + (
+        "jax.config.jax_compilation_cache_dir, jax.config.jax_enable_compilation_cache)"
+    )
+    kept = {name: x for name, x in os.environ.items() if not name.startswith("JAX_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=kept | {"JAX_PLATFORMS": "cpu"} | environment,
+    )
+    return done.stdout.split()
+
+
+def test_compiled_programs_are_kept_where_the_environment_says(tmp_path):
+    folder, enabled = cache_of({"XDG_CACHE_HOME": str(tmp_path)})
+    assert folder.startswith(str(tmp_path / "conet_jax") + "/") and enabled == "True"
+    assert cache_of({"JAX_COMPILATION_CACHE_DIR": "/elsewhere"})[0] == "/elsewhere"
+    assert cache_of({"JAX_ENABLE_COMPILATION_CACHE": "0"})[1] == "False"
+    (tmp_path / "file").touch()
+    assert cache_of({"XDG_CACHE_HOME": str(tmp_path / "file")})[0] == "None"
+
+
+@pytest.mark.parametrize("name", ["train", "sweep"])
+def test_help_loads_no_jax(name):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = ['{name}', '--help']\n"
+        "try:\n"
+        f"    runpy.run_path(r'{ROOT / 'launch' / name}.py', run_name='__main__')\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "loaded = {name.split('.')[0] for name in sys.modules}\n"
+        "assert not loaded & {'jax', 'orbax', 'polars', 'rich', 'flax'}, loaded\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--workdir" in done.stdout
