@@ -105,6 +105,8 @@ class Model(NamedTuple):
         and sweep: Params -> Params is an epoch: one pass of alternating least squares, or the whole
         of a closed form. ``lookups``, ``loss``, ``diagnostics`` and ``l1_mask`` are then not used.
       closed_form: whether the first sweep is the last.
+      logits: whether scores are logits: their sigmoid is the probability that a pair is an observed
+        one, among observed pairs and sampled negatives as in training. Else they only order.
     """
 
     domains: tuple[str, ...]
@@ -119,3 +121,4 @@ class Model(NamedTuple):
     l1_mask: Callable[[Any], Any] = lambda dense: jax.tree.map(lambda _: False, dense)
     sweeper: Callable[..., Callable[[Params], Params]] | None = None
     closed_form: bool = False
+    logits: bool = True

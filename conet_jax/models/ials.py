@@ -57,6 +57,7 @@ def build(options: Options) -> Model:
         },
         scores=factors.scores,
         sweeper=lambda interactions, sizes: sweeper(interactions, sizes, options),
+        logits=False,
     )
 
 
