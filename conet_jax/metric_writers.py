@@ -2,8 +2,8 @@
 
 import json
 import os
+import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -64,6 +64,7 @@ def write_frames(path: Path, frames: Iterable[pl.DataFrame]) -> None:
       InputError: the suffix is another, or the file cannot be written.
 
     Example:
+      >>> import tempfile
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     path = Path(folder) / "out.jsonl"
       ...     write_frames(path, [pl.DataFrame({"a": [1]}), pl.DataFrame({"a": [2]})])
@@ -81,10 +82,15 @@ def write_frames(path: Path, frames: Iterable[pl.DataFrame]) -> None:
 
     def parquet(file: BinaryIO) -> None:
         # A Parquet file ends in an index of the whole: the parts wait on disk, not in memory.
-        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        folder = path.with_name(f".{path.name}.parts")
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        folder.mkdir()
+        try:
             for number, frame in enumerate(frames):
-                frame.write_parquet(Path(folder) / f"{number:08}.parquet")
-            pl.scan_parquet(Path(folder) / "*.parquet").sink_parquet(file)
+                frame.write_parquet(folder / f"{number:08}.parquet")
+            pl.scan_parquet(folder / "*.parquet").sink_parquet(file)
+        finally:
+            shutil.rmtree(folder)
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
