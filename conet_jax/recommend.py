@@ -114,6 +114,17 @@ def prepare(task: experiment.Task, params: Params) -> Recommender:
 
     Returns:
       The recommender.
+
+    Example:
+      >>> from conet_jax.config import default_config
+      >>> from conet_jax.data.dataset import from_arrays
+      >>> data = from_arrays([0, 1, 2, 2], [0, 0, 0, 1], [0, 1, 2], [0, 1, 1], candidates=1,
+      ...                    num_target_items=4)
+      >>> data = data._replace(valid=data.test)  # so small that nobody has a validation item
+      >>> task = experiment.make_task(default_config("popularity"), data)
+      >>> recommender = prepare(task, task.sweep(task.init()))
+      >>> print(recommend(recommender, find_users(recommender, ["1"]), k=1).rows())
+      [('1', 1, '1', ..., 'model')]
     """
     dataset, model = task.dataset, task.model
     off = None
@@ -552,22 +563,21 @@ def _project(
     sources: list[np.ndarray],
 ) -> Any:
     """Projected tables whose users are up to ``USERS_AT_ONCE`` given by embeddings and lists."""
-    sizes = recommender.dataset.target.num_items, recommender.dataset.source.num_items
     interactions = {
-        "target": _interactions(targets or [], sizes[0]),
-        "source": _interactions(sources, sizes[1]),
+        "target": _interactions(targets or [], recommender.interactions["target"]),
+        "source": _interactions(sources, recommender.interactions["source"]),
     }
     if vectors is not None:
         rows = np.zeros((USERS_AT_ONCE + 1, vectors.shape[1]), np.float32)
         rows[: len(vectors)] = vectors
-        params = params._replace(tables={**params.tables, "user": rows})
+        params = params._replace(tables={**params.tables, "user": jnp.asarray(rows)})
     return evaluation.project(params, interactions, model=recommender.model)
 
 
-def _interactions(lists: list[np.ndarray], num_items: int) -> sampling.Interactions:
-    """Lists of items as those of ``USERS_AT_ONCE`` users, and of one more who takes the padding.
+def _interactions(lists: list[np.ndarray], like: sampling.Interactions) -> sampling.Interactions:
+    """Lists of a domain's items as those of ``USERS_AT_ONCE`` users.
 
-    Shapes are powers of two, so that few programs are compiled.
+    One more takes the padding. Shapes are powers of two, so that few programs are compiled.
     """
     degrees = np.zeros(USERS_AT_ONCE + 1, np.int64)
     degrees[: len(lists)] = [len(items) for items in lists]
@@ -575,14 +585,14 @@ def _interactions(lists: list[np.ndarray], num_items: int) -> sampling.Interacti
     total = int(degrees.sum())
     degrees[-1] = (1 << total.bit_length()) - total
     items = np.concatenate([*lists, np.zeros(degrees[-1], np.int64)])
-    return sampling.Interactions(
-        users=np.repeat(np.arange(len(degrees)), degrees).astype(np.int32),
-        items=items.astype(np.int32),
-        indptr=np.concatenate([[0], np.cumsum(degrees)]).astype(np.int32),
-        skipped=np.zeros(len(items), np.int32),
-        num_items=num_items,
-        max_degree=longest,
-    )
+    arrays = {
+        "users": np.repeat(np.arange(len(degrees)), degrees),
+        "items": items,
+        "indptr": np.concatenate([[0], np.cumsum(degrees)]),
+        "skipped": np.zeros(len(items)),  # for drawing negatives alone
+    }
+    arrays = {name: jnp.asarray(x, jnp.int32) for name, x in arrays.items()}
+    return like.replace(**arrays, max_degree=longest)
 
 
 def _profiles(source: sampling.Interactions, table: jax.Array, users: int) -> np.ndarray:
@@ -613,6 +623,6 @@ def _vectors(recommender: Recommender, sources: list[np.ndarray]) -> np.ndarray 
     parts = []
     for first in range(0, len(sources), USERS_AT_ONCE):
         some = sources[first : first + USERS_AT_ONCE]
-        own = _interactions(some, recommender.dataset.source.num_items)
+        own = _interactions(some, recommender.interactions["source"])
         parts.append(_profiles(own, table, USERS_AT_ONCE + 1)[: len(some)])
     return (np.concatenate(parts) @ recommender.to_user).astype(np.float32)

@@ -92,6 +92,16 @@ def load(directory: str | os.PathLike) -> Dataset:
 
     Raises:
       InputError: it is missing, truncated, altered or of another format; the message says where.
+
+    Example:
+      >>> import tempfile
+      >>> from conet_jax.data.synthetic import dataset
+      >>> made, _ = dataset(seed=0, num_users=20, num_target_items=20, num_source_items=20,
+      ...                   target_interactions=80, source_interactions=80, candidates=5)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save(made, folder)
+      ...     print(load(folder).meta["hash"] == made.meta["hash"])
+      True
     """
     path = Path(directory)
     if not (path / _JSON).is_file():

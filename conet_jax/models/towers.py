@@ -64,7 +64,13 @@ def init_tower(
 
 
 def affine(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    """Returns x W + b for x f32[..., in]: f32[..., out]."""
+    """Returns x W + b for x f32[..., in]: f32[..., out].
+
+    Example:
+      >>> layer = {"kernel": jnp.array([[1.0], [2.0]]), "bias": jnp.array([0.5])}
+      >>> print(affine(layer, jnp.array([3.0, 4.0])))
+      [11.5]
+    """
     y = x @ layer["kernel"]
     return y + jnp.broadcast_to(layer["bias"], y.shape)
 
@@ -84,6 +90,10 @@ def merge(users: jax.Array, items: jax.Array, dim: int) -> jax.Array:
 
     Returns:
       f32[..., 2 dim].
+
+    Example:
+      >>> print(merge(jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0]), 1))
+      [1. 3.]
     """
     return jnp.concatenate([users[..., :dim], items[..., :dim]], axis=-1)
 
