@@ -13,8 +13,6 @@ tests/examples/score_without_conet_jax.py reads them.
 import importlib.util
 import json
 import os
-import shutil
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,6 +22,7 @@ import polars as pl
 from jax import export as jax_export
 
 from conet_jax import evaluation, experiment
+from conet_jax.data import store
 from conet_jax.errors import InputError
 from conet_jax.metric_writers import write_json
 from conet_jax.models.base import Model, Params
@@ -71,8 +70,8 @@ def export_scores(model: Model, projected: Any) -> jax_export.Exported:
     )
 
 
-def check_writable(directory: str | os.PathLike) -> Path:
-    """Returns the path that ``save`` would write, or says why it would refuse.
+def check_writable(directory: str | os.PathLike) -> None:
+    """Says why ``save`` would refuse.
 
     Raises:
       InputError: something is there already, or the extra is not installed.
@@ -80,10 +79,7 @@ def check_writable(directory: str | os.PathLike) -> Path:
     for name in ("flatbuffers", "safetensors"):  # jax.export serialises by the first
         if importlib.util.find_spec(name) is None:
             raise InputError(f"an export needs {name}: pip install 'conet-jax[export]'")
-    path = Path(os.path.realpath(directory))
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(f"{directory}: is not empty; expected a new or empty folder")
-    return path
+    store.check_new(directory)
 
 
 def save(task: experiment.Task, params: Params, directory: str | os.PathLike) -> None:
@@ -97,14 +93,12 @@ def save(task: experiment.Task, params: Params, directory: str | os.PathLike) ->
     Raises:
       InputError: the folder is not empty or cannot be written, or the extra is not installed.
     """
-    path = check_writable(directory)
+    check_writable(directory)
     from safetensors.numpy import save as encode
 
     dataset = task.dataset
     projected = evaluation.project(params, task.interactions, model=task.model)
-    beside = path.with_name(f".{path.name}.new-{os.getpid()}")
-    try:
-        beside.mkdir(parents=True)
+    with store.new_folder(directory) as beside:
         (beside / "params.safetensors").write_bytes(encode(flat(params._asdict())))
         (beside / "projected.safetensors").write_bytes(encode(flat(projected)))
         exported = export_scores(task.model, projected)
@@ -121,10 +115,3 @@ def save(task: experiment.Task, params: Params, directory: str | os.PathLike) ->
             "versions": experiment.versions(),
         }
         write_json(beside / "export.json", about)
-        if path.exists():
-            path.rmdir()
-        beside.rename(path)
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

@@ -63,11 +63,6 @@ class Recommender(NamedTuple):
     off: Params | None
 
     @property
-    def score_name(self) -> str:
-        """Column of the scores: "probability" where the model's scores are logits, else "score"."""
-        return "probability" if self.model.logits else "score"
-
-    @property
     def ranks_strangers(self) -> bool:
         """Whether it ranks for a user who is in the source domain alone."""
         only_history = "user" not in self.params.tables and self.model.inference == "cross"

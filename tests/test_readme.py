@@ -96,4 +96,5 @@ def test_quick_blocks_run_as_they_stand(clone):
 @pytest.mark.slow
 def test_a_newcomer_s_path_runs_as_it_stands(clone):
     run_all(clone, ("run: slow",))
-    assert (clone / "lists.parquet").exists() and (clone / "exported" / "score.stablehlo").exists()
+    runs = clone / "runs"
+    assert (runs / "lists.parquet").exists() and (runs / "exported" / "score.stablehlo").exists()

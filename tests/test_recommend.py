@@ -8,13 +8,18 @@ import pytest
 from test_evaluation import TABLE
 from test_launch import DEMO, assert_one_line_error, launch
 
-from conet_jax import crossing, experiment, recommend
+from conet_jax import crossing, experiment, metric_writers, recommend
 from conet_jax.config import default_config
 from conet_jax.data import synthetic
 from conet_jax.errors import InputError
 from conet_jax.models.base import Params
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def slow(variant):
+    return pytest.param(variant, marks=pytest.mark.slow)
+
 
 USERS, ITEMS, SOURCE_ITEMS = 80, 150, 70
 
@@ -127,7 +132,7 @@ def test_scores_that_are_not_finite_are_told_unless_left_out():
     assert finite.tolist() == [False, True]
 
 
-@pytest.mark.parametrize("variant", ["conet", "mlp", "fm", "ials_joined", "ease_joined"])
+@pytest.mark.parametrize("variant", ["conet", "ials_joined", slow("fm"), slow("mlp")])
 def test_all_users_get_the_brute_force_lists_without_what_they_have(data, variant):
     recommender = made(data, variant)
     users = recommend.find_users(recommender, data.user_ids)
@@ -180,14 +185,16 @@ def test_unknown_users_are_an_error_that_says_what_helps(data):
     with pytest.raises(InputError, match="user 'nobody' is in neither domain.*--fallback"):
         recommend.find_users(recommender, ["u001", "nobody"])
     source = {"new": np.array([1])}
-    for variant in ("mlp", "popularity", "bprmf"):
+    for variant in ("popularity", "ials"):
         with pytest.raises(InputError, match="users.txt:2: user 'new' is in the source domain al"):
             recommend.find_users(
                 made(data, variant), ["u001", "new"], source=source, origin="users.txt"
             )
 
 
-@pytest.mark.parametrize("variant", ["conet", "cmf", "fm", "ials_joined", "cross_stitch"])
+@pytest.mark.parametrize(
+    "variant", ["conet", "ials_joined", "cross_stitch", slow("cmf"), slow("fm")]
+)
 def test_embedding_of_a_stranger_is_ridge_regression_on_source_profiles(data, variant):
     recommender = made(data, variant)
     table = np.asarray(recommender.params.tables["source_item"], np.float64)
@@ -279,7 +286,7 @@ def leave_one_out(recommender, data, row, items):
     return np.array(out)
 
 
-@pytest.mark.parametrize("variant", ["conet", "fm"])
+@pytest.mark.parametrize("variant", ["conet", slow("fm")])
 def test_explanation_is_the_fall_of_the_score_without_each_source_item(data, variant):
     recommender = made(data, variant)
     user = recommend.find_users(recommender, ["u005"])
@@ -312,7 +319,7 @@ def test_cross_score_is_what_is_lost_with_the_crossing_off(data, variant):
     assert np.abs(expected).max() > 1e-3
 
 
-@pytest.mark.parametrize("variant", ["mlp", "ials", "popularity"])
+@pytest.mark.parametrize("variant", ["popularity", slow("mlp")])
 def test_models_without_a_source_profile_have_nothing_to_explain(data, variant):
     recommender = made(data, variant)
     frame = recommend.recommend(
@@ -376,24 +383,29 @@ def run(tmp_path_factory):
     return workdir
 
 
-def test_all_users_in_three_formats_are_the_same_table(run, tmp_path):
-    frames = []
-    users = tmp_path / "users.txt"
-    users.write_text("".join(f"{n}\n" for n in range(100)))
-    for suffix, read in ((".csv", pl.read_csv), (".jsonl", pl.read_ndjson),
-                         (".parquet", pl.read_parquet)):  # fmt: skip
-        out = tmp_path / f"out{suffix}"
-        asked = ["--all"] if suffix == ".csv" else [f"--users={users}"]
-        done = launch("recommend", f"--workdir={run}", *asked, "--k=3", f"--out={out}")
-        assert done.returncode == 0, done.stderr
-        options = {"schema_overrides": {"user": str, "item": str}} if suffix == ".csv" else {}
-        frames.append(read(out, **options))
-        assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
-    assert len(frames[0]) == 3 * 3_000
-    for frame in frames[1:]:
-        assert frame.equals(
-            frames[0].head(300).with_columns(pl.col("rank").cast(frame["rank"].dtype))
-        )
+def test_all_users_are_written_to_a_file(run, tmp_path):
+    out = tmp_path / "out.parquet"
+    done = launch("recommend", f"--workdir={run}", "--all", "--k=3", f"--out={out}")
+    assert done.returncode == 0 and "3,000 users" in done.stdout, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
+    frame = pl.read_parquet(out)
+    recommender = recommend.load(run)
+    users = recommend.find_users(recommender, list(recommender.rows)[:70])
+    expected = pl.concat(recommend.stream(recommender, users, k=3))
+    assert len(frame) == 3 * 3_000
+    names = ["user", "rank", "item", "method"]
+    assert frame.head(210).select(names).equals(expected.select(names))
+    np.testing.assert_allclose(frame["probability"][:210], expected["probability"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", metric_writers.FRAME_SUFFIXES)
+def test_tables_come_back_whole_from_every_format(suffix, tmp_path):
+    parts = [pl.DataFrame({"user": ["007", 'a,"b'], "score": [0.1 + at, None]}) for at in range(3)]
+    metric_writers.write_frames(tmp_path / f"out{suffix}", parts)
+    read = {".csv": pl.read_csv, ".jsonl": pl.read_ndjson, ".parquet": pl.read_parquet}[suffix]
+    options = {"schema_overrides": {"user": str}} if suffix == ".csv" else {}
+    assert read(tmp_path / f"out{suffix}", **options).equals(pl.concat(parts))
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_recommend_prints_lists_for_people(run, tmp_path):
@@ -425,8 +437,6 @@ def test_bad_requests_are_one_line(run, arguments, fragments):
 
 
 def test_nothing_is_left_of_a_file_whose_making_failed(tmp_path):
-    from conet_jax import metric_writers
-
     def frames():
         yield pl.DataFrame({"a": [1]})
         raise RuntimeError("no more")

@@ -8,13 +8,13 @@ held-out item, and ``dataset.json``, how the data were made.
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from conet_jax.data import dataset as dataset_lib
+from conet_jax.data import store
 from conet_jax.data.dataset import DOMAINS, Dataset, HeldOut, Interactions
 from conet_jax.errors import InputError
 
@@ -48,17 +48,13 @@ def save(dataset: Dataset, directory: str | os.PathLike) -> None:
       InputError: the folder is not empty or cannot be written, or an id holds a tab or a newline,
         which the format has no way to write.
     """
-    path = Path(os.path.realpath(directory))
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise InputError(f"{directory}: is not empty; expected a new or empty folder")
     for names in (dataset.user_ids, dataset.target_item_ids, dataset.source_item_ids):
         for name in names:
             if not name or any(mark in name for mark in "\t\n\r"):
                 raise InputError(f"id {name!r} cannot be written: expected no tab and no newline")
-    beside = path.with_name(f".{path.name}.new-{os.getpid()}")
-    try:
+    with store.new_folder(directory) as beside:
         for domain in DOMAINS:
-            (beside / domain).mkdir(parents=True)
+            (beside / domain).mkdir()
             items = getattr(dataset, f"{domain}_item_ids")
             _write(beside / domain / f"{domain}.user", user_id=dataset.user_ids)
             _write(beside / domain / f"{domain}.item", item_id=items)
@@ -86,13 +82,6 @@ def save(dataset: Dataset, directory: str | os.PathLike) -> None:
         pl.concat(parts).write_parquet(beside / "candidates.parquet")
         text = json.dumps(dataset.meta, indent=2, sort_keys=True)
         (beside / "dataset.json").write_text(text + "\n", encoding="utf-8")
-        if path.exists():
-            path.rmdir()
-        beside.rename(path)
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
 
 
 def load(directory: str | os.PathLike) -> Dataset:

@@ -3,9 +3,11 @@
 It is written beside its place and renamed, so that a directory is either whole or not there.
 """
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -49,6 +51,39 @@ def check_writable(directory: str | os.PathLike) -> Path:
             f"{directory}: is not a prepared data set (it holds {other}); not replaced"
         )
     return path
+
+
+def check_new(directory: str | os.PathLike) -> Path:
+    """Returns the path that ``new_folder`` would write.
+
+    Raises:
+      InputError: something is there already.
+    """
+    path = Path(os.path.realpath(directory))
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{directory}: is not empty; expected a new or empty folder")
+    return path
+
+
+@contextlib.contextmanager
+def new_folder(directory: str | os.PathLike) -> Iterator[Path]:
+    """A folder to fill, beside ``directory``, whose place it takes once all is well.
+
+    Raises:
+      InputError: something is there already, or it cannot be written.
+    """
+    path = check_new(directory)
+    beside = path.with_name(f".{path.name}.new-{os.getpid()}")
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        if path.exists():
+            path.rmdir()
+        beside.rename(path)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written: {error.strerror}") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def save(dataset: Dataset, directory: str | os.PathLike) -> None:
