@@ -15,9 +15,13 @@ from absl import flags
 from conet_jax import cli
 from conet_jax.errors import InputError
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run, to export its model.")
-_DATA = flags.DEFINE_string("data", None, "Folder of prepared data, to export to RecBole.")
-_OUT = flags.DEFINE_string("out", None, "Folder to write, new or empty.", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of a run, to export its model; by default none."
+)
+_DATA = flags.DEFINE_string(
+    "data", None, "Folder of prepared data, to export to RecBole; by default none."
+)
+_OUT = flags.DEFINE_string("out", None, "Folder to write, new or empty; required.", required=True)
 
 
 def main() -> None:

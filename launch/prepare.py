@@ -45,7 +45,8 @@ _DOWNLOAD = flags.DEFINE_enum(
 _RECBOLE = flags.DEFINE_string(
     "recbole",
     None,
-    "Folder of RecBole's atomic files written by launch/export.py --data, whose split is kept.",
+    "Folder of RecBole's atomic files written by launch/export.py --data, whose split is kept; by "
+    "default none.",
 )
 _MIN_RATING = flags.DEFINE_float("min_rating", 4.0, "Least rating that counts as positive.")
 _MIN_USER_ITEMS = flags.DEFINE_integer(

@@ -17,22 +17,26 @@ from absl import flags
 from conet_jax import cli
 from conet_jax.errors import InputError
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-_USER = flags.DEFINE_multi_string("user", None, "Raw id of a user; may be given more than once.")
-_USERS = flags.DEFINE_string("users", None, "Text file of raw user ids, one a line.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; required.", required=True)
+_USER = flags.DEFINE_multi_string(
+    "user", None, "Raw id of a user; may be given more than once; by default none."
+)
+_USERS = flags.DEFINE_string(
+    "users", None, "Text file of raw user ids, one a line; by default none."
+)
 _ALL = flags.DEFINE_boolean("all", False, "All users of the run's data, and those of --source.")
 _K = flags.DEFINE_integer("k", 10, "Items a user.", lower_bound=1)
 _SOURCE = flags.DEFINE_string(
     "source",
     None,
     "Raw file of source interactions, in any format that launch/prepare.py reads, with what users "
-    "have who are not in the run's data.",
+    "have who are not in the run's data; by default none.",
 )
 _FALLBACK = flags.DEFINE_enum(
     "fallback",
     None,
     ["popularity"],
-    "What ranks for users whom nothing is known of; else an error.",
+    "What ranks for users whom nothing is known of; by default an error.",
 )
 _ITEMS = flags.DEFINE_string(
     "items", None, "Text file of raw item ids, one a line, to choose from; by default all."
@@ -47,7 +51,9 @@ _EXPLAIN = flags.DEFINE_boolean(
     "weigh most.",
 )
 _OUT = flags.DEFINE_string(
-    "out", None, "File to write, .csv, .jsonl or .parquet, a row a recommendation."
+    "out",
+    None,
+    "File to write, .csv, .jsonl or .parquet, a row a recommendation; by default printed.",
 )
 
 

@@ -64,13 +64,7 @@ def init_tower(
 
 
 def affine(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    """Returns x W + b for x f32[..., in]: f32[..., out].
-
-    Example:
-      >>> layer = {"kernel": jnp.array([[1.0], [2.0]]), "bias": jnp.array([0.5])}
-      >>> print(affine(layer, jnp.array([3.0, 4.0])))
-      [11.5]
-    """
+    """Returns x W + b for x f32[..., in]: f32[..., out]."""
     y = x @ layer["kernel"]
     return y + jnp.broadcast_to(layer["bias"], y.shape)
 
