@@ -166,6 +166,16 @@ def test_seen_items_come_again_where_asked_and_lists_choose_from_what_is_given(d
     )
 
 
+def test_a_user_for_whom_nothing_is_left_has_no_row_and_disturbs_nobody(data):
+    recommender = made(data)
+    own = recommend._row(data.target, 5)
+    users = recommend.find_users(recommender, ["u005", "new"], source={"new": np.array([2])})
+    frame = recommend.recommend(recommender, users, items=own)
+    assert frame["user"].unique().to_list() == ["new"] and len(frame) == len(own)
+    nothing = recommend.recommend(recommender, users[:1], items=own, explain=True)
+    assert len(nothing) == 0 and recommend.text(nothing) == ""
+
+
 def test_users_of_all_kinds_keep_their_order(data):
     recommender = made(data)
     source = {"new": np.array([1, 5, 9])}
