@@ -120,7 +120,7 @@ def prepare(task: experiment.Task, params: Params) -> Recommender:
       >>> recommender = prepare(task, task.sweep(task.init()))
       >>> users = find_users(recommender, ["1"])
       >>> print(recommend(recommender, users, k=1, include_seen=True).rows())
-      [('1', 1, '0', 2.0, 'model')]
+      [('1', 1, '0', 3.0, 'model')]
     """
     dataset, model = task.dataset, task.model
     off = None
