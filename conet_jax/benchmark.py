@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from conet_jax import evaluation, experiment, parallel, sampling, training
+from conet_jax import evaluation, experiment, parallel, recommend, sampling, training
 from conet_jax.config import default_config
 from conet_jax.data import synthetic
 from conet_jax.data.dataset import Dataset, HeldOut
@@ -85,7 +85,7 @@ def run(suites: tuple[str, ...], *, scale: str, runs: int) -> dict:
     """Runs suites and returns the report that ``launch/benchmark.py`` writes as JSON.
 
     Args:
-      suites: of "train", "evaluate", "population", "prepare", "run", "scaling".
+      suites: of "train", "evaluate", "recommend", "population", "prepare", "run", "scaling".
       scale: a key of ``SCALES``.
       runs: timed runs of each variant.
 
@@ -103,6 +103,8 @@ def run(suites: tuple[str, ...], *, scale: str, runs: int) -> dict:
             _train(report, dataset)
         elif suite == "evaluate":
             _evaluate(report, dataset)
+        elif suite == "recommend":
+            _recommend(report, dataset)
         elif suite == "population":
             _population(report)
         elif suite == "prepare":
@@ -580,6 +582,29 @@ def _evaluate(report: Report, dataset: Dataset) -> None:
             }
         )
         report.rates["full_ranking_pairs_per_second"] = 1 / seconds["full_ranking_pairs"]
+
+
+def _recommend(report: Report, dataset: Dataset) -> None:
+    """The whole catalogue for a block of users after another, and for one, tables projected."""
+    config = default_config()
+    config.warm_start = ""  # what the parameters are does not matter
+    config.second_weight = 0.0  # as in configs/amazon.py
+    task = experiment.make_task(config, dataset)
+    recommender = recommend.prepare(task, task.params(task.init()))
+    users = recommend.find_users(recommender, dataset.user_ids[:256])
+
+    def several() -> None:
+        for _ in recommend.stream(recommender, users):
+            pass
+
+    seconds = report.time(
+        {
+            "recommend_users": (several, len(users)),
+            "recommend_one_user": (lambda: recommend.recommend(recommender, users[:1]), 1),
+        }
+    )
+    report.rates["recommend_users_per_second"] = 1 / seconds["recommend_users"]
+    report.rates["recommend_one_user_ms"] = 1e3 * seconds["recommend_one_user"]
 
 
 def _whole_run(report: Report, dataset: Dataset) -> None:

@@ -399,6 +399,10 @@ def differences(
 
     Returns:
       ["config.field is … there and … here", …], empty if they agree.
+
+    Example:
+      >>> differences({"l1": 0.1, "epochs": 3}, ConfigDict({"l1": 0.2, "epochs": 5}))
+      ['config.l1 is 0.1 there and 0.2 here']
     """
     there, here = flatten(completed(stored)), flatten(config.to_dict())
     return [

@@ -42,7 +42,7 @@ def switched(
     if not jax.tree.leaves(params.dense.get("cross")):
         raise InputError("the model has no cross connections to switch")
     if way == "off":
-        cross = jax.tree.map(jnp.zeros_like, params.dense["cross"])
+        cross = jax.tree_util.tree_map_with_path(_off, params.dense["cross"])
         params = params._replace(dense={**params.dense, "cross": cross})
     if way == "other" and pairing == "views":
         users = interactions["source"].indptr.shape[0] - 1
@@ -60,6 +60,12 @@ def _shifted_views(table: jax.Array, users: int) -> jax.Array:
     target, source = jnp.split(rows, 2, axis=-1)
     joined = jnp.concatenate([target, jnp.roll(source, -1, axis=0)], axis=-1)
     return joined.reshape(table.shape)
+
+
+def _off(path: tuple[Any, ...], weights: jax.Array) -> jax.Array:
+    if path[-1].key == "stitch":  # its diagonal weighs each tower's own activations: it stays
+        return jnp.diag(jnp.diag(weights))
+    return jnp.zeros_like(weights)
 
 
 def _shifted(interactions: sampling.Interactions) -> sampling.Interactions:

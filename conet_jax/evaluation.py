@@ -202,6 +202,11 @@ def rank_scores(scores: np.ndarray, mask: np.ndarray) -> Ranks:
 
     Raises:
       InputError: a score that counts is NaN or infinite.
+
+    Example:
+      >>> ranks = rank_scores(np.array([[2.0, 3.0, 2.0]]), np.ones((1, 2), bool))
+      >>> print(ranks.above, ranks.tied, summarize(ranks, k=2)["hit_ratio@2"])
+      [1] [1] 0.5
     """
     own, others = scores[:, :1], scores[:, 1:]
     finite = np.isfinite(own[:, 0]) & (np.isfinite(others) | ~mask).all(1)

@@ -2,14 +2,16 @@
 
 import json
 import os
+import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO, TextIO
 
 import numpy as np
+import polars as pl
 
 from conet_jax.config import flatten
 from conet_jax.errors import InputError
@@ -40,6 +42,63 @@ def write_text(path: Path, text: str) -> None:
 def write_arrays(path: Path, **arrays: np.ndarray) -> None:
     """Writes arrays as .npz beside ``path``, flushes them to disk and renames the file."""
     _write(path, lambda file: np.savez(file, **arrays))
+
+
+FRAME_SUFFIXES = (".csv", ".jsonl", ".parquet")
+
+
+def check_frames_path(path: Path) -> None:
+    """Raises ``InputError`` where ``write_frames`` would not know the format."""
+    if path.suffix not in FRAME_SUFFIXES:
+        raise InputError(f"{path}: expected a name that ends in {', '.join(FRAME_SUFFIXES)}")
+
+
+def write_frames(path: Path, frames: Iterable[pl.DataFrame]) -> None:
+    """Writes tables of one schema, one after another, to one file beside ``path``, and renames it.
+
+    No more than one of them is in memory at once.
+
+    Args:
+      path: the file; its suffix, one of ``FRAME_SUFFIXES``, is the format.
+      frames: one or more.
+
+    Raises:
+      InputError: the suffix is another, or the file cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = Path(folder) / "out.jsonl"
+      ...     write_frames(path, [pl.DataFrame({"a": [1]}), pl.DataFrame({"a": [2]})])
+      ...     print(path.read_text().split())
+      ['{"a":1}', '{"a":2}']
+    """
+    check_frames_path(path)
+
+    def rows(file: BinaryIO) -> None:
+        for number, frame in enumerate(frames):
+            if path.suffix == ".jsonl":
+                frame.write_ndjson(file)
+            else:
+                frame.write_csv(file, include_header=not number)
+
+    def parquet(file: BinaryIO) -> None:
+        # A Parquet file ends in an index of the whole: the parts wait on disk, not in memory.
+        folder = path.with_name(f".{path.name}.parts")
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        folder.mkdir()
+        try:
+            for number, frame in enumerate(frames):
+                frame.write_parquet(folder / f"{number:08}.parquet")
+            pl.scan_parquet(folder / "*.parquet").sink_parquet(file)
+        finally:
+            shutil.rmtree(folder)
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, parquet if path.suffix == ".parquet" else rows)
+    except OSError as error:
+        raise InputError(f"cannot write to {path}: {error.strerror}") from None
 
 
 def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:

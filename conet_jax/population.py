@@ -73,7 +73,9 @@ def train(
     Raises:
       InputError: the config does not fit the data.
     """
-    task = experiment.make_task(configs[0], search.without_test(dataset))
+    config = configs[0].copy_and_resolve_references()
+    config.devices = 1  # a population is one program of one device
+    task = experiment.make_task(config, search.without_test(dataset))
     tasks = [task.member(config) for config in configs]
     members, slots, states = _restore(tasks, folder) or _start(tasks)
     checkpoints = Checkpoints(folder / str(len(slots)))

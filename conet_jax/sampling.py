@@ -140,6 +140,10 @@ def permute(key: jax.Array, positions: jax.Array, size: int) -> jax.Array:
 
     Returns:
       int32[...], distinct for distinct positions.
+
+    Example:
+      >>> print(sorted(permute(jax.random.key(0), jnp.arange(5), 5).tolist()))
+      [0, 1, 2, 3, 4]
     """
     rows = max(2, int(np.ceil(np.sqrt(size))))
     columns = max(2, -(-size // rows))
@@ -181,6 +185,12 @@ def negatives(key: jax.Array, interactions: Interactions, users: jax.Array) -> j
 
     Returns:
       int32[n].
+
+    Example:
+      >>> liked = to_device(np.array([0, 3]), np.array([0, 1, 3]), 5)
+      >>> drawn = negatives(jax.random.key(0), liked, jnp.zeros(100, int))
+      >>> print(sorted(set(drawn.tolist())))
+      [2, 4]
     """
     _, degree = _lists(interactions, users)
     return _past_positives(interactions, users, _below(key, interactions.num_items - degree))

@@ -1,6 +1,6 @@
 """Times what this project claims to be fast, each claim as a ratio of two things in one run.
 
-python launch/benchmark.py [--suite=all|train|evaluate|prepare|population|run|scaling] \
+python launch/benchmark.py [--suite=all|train|evaluate|recommend|prepare|population|run|scaling] \
     [--scale=amazon|mobile|small] [--json=FILE]
 
 Synthetic data with the counts of the paper's Table 1. A figure is the median of repeated runs after
@@ -13,7 +13,8 @@ from absl import flags
 
 from conet_jax import cli
 
-_SUITES = ("prepare", "train", "evaluate", "population")  # the first forks while this is small
+# The first forks while this is small.
+_SUITES = ("prepare", "train", "evaluate", "recommend", "population")
 _SUITE = flags.DEFINE_enum(
     "suite",
     "all",

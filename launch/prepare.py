@@ -2,6 +2,7 @@
 
   python launch/prepare.py --target=books.csv --source=movies.csv --out=DIR
   python launch/prepare.py --download=amazon --out=DIR
+  python launch/prepare.py --recbole=DIR --out=DIR
 
 Prints the data set's statistics as in Table 1 of the paper, and an audit of what was dropped and
 what to beware of.
@@ -50,6 +51,12 @@ _DOWNLOAD = flags.DEFINE_enum(
 _MIN_RATING = flags.DEFINE_float(
     "min_rating", 4.0, "Least rating that counts as positive, in the files' unit."
 )
+_RECBOLE = flags.DEFINE_string(
+    "recbole",
+    None,
+    "Folder of RecBole's atomic files written by launch/export.py --data, whose split is kept; by "
+    "default none.",
+)
 _MIN_USER_ITEMS = flags.DEFINE_integer(
     "min_user_items", None, "Least items a user has in each domain (default 1; 5 with --download)."
 )
@@ -82,28 +89,32 @@ def main() -> None:
     """Reads, builds, writes, prints."""
     core = _check_flags()
 
-    from conet_jax.data import dataset, readers, store
+    from conet_jax.data import dataset, readers, recbole, store
 
     store.check_writable(_OUT.value)
-    target, source = _inputs()
-    built = dataset.build(
-        readers.read(target, _FORMAT.value),
-        readers.read(source, _FORMAT.value),
-        min_rating=_MIN_RATING.value,
-        min_user_items=_MIN_USER_ITEMS.value or core,
-        min_item_users=_MIN_ITEM_USERS.value or core,
-        split=_SPLIT.value,
-        candidates=_CANDIDATES.value,
-        seed=_SEED.value,
-        drop_twins=_DROP_TWINS.value,
-        twin_jaccard=_TWIN_JACCARD.value,
-    )
+    if _RECBOLE.value:
+        built = recbole.load(_RECBOLE.value)
+    else:
+        target, source = _inputs()
+        built = dataset.build(
+            readers.read(target, _FORMAT.value),
+            readers.read(source, _FORMAT.value),
+            min_rating=_MIN_RATING.value,
+            min_user_items=_MIN_USER_ITEMS.value or core,
+            min_item_users=_MIN_ITEM_USERS.value or core,
+            split=_SPLIT.value,
+            candidates=_CANDIDATES.value,
+            seed=_SEED.value,
+            drop_twins=_DROP_TWINS.value,
+            twin_jaccard=_TWIN_JACCARD.value,
+        )
     store.save(built, _OUT.value)
     print("\n".join(_table(built.meta["counts"], paper=_DOWNLOAD.value == "amazon")))
-    print("\n".join(_audit(built.meta)))
+    if "twins" in built.meta["audit"]:  # data made from arrays have had no audit
+        print("\n".join(_audit(built.meta)))
     print(f"\nwritten to {_OUT.value} (hash {built.meta['hash'][:12]})")
-    twins = built.meta["audit"]["twins"]
-    share = max(twins["target_share"], twins["source_share"])
+    twins = built.meta["audit"].get("twins", {})
+    share = max(twins.get("target_share", 0.0), twins.get("source_share", 0.0))
     if share > _TWIN_WARNING and not _DROP_TWINS.value:
         print(
             f"warning: {100 * share:.1f}% of a domain's interactions are on twins: a held-out pair "
@@ -119,11 +130,18 @@ def _check_flags() -> int:
         raise InputError(
             "--out=DIR is needed: python launch/prepare.py --target=FILE --source=FILE --out=DIR"
         )
-    if _DOWNLOAD.value:
+    if _RECBOLE.value:
+        others = [f for f in flags.FLAGS.get_key_flags_for_module(sys.argv[0]) if f.present]
+        more = sorted({f.name for f in others} - {"recbole", "out"})
+        if more:
+            raise InputError(f"--recbole brings its own split: leave out --{more[0]}")
+    elif _DOWNLOAD.value:
         if _TARGET.value or _SOURCE.value:
             raise InputError("--download brings its own files: leave out --target and --source")
     elif not (_TARGET.value and _SOURCE.value):
-        raise InputError("--target=FILE and --source=FILE are needed, or --download=amazon")
+        raise InputError(
+            "--target=FILE and --source=FILE are needed, or --download=amazon or --recbole=DIR"
+        )
     if not math.isfinite(_MIN_RATING.value):
         raise InputError(f"--min_rating={_MIN_RATING.value} must be a finite number")
     if not 0 < _TWIN_JACCARD.value <= 1:

@@ -33,6 +33,11 @@ def find_twins(
 
     Returns:
       int64[pairs, 2], sorted.
+
+    Example:
+      >>> users, items = np.array([0, 1, 2, 2]), np.array([0, 0, 0, 1])
+      >>> print(find_twins(users, items, users, 5 + items, 1.0))  # with 3 users or more
+      [[0 5]]
     """
     num_users = 1 + max(target_users.max(initial=-1), source_users.max(initial=-1))
     activity = np.bincount(target_users, minlength=num_users) + np.bincount(

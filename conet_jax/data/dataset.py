@@ -449,6 +449,32 @@ def _assemble(
 
     test = given if given is not None else draw(test_at, "test candidates")
     valid = draw(valid_at, "validation candidates")
+    return from_split(interactions, valid, test, ids, report=report, options=options)
+
+
+def from_split(
+    interactions: dict[str, Interactions],
+    valid: HeldOut,
+    test: HeldOut,
+    ids: tuple[np.ndarray, np.ndarray, np.ndarray],
+    *,
+    report: dict,
+    options: dict,
+) -> Dataset:
+    """Puts together what is split already: checks that negatives exist, counts, hashes.
+
+    Args:
+      interactions: training positives by domain.
+      valid: validation items.
+      test: test items.
+      ids: raw ids of users, target items and source items.
+      report: of the audit, so far.
+      options: that the data were made with.
+
+    Raises:
+      InputError: a user has no possible negative.
+    """
+    user_ids, num_users = ids[0], len(ids[0])
     for domain, rows in interactions.items():
         full = np.flatnonzero(np.diff(rows.indptr) >= rows.num_items)
         if len(full):
@@ -457,13 +483,14 @@ def _assemble(
                 "training positives: no negative is possible"
             )
     counts = {"users": num_users}
-    for domain in DOMAINS:
-        number = len(pairs[domain].users)
-        counts[f"{domain}_items"] = sizes[domain]
+    held_out = {"target": len(valid.users) + len(test.users), "source": 0}
+    for domain, rows in interactions.items():
+        number = len(rows.indices) + held_out[domain]
+        counts[f"{domain}_items"] = rows.num_items
         counts[f"{domain}_interactions"] = number
-        counts[f"{domain}_density"] = number / (num_users * sizes[domain])
+        counts[f"{domain}_density"] = number / (num_users * rows.num_items)
     counts |= {"valid_users": len(valid.users), "test_users": len(test.users)}
-    trained = np.zeros(sizes["target"], bool)
+    trained = np.zeros(interactions["target"].num_items, bool)
     trained[interactions["target"].indices] = True
     report = report | {
         "users_without_test": num_users - len(test.users),

@@ -96,7 +96,7 @@ class _Layout(NamedTuple):
 
 
 def read(path: str | os.PathLike, format: str = "auto") -> DomainRows:
-    """Opens one domain's file (or NCF-style folder or prefix) and checks all of it.
+    r"""Opens one domain's file (or NCF-style folder or prefix) and checks all of it.
 
     Args:
       path: a file, plain or gzip (told by its first bytes); for NCF-style data a folder with
@@ -110,6 +110,14 @@ def read(path: str | os.PathLike, format: str = "auto") -> DomainRows:
     Raises:
       InputError: the file is missing, unreadable, empty or of no known format, or holds a bad
         line; the message names file, line and value.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
+      ...     _ = file.write("user_id,item_id,rating\nann,007,5\n")
+      ...     file.flush()
+      ...     print(read(file.name).frame.collect().rows())
+      [('ann', '007', 5.0)]
     """
     name = os.fspath(path)
     if format not in FORMATS:

@@ -34,6 +34,12 @@ def leave_one_out(
 
     Raises:
       InputError: ``latest`` without timestamps, or an unknown split.
+
+    Example:
+      >>> times = np.array([7.0, 9.0, 8.0, 1.0])  # of a user with three items, and one with one
+      >>> test, valid = leave_one_out(np.array([0, 3, 4]), split="latest", seed=0, timestamps=times)
+      >>> print(test, valid)
+      [ 1 -1] [ 2 -1]
     """
     starts, degree = np.asarray(indptr[:-1], np.int64), np.diff(indptr).astype(np.int64)
     if split == "random":
@@ -100,6 +106,11 @@ def draw_candidates(
 
     Raises:
       ValueError: a user has fewer than ``count`` untouched items.
+
+    Example:
+      >>> indptr, items = np.array([0, 2]), np.array([1, 3])
+      >>> draw_candidates(indptr, items, 5, np.array([0]), 3, np.random.default_rng(0))
+      array([[0, 2, 4]], dtype=int32)
     """
     degree = np.diff(indptr)[users]
     room = (num_items - degree).astype(np.int64)

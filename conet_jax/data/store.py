@@ -3,9 +3,11 @@
 It is written beside its place and renamed, so that a directory is either whole or not there.
 """
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -51,6 +53,39 @@ def check_writable(directory: str | os.PathLike) -> Path:
     return path
 
 
+def check_new(directory: str | os.PathLike) -> Path:
+    """Returns the path that ``new_folder`` would write.
+
+    Raises:
+      InputError: something is there already.
+    """
+    path = Path(os.path.realpath(directory))
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise InputError(f"{directory}: is not empty; expected a new or empty folder")
+    return path
+
+
+@contextlib.contextmanager
+def new_folder(directory: str | os.PathLike) -> Iterator[Path]:
+    """A folder to fill, beside ``directory``, whose place it takes once all is well.
+
+    Raises:
+      InputError: something is there already, or it cannot be written.
+    """
+    path = check_new(directory)
+    beside = path.with_name(f".{path.name}.new-{os.getpid()}")
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        if path.exists():
+            path.rmdir()
+        beside.rename(path)
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written: {error.strerror}") from None
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
 def save(dataset: Dataset, directory: str | os.PathLike) -> None:
     """Writes a data set; the same data set gives the same bytes.
 
@@ -92,6 +127,16 @@ def load(directory: str | os.PathLike) -> Dataset:
 
     Raises:
       InputError: it is missing, truncated, altered or of another format; the message says where.
+
+    Example:
+      >>> import tempfile
+      >>> from conet_jax.data.synthetic import dataset
+      >>> made, _ = dataset(seed=0, num_users=20, num_target_items=20, num_source_items=20,
+      ...                   target_interactions=80, source_interactions=80, candidates=5)
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     save(made, folder)
+      ...     print(load(folder).meta["hash"] == made.meta["hash"])
+      True
     """
     path = Path(directory)
     if not (path / _JSON).is_file():

@@ -45,6 +45,7 @@ def build(options: Options) -> Model:
         scores=scores,
         sweeper=lambda interactions, sizes: sweeper(interactions, sizes, options),
         closed_form=True,
+        logits=False,
     )
 
 

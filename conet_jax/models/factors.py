@@ -23,7 +23,12 @@ def split_bias(table: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def dot(users: jax.Array, items: jax.Array) -> jax.Array:
-    """Returns p_u^T q_i + b_i for users f32[..., dim] and items f32[..., dim + 1]: f32[...]."""
+    """Returns p_u^T q_i + b_i for users f32[..., dim] and items f32[..., dim + 1]: f32[...].
+
+    Example:
+      >>> print(dot(jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0, 0.5])))
+      11.5
+    """
     vectors, biases = split_bias(items)
     return jnp.sum(users * vectors, axis=-1) + biases
 

@@ -65,6 +65,7 @@ def build(options: Options) -> Model:
         },
         scores=factors.scores,
         sweeper=lambda interactions, sizes: sweeper(interactions, sizes, options),
+        logits=False,
     )
 
 

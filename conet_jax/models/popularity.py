@@ -26,6 +26,7 @@ def build(options: Options) -> Model:
         scores=scores,
         sweeper=sweeper,
         closed_form=True,
+        logits=False,
     )
 
 

@@ -34,6 +34,12 @@ def mean_of_all(items: jax.Array, users: jax.Array, table: jax.Array, num_users:
 
     Returns:
       f32[num_users, dim].
+
+    Example:
+      >>> table = jnp.array([[1.0, 0.0], [3.0, 2.0]])
+      >>> print(mean_of_all(jnp.array([0, 1]), jnp.array([0, 0]), table, 2))
+      [[2. 1.]
+       [0. 0.]]
     """
     # In blocks, so that no array has a row an interaction.
     padding = -items.shape[0] % _BLOCK

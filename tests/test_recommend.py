@@ -1,0 +1,459 @@
+"""Recommendations against a brute-force ranking in NumPy; strangers, explanations, files."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import polars as pl
+import pytest
+from test_evaluation import TABLE
+from test_launch import DEMO, assert_one_line_error, launch
+
+from conet_jax import crossing, experiment, metric_writers, recommend
+from conet_jax.config import default_config
+from conet_jax.data import synthetic
+from conet_jax.errors import InputError
+from conet_jax.models.base import Params
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def slow(variant):
+    return pytest.param(variant, marks=pytest.mark.slow)
+
+
+USERS, ITEMS, SOURCE_ITEMS = 80, 150, 70
+
+
+@pytest.fixture(scope="module")
+def data():
+    made = synthetic.dataset(
+        num_users=USERS,
+        num_target_items=ITEMS,
+        num_source_items=SOURCE_ITEMS,
+        target_interactions=500,
+        source_interactions=700,
+        seed=0,
+    )[0]
+    names = [np.array([f"{letter}{n:03}" for n in range(size)], object)
+             for letter, size in (("u", USERS), ("t", ITEMS), ("s", SOURCE_ITEMS))]  # fmt: skip
+    ids = dict(zip(("user_ids", "target_item_ids", "source_item_ids"), names, strict=True))
+    return made._replace(**ids)
+
+
+_MADE = {}
+
+
+def made(data, variant="conet"):
+    """A recommender from parameters that are as good as trained: nothing is zero or tied."""
+    if variant in _MADE:
+        return _MADE[variant]
+    config = default_config(variant)
+    if config.model in ("conet", "mlp", "bprmf", "cmf", "fm", "ials"):
+        config.layers = (8, 6, 4)
+    if config.model == "cross_stitch":
+        config.layers = (8, 8, 8)
+    config.cross_layers = min(config.cross_layers, 2)
+    task = experiment.make_task(config, data)
+    state = task.init()
+    if task.sweep is not None:
+        _MADE[variant] = recommend.prepare(task, task.sweep(state))
+    else:
+        params = jax.tree.map(
+            lambda x: x + 0.3 * jnp.cos(jnp.arange(x.size).reshape(x.shape)), task.params(state)
+        )
+        _MADE[variant] = recommend.prepare(task, params)
+    return _MADE[variant]
+
+
+def brute_force(scores, left_out, k, items=None):
+    """The k best by a stable sort of all scores: of equals the smaller row comes first."""
+    items = range(scores.shape[1]) if items is None else items
+    lists = []
+    for row, out in zip(scores, left_out, strict=True):
+        kept = [item for item in items if item not in out]
+        lists.append(sorted(kept, key=lambda item: (-row[item], item))[:k])
+    return lists
+
+
+def all_scores(recommender):
+    listed = jnp.broadcast_to(jnp.arange(ITEMS), (USERS, ITEMS))
+    return np.asarray(recommender.model.scores(recommender.projected, jnp.arange(USERS), listed))
+
+
+def touched(data):
+    sets = [set(recommend._row(data.target, row).tolist()) for row in range(USERS)]
+    for held_out in (data.valid, data.test):
+        for user, item in zip(held_out.users, held_out.items, strict=True):
+            sets[user].add(int(item))
+    return sets
+
+
+def lists_of(frame, ids):
+    rows = {name: row for row, name in enumerate(ids)}
+    return [
+        [rows[item] for item in group["item"]]
+        for (_,), group in frame.group_by(["user"], maintain_order=True)
+    ]
+
+
+@pytest.mark.parametrize("levels", [4, 10**6], ids=["many_ties", "no_ties"])
+@pytest.mark.parametrize("at_once", [1 << 4, 1 << 9, 1 << 13])
+def test_top_lists_are_those_of_a_stable_sort(levels, at_once, monkeypatch):
+    monkeypatch.setattr(recommend, "_PAIRS_AT_ONCE", at_once)
+    rng = np.random.default_rng(0)
+    size = 100 + at_once.bit_length()  # another shape, so that the program is compiled anew
+    scores = rng.integers(0, levels, (8, size)).astype(np.float32) - levels / 2
+    left_out = rng.random((8, size)) < 0.3
+    left_out[0, 4:] = True  # fewer items than places
+    params = Params({"scores": jnp.asarray(scores)}, {})
+    rows = np.arange(8, dtype=np.int32)
+    items = np.arange(size, dtype=np.int32)
+    chosen, found, finite = recommend.top_k(
+        TABLE.project(params, None), rows, items, left_out, model=TABLE, k=20
+    )
+    expected = brute_force(scores, [set(np.flatnonzero(x)) for x in left_out], 20)
+    for row in range(8):
+        count = len(expected[row])
+        assert np.asarray(chosen)[row, :count].tolist() == expected[row]
+        assert found[row, :count].tolist() == scores[row, expected[row]].tolist()
+        assert np.isneginf(found[row, count:]).all()
+    assert bool(finite.all())
+
+
+def test_scores_that_are_not_finite_are_told_unless_left_out():
+    scores = np.zeros((2, 5), np.float32)
+    scores[:, 2] = np.nan
+    left_out = np.zeros((2, 5), bool)
+    left_out[1, 2] = True
+    params = Params({"scores": jnp.asarray(scores)}, {})
+    _, _, finite = recommend.top_k(
+        TABLE.project(params, None), np.arange(2), np.arange(5), left_out, model=TABLE, k=2
+    )
+    assert finite.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("variant", ["conet", "ials_joined", slow("fm"), slow("mlp")])
+def test_all_users_get_the_brute_force_lists_without_what_they_have(data, variant):
+    recommender = made(data, variant)
+    users = recommend.find_users(recommender, data.user_ids)
+    frame = pl.concat(recommend.stream(recommender, users, k=7))
+    scores = all_scores(recommender)
+    assert lists_of(frame, data.target_item_ids) == brute_force(scores, touched(data), 7)
+    assert frame["user"].unique(maintain_order=True).to_list() == list(data.user_ids)
+    assert frame["rank"].to_list() == [*range(1, 8)] * USERS
+    assert frame["method"].unique().to_list() == ["model"]
+    flat = np.take_along_axis(scores, np.array(lists_of(frame, data.target_item_ids)), 1).ravel()
+    if recommender.model.logits:
+        expected = 1 / (1 + np.exp(-flat.astype(np.float64)))
+        np.testing.assert_allclose(frame["probability"], expected, rtol=1e-5)
+    else:
+        np.testing.assert_allclose(frame["score"], flat, rtol=1e-5)
+        assert "probability" not in frame.columns
+
+
+def test_seen_items_come_again_where_asked_and_lists_choose_from_what_is_given(data):
+    recommender = made(data)
+    scores = all_scores(recommender)
+    users = recommend.find_users(recommender, data.user_ids[:5])
+    frame = recommend.recommend(recommender, users, k=ITEMS, include_seen=True)
+    everything = brute_force(scores[:5], [set()] * 5, ITEMS)
+    assert lists_of(frame, data.target_item_ids) == everything
+    few = recommend.find_items(recommender, ["t007", "t003", "t100", "unknown"])
+    assert few.tolist() == [3, 7, 100]
+    frame = recommend.recommend(recommender, users, items=few)
+    assert lists_of(frame, data.target_item_ids) == brute_force(
+        scores[:5], touched(data)[:5], 10, few.tolist()
+    )
+
+
+def test_a_user_for_whom_nothing_is_left_has_no_row_and_disturbs_nobody(data):
+    recommender = made(data)
+    own = recommend._row(data.target, 5)
+    users = recommend.find_users(recommender, ["u005", "new"], source={"new": np.array([2])})
+    frame = recommend.recommend(recommender, users, items=own)
+    assert frame["user"].unique().to_list() == ["new"] and len(frame) == len(own)
+    nothing = recommend.recommend(recommender, users[:1], items=own, explain=True)
+    assert len(nothing) == 0 and recommend.text(nothing) == ""
+
+
+def test_users_of_all_kinds_keep_their_order(data):
+    recommender = made(data)
+    source = {"new": np.array([1, 5, 9])}
+    ids = ["u003", "nobody", "new", "u001"]
+    users = recommend.find_users(recommender, ids, source=source, fallback=True)
+    frame = recommend.recommend(recommender, users, k=2)
+    assert frame["user"].to_list() == [name for name in ids for _ in range(2)]
+    assert frame["method"].to_list()[::2] == ["model", "popularity", "source items", "model"]
+    popular = np.bincount(data.target.indices, minlength=ITEMS)
+    best = sorted(range(ITEMS), key=lambda item: (-popular[item], item))[:2]
+    assert frame["item"].to_list()[2:4] == data.target_item_ids[best].tolist()
+    assert frame["probability"].null_count() == 2
+
+
+def test_unknown_users_are_an_error_that_says_what_helps(data):
+    recommender = made(data)
+    with pytest.raises(InputError, match="user 'nobody' is in neither domain.*--fallback"):
+        recommend.find_users(recommender, ["u001", "nobody"])
+    source = {"new": np.array([1])}
+    for variant in ("popularity", "ials"):
+        with pytest.raises(InputError, match="users.txt:2: user 'new' is in the source domain al"):
+            recommend.find_users(
+                made(data, variant), ["u001", "new"], source=source, origin="users.txt"
+            )
+
+
+@pytest.mark.parametrize(
+    "variant", ["conet", "ials_joined", "cross_stitch", slow("cmf"), slow("fm")]
+)
+def test_embedding_of_a_stranger_is_ridge_regression_on_source_profiles(data, variant):
+    recommender = made(data, variant)
+    table = np.asarray(recommender.params.tables["source_item"], np.float64)
+    users = np.asarray(recommender.params.tables["user"], np.float64)
+
+    def profile(items):
+        return np.append(table[items].mean(0), 1.0)
+
+    x = np.stack([profile(recommend._row(data.source, row)) for row in range(USERS)])
+    # Ridge as ordinary least squares with rows of its own, each input scaled to mean square 1.
+    scale = np.sqrt((x**2).mean(0))
+    ridge = np.sqrt(0.01 * USERS) * np.eye(x.shape[1])
+    solution = np.linalg.lstsq(
+        np.concatenate([x / scale, ridge]),
+        np.concatenate([users, np.zeros((len(ridge), users.shape[1]))]),
+        rcond=None,
+    )[0]
+    items = np.array([3, 8, 60])
+    expected = profile(items) / scale @ solution
+    found = recommend._vectors(recommender, [items])[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_stranger_with_a_trained_user_s_embedding_and_source_items_gets_that_user_s_list(
+    data, monkeypatch
+):
+    recommender = made(data)
+    users = [recommend.User(f"new{row}", None, recommend._row(data.source, row)) for row in (4, 9)]
+    own = np.asarray(recommender.params.tables["user"])[[4, 9]]
+    monkeypatch.setattr(recommend, "_vectors", lambda recommender, sources: own)
+    frame = recommend.recommend(recommender, users, k=5)
+    assert lists_of(frame, data.target_item_ids) == brute_force(
+        all_scores(recommender)[[4, 9]], [set(), set()], 5
+    )
+    assert frame["method"].unique().to_list() == ["source items"]
+
+
+def test_ease_ranks_for_a_stranger_by_the_rows_of_its_source_items(data):
+    recommender = made(data, "ease_joined")
+    items = np.array([3, 8, 60])
+    frame = recommend.recommend(recommender, [recommend.User("new", None, items)], k=5)
+    weights = np.asarray(recommender.params.tables["target_item"])
+    expected = weights[:, ITEMS + items].sum(1)
+    assert lists_of(frame, data.target_item_ids) == brute_force(expected[None], [set()], 5)
+
+
+@pytest.mark.slow
+def test_strangers_are_served_better_by_their_source_items_than_by_popularity():
+    """Shared taste: users whose target items the model never saw."""
+    made_of, scores_of = synthetic.dataset(
+        num_users=1000, num_target_items=200, num_source_items=200,
+        target_interactions=8_000, source_interactions=20_000, dim=3, noise=0.1, seed=0,
+    )  # fmt: skip
+    config = default_config("ials_joined")
+    task = experiment.make_task(config, made_of)
+    params = task.init()
+    for _ in range(5):
+        params = task.sweep(params)
+    recommender = recommend.prepare(task, params)
+    # The taste of the data's own users is known; their source items alone are handed over.
+    strangers = [
+        recommend.User(f"new{row}", None, recommend._row(made_of.source, row)) for row in range(300)
+    ]
+    listed = np.broadcast_to(np.arange(200), (300, 200))
+    truth = np.asarray(scores_of(np.arange(300), listed))
+    places = np.argsort(np.argsort(-truth, axis=1), axis=1)
+
+    def mean_place(users):
+        frame = pl.concat(recommend.stream(recommender, users, k=10))
+        chosen = np.array(lists_of(frame, made_of.target_item_ids))
+        return np.take_along_axis(places, chosen, 1).mean()
+
+    nobody = [recommend.User(user.id) for user in strangers]
+    assert mean_place(strangers) < 0.8 * mean_place(nobody)
+
+
+def leave_one_out(recommender, data, row, items):
+    """Scores with each source item of a user taken out of the data, by ``Model.project`` anew."""
+    from conet_jax import sampling
+
+    indptr, indices = data.source.indptr, data.source.indices
+    out = []
+    for at in range(indptr[row], indptr[row + 1]):
+        shorter = indptr - (np.arange(len(indptr)) > row)
+        source = sampling.to_device(shorter, np.delete(indices, at), SOURCE_ITEMS)
+        interactions = {**recommender.interactions, "source": source}
+        projected = recommender.model.project(recommender.params, interactions)
+        out.append(recommender.model.scores(projected, jnp.array([row]), items[None])[0])
+    return np.array(out)
+
+
+@pytest.mark.parametrize("variant", ["conet", slow("fm")])
+def test_explanation_is_the_fall_of_the_score_without_each_source_item(data, variant):
+    recommender = made(data, variant)
+    user = recommend.find_users(recommender, ["u005"])
+    frame = recommend.recommend(recommender, user, k=4, explain=True)
+    items = np.array(lists_of(frame, data.target_item_ids)[0])
+    falls = all_scores(recommender)[5, items] - leave_one_out(recommender, data, 5, items)
+    own = recommend._row(data.source, 5)
+    for at, row in enumerate(frame.iter_rows(named=True)):
+        order = [source for source in np.argsort(-falls[:, at]) if falls[source, at] > 1e-5][:3]
+        for place, source in enumerate(order, 1):
+            assert row[f"source_{place}"] == data.source_item_ids[own[source]]
+            assert row[f"weight_{place}"] == pytest.approx(falls[source, at], abs=1e-5)
+    np.testing.assert_allclose(
+        frame["score"], all_scores(recommender)[5, items], rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("variant", ["conet", "cross_stitch"])
+def test_cross_score_is_what_is_lost_with_the_crossing_off(data, variant):
+    recommender = made(data, variant)
+    frame = recommend.recommend(
+        recommender, recommend.find_users(recommender, data.user_ids[:3]), k=4, explain=True
+    )
+    off = crossing.switched(recommender.params, recommender.interactions, "off")
+    alone = recommender._replace(projected=recommender.model.project(*off))
+    chosen = np.array(lists_of(frame, data.target_item_ids))
+    rows = np.arange(3)[:, None]
+    expected = (all_scores(recommender) - all_scores(alone))[rows, chosen]
+    np.testing.assert_allclose(frame["cross_score"], expected.ravel(), rtol=1e-4, atol=1e-5)
+    assert np.abs(expected).max() > 1e-3
+
+
+@pytest.mark.parametrize("variant", ["popularity", slow("mlp")])
+def test_models_without_a_source_profile_have_nothing_to_explain(data, variant):
+    recommender = made(data, variant)
+    frame = recommend.recommend(
+        recommender, recommend.find_users(recommender, ["u000"]), explain=True
+    )
+    assert frame["cross_score"].null_count() == frame["source_1"].null_count() == len(frame)
+
+
+def test_strangers_are_explained_by_what_their_embedding_is_made_from(data):
+    recommender = made(data, "ials_joined")
+    items = np.array([3, 8, 60])
+    frame = recommend.recommend(
+        recommender, [recommend.User("new", None, items)], k=3, explain=True
+    )
+    chosen = np.array(lists_of(frame, data.target_item_ids)[0])
+    vectors = recommend._vectors(recommender, [items, items[[1, 2]], items[[0, 2]], items[[0, 1]]])
+    scores = vectors @ np.asarray(recommender.params.tables["target_item"])[chosen].T
+    falls = scores[0] - scores[1:]
+    best = falls.argmax(0)
+    weight = falls.max(0)
+    assert (weight > 0).any()
+    for at, row in enumerate(frame.iter_rows(named=True)):
+        if weight[at] > 1e-5:
+            assert row["source_1"] == data.source_item_ids[items[best[at]]]
+            assert row["weight_1"] == pytest.approx(weight[at], abs=1e-4)
+
+
+def test_lists_of_ids_are_read_line_by_line(tmp_path):
+    path = tmp_path / "ids.txt"
+    path.write_bytes("\ufeffa\r\n007\r\né, b\r\n\r\n".encode())
+    assert recommend.read_ids(path) == ["a", "007", "é, b"]
+    path.write_text("a\n\nb\n")
+    with pytest.raises(InputError, match="ids.txt:2: an empty line"):
+        recommend.read_ids(path)
+    with pytest.raises(InputError, match="nowhere"):
+        recommend.read_ids(tmp_path / "nowhere")
+
+
+def test_source_interactions_are_read_as_prepare_reads_them(data, tmp_path):
+    recommender = made(data)
+    recommender.dataset.meta["options"]["min_rating"] = 4.0
+    path = tmp_path / "source.csv"
+    path.write_text(
+        "user_id,item_id,rating\nnew,s005,5\nnew,s001,4\nnew,s002,3\nnew,s005,4\nnew,other,5\n"
+        "newer,s007,5\nnobody,other,5\n"
+    )
+    found = recommend.read_source(recommender, path)
+    assert {user: rows.tolist() for user, rows in found.items()} == {"new": [1, 5], "newer": [7]}
+    assert list(recommend.read_source(recommender, path, ["newer"])) == ["newer"]
+    del recommender.dataset.meta["options"]["min_rating"]
+
+
+# The command.
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "demo"
+    done = launch("train", f"{DEMO}:conet", f"--workdir={workdir}", "--config.epochs=1")
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def test_all_users_are_written_to_a_file(run, tmp_path):
+    out = tmp_path / "out.parquet"
+    done = launch("recommend", f"--workdir={run}", "--all", "--k=3", f"--out={out}")
+    assert done.returncode == 0 and "3,000 users" in done.stdout, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
+    frame = pl.read_parquet(out)
+    recommender = recommend.load(run)
+    users = recommend.find_users(recommender, list(recommender.rows)[:70])
+    expected = pl.concat(recommend.stream(recommender, users, k=3))
+    assert len(frame) == 3 * 3_000
+    names = ["user", "rank", "item", "method"]
+    assert frame.head(210).select(names).equals(expected.select(names))
+    np.testing.assert_allclose(frame["probability"][:210], expected["probability"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", metric_writers.FRAME_SUFFIXES)
+def test_tables_come_back_whole_from_every_format(suffix, tmp_path):
+    parts = [pl.DataFrame({"user": ["007", 'a,"b'], "score": [0.1 + at, None]}) for at in range(3)]
+    metric_writers.write_frames(tmp_path / f"out{suffix}", parts)
+    read = {".csv": pl.read_csv, ".jsonl": pl.read_ndjson, ".parquet": pl.read_parquet}[suffix]
+    options = {"schema_overrides": {"user": str}} if suffix == ".csv" else {}
+    assert read(tmp_path / f"out{suffix}", **options).equals(pl.concat(parts))
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_recommend_prints_lists_for_people(run, tmp_path):
+    source = tmp_path / "source.csv"
+    source.write_text("user_id,item_id\nnew,3\nnew,17\n")
+    done = launch("recommend", f"--workdir={run}", "--user=12", "--user=new", "--user=nobody",
+                  f"--source={source}", "--fallback=popularity", "--k=2", "--explain")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("user")] == [
+        "user 12", "user new, by source items", "user nobody, by popularity"
+    ]  # fmt: skip
+    assert "probability" in lines[1] and "crossing" in lines[3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragments"),
+    [
+        ([], ["expected one of --user=ID, --users=FILE and --all", "none"]),
+        (["--all", "--user=1"], ["--user and --all"]),
+        (["--all", "--out=x.xlsx"], ["x.xlsx", ".parquet"]),
+        (["--user=nobody"], ["user 'nobody'", "--source=FILE", "--fallback=popularity"]),
+        (["--users=nowhere.txt"], ["nowhere.txt"]),
+        (["--user=1", "--out=/proc/nowhere/x.csv"], ["/proc/nowhere"]),
+    ],
+)
+def test_bad_requests_are_one_line(run, arguments, fragments):
+    assert_one_line_error(launch("recommend", f"--workdir={run}", *arguments), *fragments)
+
+
+def test_nothing_is_left_of_a_file_whose_making_failed(tmp_path):
+    def frames():
+        yield pl.DataFrame({"a": [1]})
+        raise RuntimeError("no more")
+
+    for suffix in metric_writers.FRAME_SUFFIXES:
+        (tmp_path / f"out{suffix}").write_text("before")
+        with pytest.raises(RuntimeError, match="no more"):
+            metric_writers.write_frames(tmp_path / f"out{suffix}", frames())
+        assert (tmp_path / f"out{suffix}").read_text() == "before"
+    assert len(list(tmp_path.iterdir())) == 3
