@@ -799,6 +799,20 @@ def versions() -> dict[str, str]:
     }
 
 
+def for_inference(task: Task, params: Params) -> tuple[Task, Params]:
+    """Returns the same model with a row a user or item: of ``crossfit``, the rows of all pairs."""
+    if not task.model.fixed_tables:
+        return task, params
+    config = task.config.copy_and_resolve_references()
+    config.folds = 0
+    tables = {
+        name: crossfit.of_all_pairs(table, task.config.folds)
+        for name, table in params.tables.items()
+    }
+    task = task._replace(config=config, model=models.build(config))
+    return task, params._replace(tables=tables)
+
+
 def restore(workdir: str | Path, *, devices: int = 1) -> tuple[Task, Params, dict[str, Any]]:
     """Loads a run's config, data and best parameters.
 

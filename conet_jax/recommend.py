@@ -7,11 +7,12 @@ items in the order of their raw ids as text.
 A user who is in the source domain alone has no trained embedding. It is predicted from what the
 user has there, by a linear map fitted on the users of both domains (Man et al. 2017, *Cross-domain
 recommendation: an embedding and mapping approach*, EMCDR); the model then ranks as for anyone else,
-with the user's own source profile.
+with the user's own source profile. Where each domain has a view of the user of its own
+(``crossfit``), the source's is solved for from the user's source items, and the target's is empty.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 
-from conet_jax import crossing, evaluation, experiment, sampling
+from conet_jax import crossing, evaluation, experiment, models, sampling
 from conet_jax.data import readers
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import InputError
-from conet_jax.models import popularity, profiles
+from conet_jax.models import crossfit, ials, popularity, profiles
 from conet_jax.models.base import Model, Params
 
 USERS_AT_ONCE = 64
@@ -50,6 +51,8 @@ class Recommender(NamedTuple):
       to_user: f64[dim + 1, dim_user], map from a source profile, and 1, to a user's embedding;
         None where the model has no embeddings of both.
       off: parameters with every H at zero; None where nothing crosses at inference.
+      source_views: lists of source items -> f32[lists, dim + 1], the source's view of such users;
+        None where users have no views.
     """
 
     model: Model
@@ -61,12 +64,13 @@ class Recommender(NamedTuple):
     rows: Mapping[str, int]
     to_user: np.ndarray | None
     off: Params | None
+    source_views: Callable[[list[np.ndarray]], np.ndarray] | None = None
 
     @property
     def ranks_strangers(self) -> bool:
         """Whether it ranks for a user who is in the source domain alone."""
         only_history = "user" not in self.params.tables and self.model.inference == "cross"
-        return self.to_user is not None or only_history
+        return bool(self.to_user is not None or self.source_views or only_history)
 
 
 class User(NamedTuple):
@@ -122,10 +126,23 @@ def prepare(task: experiment.Task, params: Params) -> Recommender:
       >>> print(recommend(recommender, users, k=1, include_seen=True).rows())
       [('1', 1, '0', 3.0, 'model')]
     """
+    task, params = experiment.for_inference(task, params)
     dataset, model = task.dataset, task.model
-    off = None
+    off, to_user, source_views = None, None, None
     if model.inference == "cross" and jax.tree.leaves(params.dense.get("cross")):
         off, _ = crossing.switched(params, task.interactions, "off")
+    if model.pairing == "views":
+        source = task.interactions["source"]
+        degrees = np.diff(np.asarray(source.indptr))
+        counts = np.asarray(params.tables["user"][:, -1])
+        source_views = partial(
+            crossfit.source_views,
+            tables=params.tables,
+            options=models.options(ials, task.config)._replace(joined=True),
+            empty=float(counts[0] - np.log1p(degrees[0])),
+        )
+    else:
+        to_user = _map_to_users(params, task.interactions)
     return Recommender(
         model,
         params,
@@ -134,8 +151,9 @@ def prepare(task: experiment.Task, params: Params) -> Recommender:
         dataset,
         experiment.touched_items(dataset),
         {user: row for row, user in enumerate(dataset.user_ids)},
-        _map_to_users(params, task.interactions),
+        to_user,
         off,
+        source_views,
     )
 
 
@@ -239,8 +257,8 @@ def recommend(
       - ``cross_score``, how much of the score comes through the cross connections: the score
         minus what it is with every H at zero;
       - ``source_1``, ``weight_1`` and so on: the source items that weigh most, by how far the
-        score falls if the item is taken out of the user's source profile. A trained user embedding
-        stays; one made from source items is made again without the item. Only falls are listed.
+        score falls if the item is taken out of the user's source profile or view. A trained user
+        embedding stays; one made from source items is made again without it. Only falls are listed.
 
       They are null where nothing crosses, or no source profile is read, at inference.
 
@@ -504,6 +522,9 @@ def _explanation(recommender: Recommender, user: User, items: np.ndarray) -> dic
         vectors = _vectors(recommender, lists)
     else:
         vectors = np.repeat(np.asarray(params.tables["user"][user.row])[None], len(lists), axis=0)
+        if recommender.source_views is not None:
+            views = recommender.source_views(lists)
+            vectors[:, -views.shape[1] :] = views
     scores = _scores(recommender, params, vectors, targets, lists, items)
     if recommender.off is not None:
         first = [None if x is None else x[:1] for x in (vectors, targets, lists)]
@@ -613,6 +634,13 @@ def _map_to_users(
 
 def _vectors(recommender: Recommender, sources: list[np.ndarray]) -> np.ndarray | None:
     """Embeddings of users who have only source items; None of a model without embeddings."""
+    if recommender.source_views is not None:
+        views = recommender.source_views(sources)
+        target = np.zeros_like(views)
+        column = np.asarray(recommender.params.tables["user"][:1, views.shape[1] - 1])
+        degree = np.diff(np.asarray(recommender.interactions["target"].indptr[:2]))
+        target[:, -1] = column - np.log1p(degree)
+        return np.concatenate([target, views], axis=1)
     if recommender.to_user is None:
         return None
     table = recommender.params.tables["source_item"]

@@ -41,6 +41,7 @@ def main() -> None:
 
     export.check_writable(_OUT.value)
     task, params, _ = experiment.restore(_WORKDIR.value)
+    task, params = experiment.for_inference(task, params)
     export.save(task, params, _OUT.value)
     print(f"written to {_OUT.value}")
 

@@ -457,3 +457,53 @@ def test_nothing_is_left_of_a_file_whose_making_failed(tmp_path):
             metric_writers.write_frames(tmp_path / f"out{suffix}", frames())
         assert (tmp_path / f"out{suffix}").read_text() == "before"
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.fixture(scope="module")
+def of_views(data):
+    """The recommended recipe: fitted factors, and towers in which everything is felt."""
+    config = default_config("")
+    config.update(dict(layers=(8, 6, 4), cross_layers=2, ials_sweeps=3, fold_sweeps=1, folds=2))
+    task = experiment.make_task(config, data)
+    params = task.params(task.init())
+    dense = jax.tree.map(
+        lambda x: x + 0.3 * jnp.cos(jnp.arange(float(x.size))).reshape(x.shape), params.dense
+    )
+    return task, params, recommend.prepare(task, params._replace(dense=dense))
+
+
+def test_views_made_from_source_items_are_those_of_the_fit(data, of_views):
+    task, params, recommender = of_views
+    views = recommender.source_views([recommend._row(data.source, u) for u in range(USERS)])
+    fitted = np.asarray(params.tables["user"]).reshape(USERS, 3, 2, 5)[:, 2, 1]
+    np.testing.assert_allclose(views, fitted, rtol=1e-3, atol=1e-4)
+    # Scores for inference are those of the model with all its folds.
+    users, items = jnp.arange(USERS), jnp.broadcast_to(jnp.arange(7), (USERS, 7))
+    own = params._replace(dense=recommender.params.dense)
+    scores = task.model.scores(task.model.project(own, task.interactions), users, items)
+    np.testing.assert_allclose(
+        recommender.model.scores(recommender.projected, users, items), scores, rtol=1e-6
+    )
+
+
+def test_views_explain_by_the_source_items_and_rank_for_strangers(data, of_views):
+    _, _, recommender = of_views
+    items = recommend._row(data.source, 5)
+    frame = recommend.recommend(
+        recommender, recommend.find_users(recommender, ["u005"]), k=4, explain=True
+    )
+    chosen = np.array(lists_of(frame, data.target_item_ids)[0])
+    lists = [items, *(np.delete(items, at) for at in range(len(items)))]
+    rows = np.repeat(np.asarray(recommender.params.tables["user"][5:6]), len(lists), axis=0)
+    rows[:, 5:] = recommender.source_views(lists)
+    tables = {**recommender.params.tables, "user": jnp.asarray(rows)}
+    projected = recommender.model.project(recommender.params._replace(tables=tables), {})
+    listed = jnp.broadcast_to(jnp.asarray(chosen), (len(lists), len(chosen)))
+    scores = np.asarray(recommender.model.scores(projected, jnp.arange(len(lists)), listed))
+    falls = scores[0] - scores[1:]
+    assert np.abs(frame["cross_score"].to_numpy()).max() > 1e-4
+    for at, row in enumerate(frame.iter_rows(named=True)):
+        if falls[:, at].max() > 1e-4:
+            assert row["weight_1"] == pytest.approx(falls[:, at].max(), abs=1e-4)
+    stranger = recommend.recommend(recommender, [recommend.User("new", None, items)], k=3)
+    assert len(stranger) == 3 and stranger["probability"].null_count() == 0
