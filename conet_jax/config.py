@@ -401,7 +401,8 @@ def differences(
       ["config.field is … there and … here", …], empty if they agree.
 
     Example:
-      >>> differences({"l1": 0.1, "epochs": 3}, ConfigDict({"l1": 0.2, "epochs": 5}))
+      >>> here = ConfigDict({"dtype": "float32", "l1": 0.2, "epochs": 5})
+      >>> differences({"l1": 0.1, "epochs": 3}, here)
       ['config.l1 is 0.1 there and 0.2 here']
     """
     there, here = flatten(completed(stored)), flatten(config.to_dict())

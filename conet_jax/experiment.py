@@ -678,7 +678,7 @@ def epoch_row(epoch: int, step: int, sums: dict[str, np.ndarray], seconds: float
       sums: {name: f64[steps]} sums and counts of ``Model.loss``.
       seconds: of training.
     """
-    domains = [name.removesuffix("_loss") for name in sums if name.endswith("_loss")]
+    domains = [domain for domain in ("target", "source") if f"{domain}_loss" in sums]
     losses = {domain: (sums[f"{domain}_loss"], sums[f"{domain}_count"]) for domain in domains}
     row = {
         "epoch": epoch,

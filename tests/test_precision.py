@@ -129,10 +129,10 @@ def test_memory_that_is_announced_is_that_of_the_compiled_program_within_a_half(
         source_interactions=9_000,
         seed=0,
     )[0]
-    task = task_of(data, variant, warm_start="")
+    task = task_of(data, variant)
     steps = max(training.chunk_lengths(task.plan.steps, experiment.CHUNK_STEPS))
     step = jnp.int32(0)
-    compiled = training.train_chunk.lower(
+    compiled = training.chunk_program.lower(
         task.abstract_state(),
         task.interactions,
         task.sampling_key,
@@ -143,6 +143,7 @@ def test_memory_that_is_announced_is_that_of_the_compiled_program_within_a_half(
         plan=task.plan,
         settings=task.settings,
         num_steps=steps,
+        mesh=task.mesh,
     ).compile()
     found = compiled.memory_analysis()
     program = found.argument_size_in_bytes + found.temp_size_in_bytes

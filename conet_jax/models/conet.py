@@ -417,8 +417,8 @@ def project(params: Params, interactions: Any, options: Options) -> dict[str, An
       Under "target" see ``towers.project_target``. Under "cross" ``user`` f32[users, 2 r] and
       ``item`` f32[target items, 2 r], whose sum is the first pre-activation of both towers side
       by side; tables of the inner product; ``dense``. Under "views" inner products are inputs too:
-      ``dots`` f32[2, 2 r] is what one of each view adds to that sum, ``view`` f32[users, 2, dim]
-      and ``factors`` f32[target items, dim] are what they are of.
+      ``dots`` f32[2, 2 r] is what one of each view adds to that sum, ``user_view``
+      f32[users, 2, dim] and ``item_factors`` f32[target items, dim] are what they are of.
     """
     tables, dense = params
     user, item = tables["user"], tables["target_item"]
@@ -457,8 +457,8 @@ def _project_views(
         "user": transition(dense, 0, jnp.concatenate([*map(crossfit.user_part, views)], axis=-1)),
         "item": transition(linear, 0, jnp.tile(crossfit.item_part(item), (1, 2))),
         "dots": transition(linear, 0, one_each.reshape(2, 2 * width)),
-        "view": jnp.stack(vectors, axis=1),
-        "factors": item[:, :-1],
+        "user_view": jnp.stack(vectors, axis=1),
+        "item_factors": item[:, :-1],
         "dense": dense,
         **towers.project_inner(dense["target"], vectors[0], item[:, :-1]),
     }
@@ -492,7 +492,7 @@ def scores(
     dense = projected["dense"]
     both = projected["user"][users][:, None, :] + projected["item"][items]
     if options.pairing == "views":
-        pairs = projected["view"][users], projected["factors"][items]
+        pairs = projected["user_view"][users], projected["item_factors"][items]
         dots = options.inner_weight * jnp.einsum("nvd,ncd->ncv", *pairs)
         both = both + dots @ projected["dots"]
     both = towers.activations(jax.nn.relu(both), options.dtype)

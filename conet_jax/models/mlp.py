@@ -148,8 +148,8 @@ def project(params: Params, options: Options) -> dict[str, Any]:
         "user": towers.affine(layer, crossfit.user_part(user)),
         "item": crossfit.item_part(item) @ layer["kernel"],
         "dots": layer["kernel"][2 * vectors[0].shape[1]],
-        "view": vectors[0],
-        "factors": vectors[1],
+        "user_view": vectors[0],
+        "item_factors": vectors[1],
         "tower": tower,
         **towers.project_inner(tower, *vectors),
     }
@@ -161,7 +161,7 @@ def scores(
     """Logits f32[n, c] of users int32[n] for items int32[n, c]."""
     if not options.crossfit:
         return towers.score_target(projected, users, items, options.dtype)
-    pairs = projected["view"][users], projected["factors"][items]
+    pairs = projected["user_view"][users], projected["item_factors"][items]
     dots = options.inner_weight * jnp.einsum("nd,ncd->nc", *pairs)
     beside = dots[:, :, None] * projected["dots"][None, None, :]
     return towers.score_target(projected, users, items, options.dtype, beside)

@@ -63,8 +63,8 @@ def init_tower(
             kernel, bias = std * jax.random.normal(kernel_key, shape), jnp.zeros(shape[1:])
         params[name] = {"kernel": kernel, "bias": bias}
     if inner_weight is not None:
-        params["inner"] = jnp.full((layers[0] // 2,), float(inner_weight))
-        params["output"]["bias"] = jnp.full((1,), output_bias)
+        params["inner"] = jnp.full((layers[0] // 2,), inner_weight, float)
+        params["output"]["bias"] = jnp.full((1,), output_bias, float)
     return params
 
 
