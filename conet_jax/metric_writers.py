@@ -168,7 +168,11 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, *, epochs: int) -> None:
-        self._writer = load_tensorboardx().SummaryWriter(str(folder), purge_step=epochs + 1)
+        # Files are named by the second: without a suffix, a run that goes on within one would
+        # overwrite the file before.
+        self._writer = load_tensorboardx().SummaryWriter(
+            str(folder), purge_step=epochs + 1, filename_suffix=f".{epochs}"
+        )
 
     def append(self, row: dict[str, Any]) -> None:
         """Writes one row and flushes it to disk; ``epoch`` is the step."""
