@@ -28,11 +28,12 @@ SIZES = dict(
 )
 
 
-def config_of(devices, **fields):
-    config = default_config("lasso")
+def config_of(devices, variant="lasso", **fields):
+    config = default_config(variant)
     config.update(
-        name="tiny", layers=(16, 8, 4), cross_layers=2, batch_size=32, learning_rate=0.01, l1=1e-4
-    )
+        name="tiny", layers=(16, 8, 4), cross_layers=min(2, config.cross_layers), batch_size=32,
+        learning_rate=0.01, l1=1e-4, folds=3, ials_sweeps=2, fold_sweeps=1,
+    )  # fmt: skip
     config.update({"devices": devices, "patience": 99, **fields})
     return config
 
