@@ -3,10 +3,10 @@
 Tables are split by rows, interleaved: of n devices, device r % n holds row r as its row r // n, so
 that neither a range of popular ids nor one user's neighbours end on one device. An array of such a
 table is that of device 0, then that of device 1, …; with one device it is the plain table, and
-everything below is the identity. Where an id has several rows, ``copies``, they are on one device,
-beside each other, and row r of the axis is still row r // n of device r % n. Dense parameters are on every device. A step exchanges the ids,
-rows and row gradients of its batch, each row once for every device that reads it, and dense
-gradients: nothing as long as a table.
+everything below is the identity. Where an id has several rows (``copies``) they are beside each
+other on one device, and row r, as the axis counts, is still row r // n of device r % n. Dense
+parameters are on every device. A step exchanges the ids, rows and row gradients of its batch, each
+row once for every device that reads it, and dense gradients: nothing as long as a table.
 
 Functions that run on a device ask ``size()``; outside of ``mapped`` that is 1, so the same code is
 a program of one device, and can be ``vmap``ped over runs.
@@ -531,9 +531,7 @@ def in_order(tables: Any, *, mesh: Mesh, copies: int = 1) -> Any:
 
 
 @partial(jax.jit, static_argnames=("num_rows", "mesh", "copies"))
-def interleaved(
-    tables: dict[str, jax.Array], *, num_rows: Any, mesh: Mesh, copies: int = 1
-) -> Any:
+def interleaved(tables: dict[str, jax.Array], *, num_rows: Any, mesh: Mesh, copies: int = 1) -> Any:
     """The inverse of ``in_order``; ``num_rows`` is (name, rows) of each table without padding."""
     n = mesh.size
     if n == 1:

@@ -107,9 +107,7 @@ def init_params(model: Model, key: jax.Array, sizes: Sizes, mesh: jax.sharding.M
 
     specs = Params(*(jax.sharding.NamedSharding(mesh, spec) for spec in PARAMS))
     params = jax.jit(make, out_shardings=specs)(key)
-    tables = parallel.interleaved(
-        params.tables, num_rows=num_rows, mesh=mesh, copies=model.copies
-    )
+    tables = parallel.interleaved(params.tables, num_rows=num_rows, mesh=mesh, copies=model.copies)
     return params._replace(tables=tables)
 
 

@@ -13,8 +13,9 @@ the source's, of the same item, so that what one domain knows of a user reaches 
 through the H^l and in no other way.
 
 Tables: row ``id * (folds + 1) + fold`` is that of a user or item without the fold, ``fold ==
-folds`` of all pairs; on several devices those of an id are on one (``row_ids``). A user's row is its views side by side, each ``dim`` factors and a count; an
-item's row its factors and a count. Counts are log(1 + training pairs), less their mean.
+folds`` of all pairs; on several devices those of an id are on one (``row_ids``). A user's row is
+its views side by side, each ``dim`` factors and a count; an item's row its factors and a count.
+Counts are log(1 + training pairs), less their mean.
 """
 
 from typing import Any
