@@ -11,9 +11,10 @@ row once for every device that reads it, and dense gradients: nothing as long as
 Functions that run on a device ask ``size()``; outside of ``mapped`` that is 1, so the same code is
 a program of one device, and can be ``vmap``ped over runs.
 
-The mapping is ``jit(shard_map)`` over one named axis. ``jax.pmap`` is a layer over the same since
-JAX 0.8, "the old way" by its own docstring: it wants a leading axis of devices on each array and
-gives each process its own part of the result, which Orbax could not save as one array.
+The mapping is ``jit(shard_map)`` over one named axis. ``jax.pmap`` has been a layer over the same
+two since JAX 0.8 and nothing else since 0.9.2 (docs.jax.dev/en/latest/migrate_pmap.html), "the old
+way" by its own docstring: it wants a leading axis of devices on each array and gives each process
+its own part of the result, which Orbax could not save as one array.
 """
 
 import os

@@ -48,7 +48,7 @@ def worker(tmp_path, name="out", **fields):
     out = tmp_path / f"{name}.npz"
     command = [sys.executable, ROOT / "tests" / "axis_worker.py", out, json.dumps(fields)]
     done = subprocess.run(
-        command, env=environment(8), capture_output=True, text=True, timeout=900, check=False
+        command, env=environment(8), capture_output=True, text=True, timeout=1800, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     with np.load(out) as arrays:
@@ -252,7 +252,7 @@ class Processes:
         self.files[i].seek(0)
         return self.files[i].read()
 
-    def wait(self, timeout=900):
+    def wait(self, timeout=1800):
         for i, process in enumerate(self.running):
             assert process.wait(timeout) == 0, self.printed(i)[-3000:]
 
