@@ -34,7 +34,7 @@ SCALES = {
 RAW_LINES = (22_507_155, 4_607_047)  # of the paper's two files, ratings_Books and _Movies_and_TV
 STEPS = 500  # of our optimiser a timed run
 SCALING_STEPS = 20  # the same on several devices, which share the cores of this machine
-SCALING_BATCHES = (256, 16_384)  # examples a domain: the paper's, and one worth many devices
+SCALING = (("conet", 16_384), ("", 16_384))  # variants and examples a domain, worth many devices
 DENSE_STEPS = 50  # of the dense one, which is slower by far
 
 
@@ -163,8 +163,8 @@ def _dataset(scale: str) -> Dataset:
     )[0]
 
 
-def _task(dataset: Dataset, **fields: Any) -> experiment.Task:
-    config = default_config("conet")
+def _task(dataset: Dataset, variant: str = "conet", **fields: Any) -> experiment.Task:
+    config = default_config(variant)
     config.update({"devices": 1, **fields})
     return experiment.make_task(config, dataset)
 
@@ -440,16 +440,16 @@ def traffic(task: experiment.Task, compiled: Any, *, num_steps: int = 1) -> dict
         "batch_rows": n * each,
         "rows_a_device": each,
         "capacity": n * parallel.capacity(each, n),
-        "row_width": max(x.shape[1] // 3 for x in state.tables.values()),
+        "row_width": max(x.shape[1] for x in jax.eval_shape(task.params, state).tables.values()),
         "dense_bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.dense)),
     }
 
 
 def _scaling(report: Report, dataset: Dataset) -> None:
-    """Step, exchange and memory of 1, 2, 4, 8 devices; one device against plain ``jit``."""
-    for batch in SCALING_BATCHES:
+    """Step, exchange and memory of 1, 2, 4, 8 devices; one against plain ``jit`` and ``pmap``."""
+    for variant, batch in SCALING:
         for n in (n for n in DEVICES if n <= jax.device_count()):
-            _scale(report, dataset, batch, n)
+            _scale(report, dataset, variant, batch, n)
     task = _task(dataset)
     count = min(experiment.CHUNK_STEPS, task.plan.steps)
     static = dict(model=task.model, plan=task.plan, settings=task.settings, num_steps=count)
@@ -458,23 +458,52 @@ def _scaling(report: Report, dataset: Dataset) -> None:
         {
             "scaling_step_mapped": (_epoch_runner(task, count), count),
             "scaling_step_plain_jit": (_epoch_runner(task, count, plain), count),
+            "scaling_step_pmap": (_pmap_runner(task, count, static), count),
         }
     )
-    report.ratios["scaling_mapped_over_plain_jit"] = (
-        seconds["scaling_step_mapped"] / seconds["scaling_step_plain_jit"]
+    for other in ("plain_jit", "pmap"):
+        report.ratios[f"scaling_mapped_over_{other}"] = (
+            seconds["scaling_step_mapped"] / seconds[f"scaling_step_{other}"]
+        )
+
+
+def _pmap_runner(
+    task: experiment.Task, num_steps: int, static: dict[str, Any]
+) -> Callable[[], None]:
+    """``_epoch_runner`` on one device under ``jax.pmap``, whose arrays have an axis of devices."""
+    program = jax.pmap(
+        partial(training.run_steps, **static),
+        axis_name=parallel.AXIS,
+        in_axes=(0, 0, None, None, None, None),
+        devices=list(task.mesh.devices.flat),
+        donate_argnums=0,
     )
+    state, interactions = jax.tree.map(lambda x: x[None], (task.init(), task.interactions))
+    start = np.int32(0)
+    arguments = interactions, task.sampling_key, start, start, task.hyper
+    state = jax.tree.map(lambda x: x[0], program(state, *arguments)[0])
+    state = training.settle_in_place(state, task.hyper.learning_rate)
+    holder = [jax.tree.map(lambda x: x[None], state)]
+
+    def once() -> None:
+        holder[0], _ = jax.block_until_ready(program(holder[0], *arguments))
+
+    return once
 
 
-def _scale(report: Report, dataset: Dataset, batch: int, n: int) -> None:
-    """One batch size on n devices."""
-    task = _task(dataset, devices=n, batch_size=batch // 2)
+def _scale(report: Report, dataset: Dataset, variant: str, batch: int, n: int) -> None:
+    """One variant and batch size on n devices."""
+    task = _task(dataset, variant, devices=n, batch_size=batch // 2, negatives=1)
     count = min(SCALING_STEPS, task.plan.steps)
-    state = task.init()
+    # What the recipe's tables hold does not matter, and to fit them takes long.
+    params = training.init_params(task.model, task.key, task.sizes, task.mesh)
+    state = training.init_state(task.model, params, task.settings)
     compiled = compile_steps(task, state, count)
-    name = f"scaling_batch_{batch}_devices_{n}"
+    name = f"scaling_{variant or 'recipe'}_batch_{batch}_devices_{n}"
     moved = traffic(task, compiled, num_steps=count)
     report.rates |= {
         f"{name}_bytes_exchanged": sum(size for _, size in moved["usual"]),
+        f"{name}_bytes_of_largest": max((size for _, size in moved["usual"]), default=0.0),
         f"{name}_bytes_of_tables": _held(state.tables),
         f"{name}_bytes_of_interactions": _held(task.interactions),
         f"{name}_bytes_of_temporaries": compiled.memory_analysis().temp_size_in_bytes,
@@ -501,7 +530,7 @@ def _busiest_over_mean(task: experiment.Task) -> float:
     n, start = task.mesh.size, np.int32(0)
     batch = sampling.sample_step(jax.random.key(0), start, start, interactions, task.plan)
     rows = sum(
-        np.bincount(np.unique(np.asarray(ids)) % n, minlength=n)
+        np.bincount(np.unique(np.asarray(ids)) // task.model.copies % n, minlength=n)
         for ids in task.model.lookups(batch).values()
     )
     return float(rows.max() / rows.mean())

@@ -90,19 +90,24 @@ class Task(NamedTuple):
 
     def to_save(self, state: State) -> State:
         """Returns a state or parameters as they are saved, whatever the number of devices."""
-        return _with_tables(state, parallel.in_order(state.tables, mesh=self.mesh))
+        copies = self.model.copies
+        return _with_tables(state, parallel.in_order(state.tables, mesh=self.mesh, copies=copies))
 
     def from_saved(self, saved: State) -> State:
         """Returns what ``to_save`` was given."""
         plain = self.abstract_state().tables
         num_rows = tuple((name, table.shape[0]) for name, table in plain.items())
-        tables = parallel.interleaved(saved.tables, num_rows=num_rows, mesh=self.mesh)
+        tables = parallel.interleaved(
+            saved.tables, num_rows=num_rows, mesh=self.mesh, copies=self.model.copies
+        )
         return _with_tables(saved, tables)
 
     def saved_like(self, abstract: State) -> State:
         """Returns shapes, dtypes and devices of ``to_save`` of plain arrays."""
         like = parallel.ordered_like(abstract, self.mesh, parallel.SAME)
-        tables = parallel.ordered_like(abstract.tables, self.mesh, parallel.SPLIT)
+        tables = parallel.ordered_like(
+            abstract.tables, self.mesh, parallel.SPLIT, self.model.copies
+        )
         return _with_tables(like, tables)
 
     def member(self, config: ConfigDict) -> "Task":
@@ -151,7 +156,12 @@ class Task(NamedTuple):
                     fold_sweeps=config.fold_sweeps,
                     by_domain="source" in self.model.domains,
                 )
-            tables = {name: parallel.spread(fitted[name], self.mesh) for name in params.tables}
+            tables = {
+                name: parallel.spread(
+                    np.asarray(fitted[name], like.dtype), self.mesh, self.model.copies
+                )
+                for name, like in params.tables.items()
+            }
             params = params._replace(tables=tables)
         if config.warm_start == "pretrain":
             tables = {**params.tables, "user": self._pretrain()}
@@ -265,12 +275,11 @@ def make_task(config: ConfigDict, dataset: Dataset) -> Task:
     _forget_programs()
     model = models.build(config)
     mesh = parallel.mesh(config.devices)
-    # The folds of crossfit are beside each other in the tables, which the axis would part.
-    if model.sweeper is not None or config.warm_start == "crossfit":
+    if model.sweeper is not None:
         if jax.process_count() > 1:
             raise InputError(
-                f"config.model is {config.model!r} and config.warm_start {config.warm_start!r}, "
-                "fitted on one device: expected one process"
+                f"config.model is {config.model!r}, which is fitted on one device: expected one "
+                "process"
             )
         mesh = parallel.one_device()
     interactions = interactions_on(dataset, mesh)

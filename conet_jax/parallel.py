@@ -3,16 +3,18 @@
 Tables are split by rows, interleaved: of n devices, device r % n holds row r as its row r // n, so
 that neither a range of popular ids nor one user's neighbours end on one device. An array of such a
 table is that of device 0, then that of device 1, …; with one device it is the plain table, and
-everything below is the identity. Dense parameters are on every device. A step exchanges the ids,
-rows and row gradients of its batch, each row once for every device that reads it, and dense
-gradients: nothing as long as a table.
+everything below is the identity. Where an id has several rows (``copies``) they are beside each
+other on one device, and row r, as the axis counts, is still row r // n of device r % n. Dense
+parameters are on every device. A step exchanges the ids, rows and row gradients of its batch, each
+row once for every device that reads it, and dense gradients: nothing as long as a table.
 
 Functions that run on a device ask ``size()``; outside of ``mapped`` that is 1, so the same code is
 a program of one device, and can be ``vmap``ped over runs.
 
-The mapping is ``jit(shard_map)`` over one named axis. ``jax.pmap`` is a layer over the same since
-JAX 0.8, "the old way" by its own docstring: it wants a leading axis of devices on each array and
-gives each process its own part of the result, which Orbax could not save as one array.
+The mapping is ``jit(shard_map)`` over one named axis. ``jax.pmap`` has been a layer over the same
+two since JAX 0.8 and nothing else since 0.9.2 (docs.jax.dev/en/latest/migrate_pmap.html), "the old
+way" by its own docstring: it wants a leading axis of devices on each array and gives each process
+its own part of the result, which Orbax could not save as one array.
 """
 
 import os
@@ -482,46 +484,55 @@ def _ordered_rows(num_rows: int, n: int) -> int:
     return n * n * _local_rows(num_rows, n)[1]
 
 
-def padded(tables: Any, mesh: Mesh) -> Any:
+def _by_id(table: Any, copies: int) -> Any:
+    return table.reshape(-1, copies, *table.shape[1:])
+
+
+def _by_row(table: Any) -> Any:
+    return table.reshape(-1, *table.shape[2:])
+
+
+def padded(tables: Any, mesh: Mesh, copies: int = 1) -> Any:
     """Pads plain tables by rows of zeros to the length of ``in_order``."""
 
     def pad(table: jax.Array) -> jax.Array:
-        more = _ordered_rows(len(table), mesh.size) - len(table)
+        more = copies * _ordered_rows(len(table) // copies, mesh.size) - len(table)
         return jnp.pad(table, [(0, more)] + [(0, 0)] * (table.ndim - 1))
 
     return tables if mesh.size == 1 else jax.tree.map(pad, tables)
 
 
-def ordered_like(tree: Any, mesh: Mesh, spec: P) -> Any:
+def ordered_like(tree: Any, mesh: Mesh, spec: P, copies: int = 1) -> Any:
     """Returns shapes, dtypes and devices of plain arrays as ``in_order`` has them if ``SPLIT``."""
 
     def like(x: Any) -> jax.ShapeDtypeStruct:
         shape = x.shape
         if spec == SPLIT and mesh.size > 1:
-            shape = (_ordered_rows(shape[0], mesh.size), *shape[1:])
+            shape = (copies * _ordered_rows(shape[0] // copies, mesh.size), *shape[1:])
         return jax.ShapeDtypeStruct(shape, x.dtype, sharding=NamedSharding(mesh, spec))
 
     return jax.tree.map(like, tree)
 
 
-@partial(jax.jit, static_argnames="mesh")
-def in_order(tables: Any, *, mesh: Mesh) -> Any:
+@partial(jax.jit, static_argnames=("mesh", "copies"))
+def in_order(tables: Any, *, mesh: Mesh, copies: int = 1) -> Any:
     """Returns tables in the order of their ids, padded by rows of zeros, each device a range."""
     n = mesh.size
     if n == 1:
         return tables
 
     def move(table: jax.Array) -> jax.Array:
+        table = _by_id(table, copies)
         part = -(-table.shape[0] // n)
         padding = [(0, n * part - table.shape[0])] + [(0, 0)] * (table.ndim - 1)
         ranges = _swap(jnp.pad(table, padding)).reshape(n, part, *table.shape[1:])
-        return jnp.swapaxes(ranges, 0, 1).reshape(n * part, *table.shape[1:])
+        return _by_row(jnp.swapaxes(ranges, 0, 1).reshape(n * part, *table.shape[1:]))
 
     return mapped(lambda t: jax.tree.map(move, t), mesh, (SPLIT,), SPLIT)(tables)
 
 
-@partial(jax.jit, static_argnames=("num_rows", "mesh"))
-def interleaved(tables: dict[str, jax.Array], *, num_rows: Any, mesh: Mesh) -> Any:
+@partial(jax.jit, static_argnames=("num_rows", "mesh", "copies"))
+def interleaved(tables: dict[str, jax.Array], *, num_rows: Any, mesh: Mesh, copies: int = 1) -> Any:
     """The inverse of ``in_order``; ``num_rows`` is (name, rows) of each table without padding."""
     n = mesh.size
     if n == 1:
@@ -529,9 +540,10 @@ def interleaved(tables: dict[str, jax.Array], *, num_rows: Any, mesh: Mesh) -> A
     counts = dict(num_rows)
 
     def move(name: str, table: jax.Array) -> jax.Array:
-        rows, part = _local_rows(counts[name], n)
+        table = _by_id(table, copies)
+        rows, part = _local_rows(counts[name] // copies, n)
         parts = jnp.swapaxes(table.reshape(part, n, *table.shape[1:]), 0, 1)
-        return _swap(parts.reshape(n * part, *table.shape[1:]))[:rows]
+        return _by_row(_swap(parts.reshape(n * part, *table.shape[1:]))[:rows])
 
     def move_all(tables: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return {name: move(name, table) for name, table in tables.items()}
@@ -539,17 +551,17 @@ def interleaved(tables: dict[str, jax.Array], *, num_rows: Any, mesh: Mesh) -> A
     return mapped(move_all, mesh, (SPLIT,), SPLIT)(tables)
 
 
-def spread(table: Any, mesh: Mesh) -> jax.Array:
+def spread(table: Any, mesh: Mesh, copies: int = 1) -> jax.Array:
     """Puts a plain table on the axis, its rows interleaved, padded by rows of zeros."""
     n = mesh.size
     if n == 1:
         return jnp.asarray(table)
-    table = np.asarray(table)
+    table = _by_id(np.asarray(table), copies)
     rows = _local_rows(len(table), n)[0]
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
-        own = table[(index[0].start or 0) // rows :: n]
-        return np.pad(own, [(0, rows - len(own))] + [(0, 0)] * (table.ndim - 1))
+        own = table[(index[0].start or 0) // (rows * copies) :: n]
+        return _by_row(np.pad(own, [(0, rows - len(own))] + [(0, 0)] * (table.ndim - 1)))
 
-    shape = (n * rows, *table.shape[1:])
+    shape = (n * rows * copies, *table.shape[2:])
     return jax.make_array_from_callback(shape, NamedSharding(mesh, SPLIT), part)

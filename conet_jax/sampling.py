@@ -198,7 +198,7 @@ def negatives(key: jax.Array, interactions: Interactions, users: jax.Array) -> j
 
 def _below(key: jax.Array, bounds: jax.Array) -> jax.Array:
     """Draws uniformly from 0 … bounds - 1."""
-    return parallel.draw(lambda top: jax.random.randint(key, top.shape, 0, top), bounds)
+    return parallel.draw(lambda top: jax.random.randint(key, top.shape, 0, top, jnp.int32), bounds)
 
 
 def _lists(interactions: Interactions, users: jax.Array) -> tuple[jax.Array, jax.Array]:

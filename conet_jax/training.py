@@ -103,11 +103,12 @@ def init_params(model: Model, key: jax.Array, sizes: Sizes, mesh: jax.sharding.M
 
     def make(key: jax.Array) -> Params:
         params = model.init(key, sizes)
-        return Params(parallel.padded(params.tables, mesh), params.dense)
+        return Params(parallel.padded(params.tables, mesh, model.copies), params.dense)
 
     specs = Params(*(jax.sharding.NamedSharding(mesh, spec) for spec in PARAMS))
     params = jax.jit(make, out_shardings=specs)(key)
-    return params._replace(tables=parallel.interleaved(params.tables, num_rows=num_rows, mesh=mesh))
+    tables = parallel.interleaved(params.tables, num_rows=num_rows, mesh=mesh, copies=model.copies)
+    return params._replace(tables=tables)
 
 
 def init_state(model: Model, params: Params, settings: Settings) -> TrainState:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from conet_jax import benchmark, evaluation, experiment, parallel, training
+from conet_jax import benchmark, evaluation, experiment, footprint, parallel, training
 from conet_jax.config import default_config
 from conet_jax.data import synthetic
 
@@ -28,13 +28,27 @@ SIZES = dict(
 )
 
 
-def config_of(devices, **fields):
-    config = default_config("lasso")
+def config_of(devices, variant="lasso", **fields):
+    config = default_config(variant)
     config.update(
-        name="tiny", layers=(16, 8, 4), cross_layers=2, batch_size=32, learning_rate=0.01, l1=1e-4
-    )
+        name="tiny", layers=(16, 8, 4), cross_layers=min(2, config.cross_layers), batch_size=32,
+        negatives=1, learning_rate=0.01, l1=1e-4, folds=3, ials_sweeps=2, fold_sweeps=1,
+    )  # fmt: skip
     config.update({"devices": devices, "patience": 99, **fields})
     return config
+
+
+def large_batches(devices, dataset, fields):
+    """What a step of 1,024 examples a domain moves and holds, from the compiled program."""
+    task = experiment.make_task(config_of(devices, batch_size=512, **fields), dataset)
+    compiled = benchmark.compile_steps(task, task.init(), 1)
+    found = compiled.memory_analysis()
+    params = jax.eval_shape(task.params, task.abstract_state())
+    settled = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)) // devices
+    return benchmark.traffic(task, compiled) | {
+        "announced": footprint.memory(task, 1),
+        "held": found.argument_size_in_bytes + found.temp_size_in_bytes + 2 * settled,
+    }
 
 
 def steps(dataset, devices, epochs, full, room, fields):
@@ -71,11 +85,10 @@ def steps(dataset, devices, epochs, full, room, fields):
     for name, table in task.to_save(params).tables.items():
         rows = task.abstract_state().tables[name].shape[0]
         out[f"table_{name}"] = np.asarray(table)[:rows]
-    diagnostics = training.diagnose(
-        params, task.interactions, task.sampling_key, np.int32(0), model=task.model, plan=task.plan
-    )
-    out["diagnostics"] = np.array([float(v) for _, v in sorted(diagnostics.items())])
     if full:
+        arguments = params, task.interactions, task.sampling_key, np.int32(0)
+        found = training.diagnose(*arguments, model=task.model, plan=task.plan)
+        out["diagnostics"] = np.array([float(v) for _, v in sorted(found.items())])
         touched = experiment.touched_items(dataset)
         found = evaluation.rank_full(
             task.model, params, task.interactions, dataset.valid, touched, block=64
@@ -84,18 +97,21 @@ def steps(dataset, devices, epochs, full, room, fields):
     return out
 
 
-def main(out, *, devices, x64=True, epochs=1, full=False, room=None, fields=None, runs=()):
-    """Trains for each number of devices, or, with ``runs``, fits (workdir, devices, epochs)."""
+def main(
+    out, *, devices, x64=True, epochs=1, full=False, traffic=0, room=None, fields=None, runs=()
+):
+    """Trains for each number of devices, or, with ``runs``, fits (workdir, devices, epochs).
+
+    ``full`` has diagnostics and ranks all items, too; ``traffic`` is a number of devices.
+    """
     jax.config.update("jax_enable_x64", x64)
     dataset = synthetic.dataset(**SIZES)[0]
     for workdir, count, until in runs:
         config = config_of(count, epochs=until, **(fields or {}))
         experiment.fit(config, workdir, dataset=dataset, quiet=True)
     results = {}
-    if full:
-        task = experiment.make_task(config_of(devices[-1], batch_size=512), dataset)
-        compiled = benchmark.compile_steps(task, task.init(), 1)
-        results["traffic"] = json.dumps(benchmark.traffic(task, compiled))
+    if traffic:
+        results["traffic"] = json.dumps(large_batches(traffic, dataset, fields or {}))
     for n in devices:
         for name, value in steps(dataset, n, epochs, full, room, fields or {}).items():
             results[f"{name}/{n}"] = value

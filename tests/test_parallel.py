@@ -16,14 +16,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conet_jax import parallel
+from conet_jax.errors import InputError
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """
 from ml_collections import ConfigDict
 from conet_jax.config import default_config
 
 def get_config(variant=""):
-    config = default_config("lasso")
-    config.update(name="tiny", layers=(16, 8, 4), cross_layers=2, batch_size=32, patience=99)
+    config = default_config(variant)
+    config.update(name="tiny", layers=(16, 8, 4), cross_layers=2, batch_size=32, negatives=1)
+    config.update(patience=99, folds=3, ials_sweeps=2, fold_sweeps=1)
     config.data.synthetic = ConfigDict(dict(
         num_users=120, num_target_items=220, num_source_items=150,
         target_interactions=900, source_interactions=1500, seed=0))
@@ -44,7 +48,7 @@ def worker(tmp_path, name="out", **fields):
     out = tmp_path / f"{name}.npz"
     command = [sys.executable, ROOT / "tests" / "axis_worker.py", out, json.dumps(fields)]
     done = subprocess.run(
-        command, env=environment(8), capture_output=True, text=True, timeout=900, check=False
+        command, env=environment(8), capture_output=True, text=True, timeout=1800, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     with np.load(out) as arrays:
@@ -54,14 +58,14 @@ def worker(tmp_path, name="out", **fields):
 def assert_tables_equal(found, n, expected, atol):
     for name in ("user", "target_item", "source_item"):
         there = expected[f"table_{name}/1"]
-        assert np.abs(there).max() > 0.1  # they were trained
+        assert np.abs(there).max() > 0.1  # they were trained, or fitted
         np.testing.assert_allclose(found[f"table_{name}/{n}"], there, rtol=0, atol=atol)
 
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):
     """An epoch on one device and on eight, in float64; batches of 64."""
-    return worker(tmp_path_factory.mktemp("axis"), devices=[1, 8], full=True)
+    return worker(tmp_path_factory.mktemp("axis"), devices=[1, 8], full=True, traffic=8)
 
 
 def test_an_epoch_on_eight_devices_is_that_on_one(few):
@@ -84,9 +88,15 @@ def test_a_device_holds_its_share_of_tables_and_their_moments(few):
 def test_no_collective_moves_more_than_the_rows_of_a_batch(few):
     """Read from the compiled step of 1,024 examples a domain; no table is as long as they are."""
     traffic = json.loads(str(few["traffic"]))
+    assert traffic["rows_a_device"] == 128
+    assert_bounded(traffic)
+
+
+def assert_bounded(traffic):
+    assert traffic["announced"] == pytest.approx(traffic["held"], rel=0.5)
     row = 8 * traffic["row_width"]  # float64
     sums = 4 * 8  # loss and count of each domain
-    assert traffic["batch_rows"] == 1024 and traffic["rows_a_device"] == 128
+    assert traffic["batch_rows"] == traffic["rows_a_device"] * 8
 
     def check(found, rows):
         assert {"all-to-all", "all-reduce"} <= {name for name, _ in found}
@@ -97,6 +107,32 @@ def test_no_collective_moves_more_than_the_rows_of_a_batch(few):
     # Where ids are spread evenly, the rows of a device's part, and some room.
     assert traffic["capacity"] < traffic["batch_rows"] / 3
     check(traffic["usual"], traffic["capacity"])
+
+
+def assert_recipe_equal(found, n):
+    """Fixed tables are the same to the bit, and so are ranks."""
+    np.testing.assert_allclose(found[f"losses/{n}"], found["losses/1"], rtol=1e-10)
+    np.testing.assert_array_equal(found[f"above/{n}"], found["above/1"])
+    assert_tables_equal(found, n, found, 0)
+    assert found[f"held/{n}"] <= 1.05 / n
+
+
+def test_an_epoch_of_the_recipe_on_eight_devices_is_that_on_one(tmp_path):
+    assert_recipe_equal(worker(tmp_path, devices=[1, 8], fields={"variant": ""}), 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["", "ours_mlp", "ours_mlp_joined"])
+def test_variants_of_the_recipe_on_several_devices_are_those_on_one(variant, tmp_path):
+    # Three devices divide neither rows nor batches.
+    options = {"devices": [1, 3, 8], "fields": {"variant": variant}, "full": True, "traffic": 8}
+    found = worker(tmp_path, **options)
+    for n in (3, 8):
+        np.testing.assert_allclose(found[f"losses/{n}"], found["losses/1"], rtol=1e-10)
+        for name in ("above", "full_above", "full_candidates"):
+            np.testing.assert_array_equal(found[f"{name}/{n}"], found[f"{name}/1"])
+        np.testing.assert_allclose(found[f"diagnostics/{n}"], found["diagnostics/1"], rtol=1e-8)
+    assert_bounded(json.loads(str(found["traffic"])))
 
 
 @pytest.mark.slow
@@ -129,8 +165,10 @@ def test_other_models_and_batches_are_those_of_one_device(devices, fields, room,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("x64", [True, False])
-def test_two_hundred_steps_on_1_2_4_and_8_devices_are_the_same(x64, tmp_path):
-    found = worker(tmp_path, devices=[1, 2, 4, 8], x64=x64, epochs=10)
+@pytest.mark.parametrize("variant", ["", "lasso"])
+def test_two_hundred_steps_on_1_2_4_and_8_devices_are_the_same(variant, x64, tmp_path):
+    fields = {"variant": variant}
+    found = worker(tmp_path, devices=[1, 2, 4, 8], x64=x64, epochs=10, fields=fields)
     assert len(found["losses/1"]) >= 200
     for n in (2, 4, 8):
         if x64:
@@ -157,18 +195,19 @@ def assert_rows_agree(workdir, other, rtol=1e-10):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_any_number_of_devices_goes_on_with_any_other(tmp_path):
-    whole = tmp_path / "whole"
-    worker(tmp_path, devices=[], runs=[(str(whole), 1, 3)])
-    starts = [(str(tmp_path / f"from{n}"), n, 1) for n in (8, 1, 2)]
-    worker(tmp_path, devices=[], runs=starts)
+@pytest.mark.parametrize("variant", ["", "lasso"])
+def test_a_checkpoint_of_any_number_of_devices_goes_on_with_any_other(variant, tmp_path):
+    whole, options = tmp_path / "whole", {"devices": [], "fields": {"variant": variant}}
+    worker(tmp_path, runs=[(str(whole), 1, 3)], **options)
+    starts = [(str(tmp_path / f"from{n}"), n, 1) for n in (8, 1, 2, 4)]
+    worker(tmp_path, runs=starts, **options)
     ends = []
-    for n, others in ((8, (1, 2, 4)), (1, (8,)), (2, (8,))):
+    for n, others in ((8, (1, 2, 4)), (1, (8,)), (2, (8,)), (4, (8,))):
         for other in others:
             workdir = tmp_path / f"from{n}to{other}"
             shutil.copytree(tmp_path / f"from{n}", workdir)
             ends.append((str(workdir), other, 3))
-    worker(tmp_path, devices=[], runs=ends)
+    worker(tmp_path, runs=ends, **options)
     for workdir, _, _ in ends:
         assert_rows_agree(Path(workdir), whole)
 
@@ -213,7 +252,7 @@ class Processes:
         self.files[i].seek(0)
         return self.files[i].read()
 
-    def wait(self, timeout=900):
+    def wait(self, timeout=1800):
         for i, process in enumerate(self.running):
             assert process.wait(timeout) == 0, self.printed(i)[-3000:]
 
@@ -231,7 +270,9 @@ def result_of(workdir):
 
 
 @pytest.mark.slow
-def test_two_processes_of_two_devices_are_one_of_four(config, tmp_path):
+@pytest.mark.parametrize("variant", ["", "lasso"])
+def test_two_processes_of_two_devices_are_one_of_four(variant, config, tmp_path):
+    config = f"{config}:{variant}"
     one, two = tmp_path / "one", tmp_path / "two"
     with Processes(config, one, 1, 4, "--config.epochs=2") as alone:
         alone.wait()
@@ -243,8 +284,9 @@ def test_two_processes_of_two_devices_are_one_of_four(config, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_dead_peer_ends_the_run_and_a_restart_completes_it(victim, config, tmp_path):
+@pytest.mark.parametrize(("variant", "victim"), [("", 0), ("", 1), ("lasso", 1)])
+def test_a_dead_peer_ends_the_run_and_a_restart_completes_it(variant, victim, config, tmp_path):
+    config = f"{config}:{variant}"
     flags = ("--config.epochs=6",)
     with Processes(config, tmp_path / "undisturbed", 2, 1, *flags, x64=False) as both:
         both.wait()
@@ -267,16 +309,24 @@ def test_a_dead_peer_ends_the_run_and_a_restart_completes_it(victim, config, tmp
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("given", "message"),
     [
-        (["--num_processes=2"], "come together"),
-        (["--coordinator=localhost:1", "--num_processes=2", "--process_id=2"], "expected 0 to 1"),
-        (["--coordinator=localhost", "--num_processes=1", "--process_id=0"], "expected HOST:PORT"),
-        (["--config.devices=3"], "config.devices is 3"),
+        (("localhost:1", None, 0), "come together"),
+        (("localhost:1", 2, 2), "expected 0 to 1"),
+        (("localhost", 1, 0), "expected HOST:PORT"),
     ],
 )
-def test_processes_and_devices_that_cannot_be_are_refused(flags, message, config, tmp_path):
-    command = [sys.executable, ROOT / "launch" / "train.py", f"--config={config}", *flags]
+def test_processes_that_cannot_be_are_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        parallel.start(*given)
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [("--num_processes=2", "come together"), ("--config.devices=3", "config.devices is 3")],
+)
+def test_flags_of_processes_and_devices_that_cannot_be_are_refused(flag, message, config, tmp_path):
+    command = [sys.executable, ROOT / "launch" / "train.py", f"--config={config}:lasso", flag]
     done = subprocess.run(
         [*command, f"--workdir={tmp_path / 'run'}"],
         env=environment(2),

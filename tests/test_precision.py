@@ -91,7 +91,7 @@ def test_bfloat16_is_float32_to_eight_bits_in_loss_and_scores(data, inference):
         users = np.arange(20, dtype=np.int32)
         items = np.broadcast_to(np.arange(100, dtype=np.int32), (20, 100))
         logits[dtype] = np.asarray(jax.jit(task.model.scores)(projected, users, items))
-        batch, ids, _ = footprint._step(task)
+        batch, ids = footprint._step(task)
         rows = {name: params.tables[name][own] for name, own in ids.items()}
         losses[dtype] = float(jax.jit(task.model.loss)(params.dense, rows, batch, task.hyper)[0])
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=1e-2)

@@ -109,6 +109,7 @@ class Model(NamedTuple):
         of a closed form. ``lookups``, ``loss``, ``diagnostics`` and ``l1_mask`` are then not used.
       closed_form: whether the first sweep is the last.
       fixed_tables: whether the tables stay as they start, and the rest alone is trained.
+      copies: rows of a table for each user or item, beside each other.
       logits: whether scores are logits: their sigmoid is the probability that a pair is an observed
         one, among observed pairs and sampled negatives as in training. Else they only order.
     """
@@ -126,4 +127,5 @@ class Model(NamedTuple):
     sweeper: Callable[..., Callable[[Params], Params]] | None = None
     closed_form: bool = False
     fixed_tables: bool = False
+    copies: int = 1
     logits: bool = True

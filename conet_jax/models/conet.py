@@ -74,6 +74,7 @@ def build(options: Options) -> Model:
         diagnostics=lambda dense, rows, batch: diagnostics(dense, rows, batch, options),
         l1_mask=l1_mask,
         fixed_tables=options.pairing == "views",
+        copies=options.folds + 1 if options.pairing == "views" else 1,
     )
 
 

@@ -13,8 +13,9 @@ the source's, of the same item, so that what one domain knows of a user reaches 
 through the H^l and in no other way.
 
 Tables: row ``id * (folds + 1) + fold`` is that of a user or item without the fold, ``fold ==
-folds`` of all pairs. A user's row is its views side by side, each ``dim`` factors and a count; an
-item's row its factors and a count. Counts are log(1 + training pairs), less their mean.
+folds`` of all pairs; on several devices those of an id are on one (``row_ids``). A user's row is
+its views side by side, each ``dim`` factors and a count; an item's row its factors and a count.
+Counts are log(1 + training pairs), less their mean.
 """
 
 from typing import Any
@@ -23,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from conet_jax import parallel
 from conet_jax.models import ials
 from conet_jax.models.base import Sizes
 
@@ -37,7 +39,10 @@ def row_ids(ids: jax.Array, folds_of: jax.Array | None, folds: int) -> jax.Array
       folds_of: int32[n], the folds of the examples; None reads the rows of all pairs.
       folds: number of folds.
     """
-    return ids * (folds + 1) + (folds if folds_of is None else folds_of)
+    # Row r of the axis is row r // n of device r % n: here that of the id.
+    n = parallel.size()
+    rows = ids // n * (folds + 1) + (folds if folds_of is None else folds_of)
+    return rows * n + ids % n
 
 
 def of_all_pairs(table: jax.Array, folds: int) -> jax.Array:
@@ -105,7 +110,7 @@ def fit(
     sweeps: int = 15,
     fold_sweeps: int = 4,
     seed: int = 0,
-) -> dict[str, jax.Array]:
+) -> dict[str, np.ndarray]:
     """Factorises all training pairs and, from there, those without each fold.
 
     Pair number r of a domain, in the order of users and items, is in fold ``r % folds``, so that
@@ -181,7 +186,7 @@ def _counts(ids: np.ndarray, rows: int) -> np.ndarray:
     return np.bincount(ids, minlength=rows)
 
 
-def _stacked(blocks: list[list[tuple[jax.Array, np.ndarray]]]) -> jax.Array:
+def _stacked(blocks: list[list[tuple[jax.Array, np.ndarray]]]) -> np.ndarray:
     """Interleaves the folds' rows [factors, count, …]; the mean count is that of all pairs."""
     means = [np.log1p(count).mean() for _, count in blocks[-1]]
     rows = [
@@ -196,4 +201,4 @@ def _stacked(blocks: list[list[tuple[jax.Array, np.ndarray]]]) -> jax.Array:
         for block in blocks
     ]
     table = np.stack(rows, axis=1)
-    return jnp.asarray(table.reshape(-1, table.shape[-1]))
+    return table.reshape(-1, table.shape[-1])

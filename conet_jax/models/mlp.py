@@ -45,6 +45,7 @@ def build(options: Options) -> Model:
         scores=partial(scores, options=options),
         diagnostics=partial(diagnostics, options=options),
         fixed_tables=options.crossfit,
+        copies=options.folds + 1 if options.crossfit else 1,
     )
 
 
