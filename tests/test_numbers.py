@@ -5,13 +5,18 @@ with what a run without poison does up to there.
 """
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conet_jax import evaluation, experiment, models, sampling, training
+from conet_jax import evaluation, experiment, models, recommend, sampling, sweep, training
 from conet_jax.checkpoints import Checkpoints
 from conet_jax.config import default_config
 from conet_jax.data import synthetic
@@ -298,6 +303,48 @@ def test_rollbacks_end_and_nothing_bad_is_saved(data, tmp_path):
     assert rows_of(tmp_path / "run") == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 4])
+def test_the_command_names_step_domain_and_parameter_on_any_number_of_devices(tmp_path, devices):
+    root = Path(__file__).resolve().parent.parent
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    done = subprocess.run(
+        [
+            *(sys.executable, str(root / "launch" / "train.py")),
+            f"--config={root / 'configs' / 'demo.py'}:conet",
+            *("--config.learning_rate=1e30", "--config.on_nonfinite=rollback"),
+            *("--config.data.synthetic.num_users=200", "--config.layers=(16,8)"),
+            *("--config.data.synthetic.target_interactions=1500", "--config.cross_layers=1"),
+            *("--config.data.synthetic.source_interactions=1500", f"--workdir={tmp_path / 'run'}"),
+            *(f"--config.devices={devices}",),
+        ],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": flags},
+        timeout=900,
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: the "), line
+    for fragment in (
+        r"(loss|gradient of \S+ \(\w+( domains)?\)) is not finite at step \d+ \(epoch",
+        r"the largest parameter is \w+/\S+, with an entry of \d",
+        "and nothing of this epoch was saved, after 5 rollbacks: start anew",
+    ):
+        assert re.search(fragment, line), line
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
+    assert not any((tmp_path / "run" / "checkpoints" / "latest").glob("[0-9]*"))
+
+
+def test_rollback_in_a_sweep_is_refused(data, tmp_path):
+    for value, problem in (("rollback", "expected stop in a sweep"), ("stop", "")):
+        config = tiny(on_nonfinite=value)
+        planned = sweep.runs(
+            sweep.Sweep("", config, {}, tmp_path, points=[{}]), sweep.Datasets(data)
+        )
+        assert problem in planned[0].problem and bool(planned[0].problem) == bool(problem)
+
+
 # Indices.
 
 
@@ -339,3 +386,27 @@ def test_full_ranker_refuses_touched_items_out_of_range():
     touched = np.array([0, 1]), np.array([9])
     with pytest.raises(InputError, match="touched item 9 is out of range: expected 0 to 8"):
         evaluation.rank_full(SCORES, params, interactions, held_out, touched)
+
+
+@pytest.mark.parametrize(
+    ("user", "items", "message"),
+    [
+        (recommend.User("a", row=60), None, "user 'a': row 60 is out of range: expected 0 to 59"),
+        (recommend.User("a", row=-1), None, "user 'a': row -1 is out of range"),
+        (
+            recommend.User("b", source=np.array([3, 130])),
+            None,
+            "user 'b': source item 130 is out of range: expected 0 to 129",
+        ),
+        (recommend.User("c", row=0), [0, 130], "item 130 is out of range: expected 0 to 129"),
+        (recommend.User("c", row=0), [-1, 4], "item -1 is out of range"),
+    ],
+)
+def test_recommender_refuses_rows_out_of_range(data, user, items, message):
+    task = experiment.make_task(default_config("popularity"), data)
+    recommender = recommend.prepare(task, task.sweep(task.init()))
+    known = recommend.User("known", row=3)
+    assert len(recommend.recommend(recommender, [known], k=2)) == 2
+    items = None if items is None else np.array(items)
+    with pytest.raises(InputError, match=message):
+        recommend.recommend(recommender, [known, user], k=2, items=items)
