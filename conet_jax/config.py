@@ -30,7 +30,7 @@ MODEL_NAMES = (
 )
 TOWERS = ("conet", "mlp", "cross_stitch")
 # Fields that may differ between a workdir and the command that resumes it.
-FREE_FIELDS = ("devices", "platform", "epochs", "data.dir", "data.prepare")
+FREE_FIELDS = ("devices", "platform", "epochs", "on_nonfinite", "data.dir", "data.prepare")
 
 
 def default_config(variant: str = "") -> ConfigDict:
@@ -119,6 +119,8 @@ def default_config(variant: str = "") -> ConfigDict:
     config.devices = 0  # to train and rank on, over all processes; 0 is all there are. Results do
     # not depend on it but for rounding: the batch is that of all devices together
     config.platform = ""  # cpu, gpu or tpu; empty is JAX's choice
+    config.on_nonfinite = "stop"  # a loss, gradient or score that is not finite; rollback: back to
+    # the last checkpoint, and on at half the learning rate, five times at most
     config.dtype = "float32"  # of the towers' activations and products: or bfloat16; all else stays
 
     if variant in ("mlp", "ours_mlp", "ours_mlp_joined", "published_mlp", "pretrain"):
@@ -275,6 +277,7 @@ _CHECKS: dict[str, Any] = {
     "eval_k": _integer(1),
     "devices": _integer(0),
     "platform": _one_of("", "cpu", "gpu", "cuda", "rocm", "tpu"),
+    "on_nonfinite": _one_of("stop", "rollback"),
     "dtype": _one_of("float32", "bfloat16"),
 }
 
@@ -384,7 +387,7 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def completed(stored: dict[str, Any]) -> dict[str, Any]:
     """Returns a stored config with the fields that came after it, which were at their defaults."""
-    return {"dtype": "float32"} | stored
+    return {"dtype": "float32", "on_nonfinite": "stop"} | stored
 
 
 def differences(

@@ -11,3 +11,18 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(str(message).split()))
+
+
+class Diverged(InputError):
+    """A loss, gradient, parameter or score is NaN or infinite: no more of the run can be trusted.
+
+    An input error, since another config is what mends it: ``what`` is the message without that.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        cure: str = "the run has diverged; lower config.learning_rate or set config.clip_norm",
+    ) -> None:
+        super().__init__(f"{what}: {cure}")
+        self.what = what

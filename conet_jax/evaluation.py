@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from conet_jax import metrics, parallel
-from conet_jax.data.dataset import HeldOut
-from conet_jax.errors import InputError
+from conet_jax.data.dataset import HeldOut, check_indices
+from conet_jax.errors import Diverged
 from conet_jax.models.base import Model, Params
 from conet_jax.parallel import SAME, SPLIT
 from conet_jax.sampling import Interactions
@@ -140,13 +140,28 @@ def rank_held_out(
       ``Ranks``.
 
     Raises:
-      InputError: a score is NaN or infinite.
+      Diverged: a score is NaN or infinite.
+      InputError: a user or item is out of range.
     """
-    return rank_projected(model, project(params, interactions, model=model), held_out)
+    projected = project(params, interactions, model=model)
+    _check_held_out(held_out, interactions, projected)
+    return rank_projected(model, projected, held_out)
+
+
+def _check_held_out(
+    held_out: HeldOut, interactions: dict[str, Interactions] | None, projected: dict[str, Any]
+) -> None:
+    num_items = len(projected["item"])
+    num_users = min(map(len, _of("user", projected).values()), default=2**31)
+    if interactions and "target" in interactions:  # tables on several devices are padded
+        num_items, num_users = interactions["target"].num_items, interactions["target"].num_users
+    check_indices("user", held_out.users, num_users)
+    check_indices("held-out item", held_out.items, num_items)
+    check_indices("candidate", held_out.candidates, num_items)
 
 
 def rank_projected(model: Model, projected: Any, held_out: HeldOut) -> Ranks:
-    """``rank_held_out`` from tables that went through ``project`` before."""
+    """``rank_held_out`` from tables that went through ``project``; indices are not checked."""
     mesh = parallel.mesh_of(projected)
     arguments, chunk = _ranker_arguments(held_out, mesh)
     above, tied, finite = _rank_all(projected, *arguments, model=model, chunk=chunk, mesh=mesh)
@@ -183,10 +198,9 @@ def _ranker_arguments(
 def _check_finite(finite: np.ndarray, users: np.ndarray) -> None:
     if not finite.all():
         user = int(users[int(np.argmin(finite))])
-        raise InputError(
+        raise Diverged(
             f"{int((~finite).sum())} of {len(finite)} users have a NaN or infinite score (first: "
-            f"user row {user}): the run has diverged; lower config.learning_rate or set "
-            "config.clip_norm"
+            f"user row {user})"
         )
 
 
@@ -201,7 +215,7 @@ def rank_scores(scores: np.ndarray, mask: np.ndarray) -> Ranks:
       ``Ranks``, computed in the scores' own precision.
 
     Raises:
-      InputError: a score that counts is NaN or infinite.
+      Diverged: a score that counts is NaN or infinite.
 
     Example:
       >>> ranks = rank_scores(np.array([[2.0, 3.0, 2.0]]), np.ones((1, 2), bool))
@@ -298,13 +312,16 @@ def rank_full(
       ``Ranks``.
 
     Raises:
-      InputError: a score is NaN or infinite.
+      Diverged: a score is NaN or infinite.
+      InputError: a user or item is out of range.
     """
     projected = project(params, interactions, model=model)
     mesh = parallel.mesh_of(projected)
+    _check_held_out(held_out, interactions, projected)
     # Rows of several devices are padded.
     num_items = interactions["target"].num_items if mesh.size > 1 else len(projected["item"])
     indptr, indices = touched
+    check_indices("touched item", indices, num_items)
     width = int(np.diff(indptr)[held_out.users].max(initial=1))
     width = 1 << (width - 1).bit_length()
     at_once = users_at_once * mesh.size

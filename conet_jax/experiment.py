@@ -30,7 +30,7 @@ from conet_jax import config as config_lib
 from conet_jax import evaluation, footprint, models, parallel, sampling, training
 from conet_jax.checkpoints import Checkpoints
 from conet_jax.data.dataset import Dataset
-from conet_jax.errors import InputError
+from conet_jax.errors import Diverged, InputError
 from conet_jax.metric_writers import (
     Console,
     MetricsFile,
@@ -45,6 +45,8 @@ from conet_jax.models.base import Hyper, Model, Params, Sizes
 
 CHUNK_STEPS = 512  # steps a call of the compiled program: bounds its memory, moves the bar
 CHUNK_EXAMPLES = 1 << 22  # the same for large batches
+ROLLBACK = 0.5  # factor on the learning rate of each, under config.on_nonfinite=rollback
+MAX_ROLLBACKS = 5  # of a run: down to a thirty-second of the learning rate
 FIRST_STEPS = 5  # of a run, whose losses are told one by one
 LN2 = math.log(2.0)
 _MAPPINGS_ALLOWED = Path("/proc/sys/vm/max_map_count")
@@ -113,6 +115,13 @@ class Task(NamedTuple):
     def member(self, config: ConfigDict) -> "Task":
         """Returns this task under a config that differs in fields of ``Hyper`` and seed alone."""
         return self._replace(config=config, hyper=_hyper(config), key=jax.random.key(config.seed))
+
+    def slower(self, rollbacks: int) -> "Task":
+        """Returns this task with the learning rate in force after so many rollbacks."""
+        if not rollbacks:
+            return self
+        rate = self.hyper.learning_rate * ROLLBACK**rollbacks
+        return self._replace(hyper=self.hyper._replace(learning_rate=rate))
 
     def resumable(self, state: State) -> Any:
         """Returns what of the state a run must save to go on: nothing of a closed form."""
@@ -446,6 +455,7 @@ class Progress(NamedTuple):
     best_epoch: int = 0
     best_value: float = -math.inf  # validation NDCG
     seconds: float = 0.0
+    rollbacks: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Returns what ``from_json`` reads."""
@@ -524,11 +534,16 @@ def end_epoch(
       The ``Epoch``.
 
     Raises:
-      InputError: the run has diverged.
+      Diverged: a parameter, score or diagnostic is not finite.
     """
     params = task.params(state)
     since = time.perf_counter()
-    row["valid"], warnings = _validate(task, params, row)
+    if name := training.not_finite(state):
+        raise _diverged(f"{name} is not finite", row["step"], row["epoch"], state)
+    try:
+        row["valid"], warnings = _validate(task, params, row)
+    except Diverged as error:
+        raise _diverged(error.what, row["step"], row["epoch"], state) from None
     now = time.perf_counter()
     row["seconds"] |= {"validation": now - since, "total": now - started}
     value = row["valid"][f"ndcg@{task.config.eval_k}"]
@@ -570,7 +585,7 @@ def _fit(
         console.line(footprint.line(task, CHUNK_STEPS))
         if progress.epoch:
             console.line(f"resuming after epoch {progress.epoch}")
-        for end in train(task, state, progress, console):
+        for end in _train_on(task, state, progress, console, checkpoints):
             progress = end.progress
             if end.better:
                 checkpoints.save_best(progress.epoch, task.to_save(end.params))
@@ -595,6 +610,67 @@ def _fit(
         write_json(workdir / "result.json", result)
     print(result_markdown(result), file=out)
     return result
+
+
+def _train_on(
+    task: Task, state: State, progress: Progress, console: Console, checkpoints: Checkpoints
+) -> Iterator[Epoch]:
+    """``train``; under ``on_nonfinite=rollback`` a run that diverges goes back to its checkpoint.
+
+    It diverges where a loss is not finite, or all else at the end of an epoch, which costs a step
+    nothing. The epoch is then run once more, watched, to name the first step and its cause. What
+    follows from there is a function of the checkpoint alone: a run that is killed on the way
+    diverges again, and goes back again, to the same result.
+    """
+    back: list[dict[str, Any]] = []
+    while True:
+        try:
+            for end in train(task.slower(progress.rollbacks), state, progress, console):
+                if back:
+                    end.row["rollbacks"], back = back, []
+                progress = end.progress
+                yield end
+                del end
+            return
+        except Diverged as error:
+            if task.plan is None:
+                raise
+            failed, rollbacks = error, progress.rollbacks
+        console.line(f"warning: {failed.what}; once more from the last checkpoint, to say why")
+        state, progress = _last(task, checkpoints)
+        watched = task.slower(rollbacks)
+        watched = watched._replace(settings=task.settings._replace(watch=True))
+        try:
+            next(train(watched, state, progress._replace(rollbacks=rollbacks)))
+        except Diverged as error:
+            failed = error
+        if task.config.on_nonfinite != "rollback":
+            raise failed
+        if rollbacks == MAX_ROLLBACKS:
+            raise Diverged(
+                f"{failed.what}, after {MAX_ROLLBACKS} rollbacks",
+                "start anew in another --workdir with a much smaller config.learning_rate",
+            )
+        rollbacks, reason = rollbacks + 1, failed.what
+        state, progress = _last(task, checkpoints)
+        progress = progress._replace(rollbacks=rollbacks)
+        rate = task.config.learning_rate * ROLLBACK**rollbacks
+        back.append({"reason": reason, "learning_rate": rate})
+        console.line(
+            f"warning: {reason}; back to the end of epoch {progress.epoch}, and on with a "
+            f"learning rate of {rate:g} (rollback {rollbacks} of {MAX_ROLLBACKS})"
+        )
+
+
+def _last(task: Task, checkpoints: Checkpoints) -> tuple[State, Progress]:
+    """The last checkpoint, or the start, with every row brought to its step."""
+    if checkpoints.latest_epoch() is None:
+        return task.init(), Progress()
+    state, stored = task.resume(checkpoints)
+    progress = Progress.from_json(stored)
+    # Rows that were not read of late still move: at the rate of their time.
+    rate = task.slower(progress.rollbacks).hyper.learning_rate
+    return training.settle_in_place(state, rate), progress
 
 
 def _forget_programs() -> None:
@@ -641,7 +717,7 @@ def run_epoch(
       ``first_losses``, those of its first steps).
 
     Raises:
-      InputError: the loss of a step is not finite.
+      Diverged: a loss or gradient of a step is not finite.
     """
     if task.sweep is not None:
         return _run_sweep(task, state, epoch)
@@ -664,7 +740,7 @@ def run_epoch(
             num_steps=length,
         )
         chunk = {name: np.asarray(value, np.float64) for name, value in chunk.items()}
-        check_losses(chunk, first + done, epoch)
+        check_steps(chunk, first + done, epoch, state)
         if first + done < training.SETTLE_STEP <= first + done + length:
             state = training.settle_in_place(state, rate)
         done += length
@@ -718,16 +794,47 @@ def _run_sweep(task: Task, params: Params, epoch: int) -> tuple[Params, dict[str
     }
 
 
-def check_losses(chunk: dict[str, np.ndarray], first_step: int, epoch: int) -> None:
-    """Raises ``InputError`` where a value of f64[steps] from ``first_step`` on is not finite."""
+def check_steps(
+    chunk: dict[str, np.ndarray], first_step: int, epoch: int, state: training.TrainState
+) -> None:
+    """Raises ``Diverged`` at the first step with a loss or gradient that is not finite.
+
+    Args:
+      chunk: {name: f64[steps]} of ``training.run_steps``.
+      first_step: steps done before.
+      epoch: from 1.
+      state: after the steps, see ``training.Settings.watch``.
+    """
+    found = []
     for name, values in chunk.items():
-        if not np.isfinite(values).all():
-            step = first_step + int(np.argmin(np.isfinite(values))) + 1
-            raise InputError(
-                f"the {name.removesuffix('_loss')} loss is not finite at step {step} (epoch "
-                f"{epoch}), and nothing of this epoch was saved: start anew in another --workdir "
-                "with a smaller config.learning_rate, or set config.clip_norm"
-            )
+        bad = values >= 0 if name == "bad_gradient" else ~np.isfinite(values)
+        if bad.any():
+            found.append((int(np.argmax(bad)), name == "bad_gradient", name))
+    if not found:
+        return
+    at, of_gradient, name = min(found)
+    what = f"the {name.removesuffix('_loss')} loss"
+    if of_gradient:
+        parameter = training.parameter_names(state)[int(chunk[name][at])]
+        of = [domain for domain in ("target", "source") if domain in parameter]
+        what = f"the gradient of {parameter} ({of[0] if of else 'both domains'})"
+    raise _diverged(f"{what} is not finite", first_step + at + 1, epoch, state)
+
+
+def _diverged(what: str, step: int, epoch: int, state: State) -> Diverged:
+    name, entry = training.largest_parameter(state)
+    if not isinstance(state, training.TrainState):  # of a linear model
+        cure = "give a larger config.ials_regularization or config.ease_regularization"
+        return Diverged(
+            f"{what}; the largest parameter is {name}, with an entry of {entry:.3g}", cure
+        )
+    return Diverged(
+        f"{what} at step {step} (epoch {epoch}; the largest parameter is {name}, with an entry of "
+        f"{entry:.3g}), and nothing of this epoch was saved",
+        "start anew in another --workdir with a smaller config.learning_rate or with "
+        "config.clip_norm, or give the same command with --config.on_nonfinite=rollback, which "
+        f"goes back to the last checkpoint and on with {ROLLBACK:g} times the learning rate",
+    )
 
 
 def _validate(task: Task, params: Params, row: dict[str, Any]) -> tuple[dict, list[str]]:
@@ -747,10 +854,7 @@ def _validate(task: Task, params: Params, row: dict[str, Any]) -> tuple[dict, li
     row["diagnostics"] = {name: float(value) for name, value in diagnostics.items()}
     for name, value in row["diagnostics"].items():
         if not math.isfinite(value):
-            raise InputError(
-                f"{name} is {value} after epoch {row['epoch']}: the run has diverged; start anew "
-                "with a smaller config.learning_rate, or set config.clip_norm"
-            )
+            raise Diverged(f"{name} is {value}")
     warnings = []
     weight = {"target": config.target_weight, "source": 1.0 - config.target_weight}
     for domain, loss in row["train_loss"].items():
@@ -791,6 +895,7 @@ def _finish(
         "seed": config.seed,
         "config": json.loads(config.to_json()),
         "dataset": {"hash": dataset.meta["hash"], **dataset.meta["counts"]},
+        **({"rollbacks": progress.rollbacks} if progress.rollbacks else {}),
         "parameters": sum(int(np.prod(x.shape)) for x in jax.tree.leaves(plain)),
         "seconds": round(progress.seconds, 3),
         "versions": versions(),

@@ -30,7 +30,7 @@ Record = dict[str, Any]  # the numbers of an epoch
 
 _LABELS = {"conet": "CoNet", "lasso": "CoNet-lasso"}
 # Fields that do not change a run; the data counts by its hash.
-_NAMES = ("name", "variant", "data")
+_NAMES = ("name", "variant", "data", "on_nonfinite")
 _WIDTH = 3.4  # inches, a column of a two-column page
 _PANEL_HEIGHT = 1.5
 _DPI = 200

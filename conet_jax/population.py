@@ -185,7 +185,7 @@ def _validated(
     started = time.perf_counter() - member.progress.seconds - epoch.seconds
     steps = len(next(iter(sums.values())))
     try:
-        experiment.check_losses(sums, epoch.step - steps, epoch.number)
+        experiment.check_steps(sums, epoch.step - steps, epoch.number, state)
         row = experiment.epoch_row(epoch.number, epoch.step, sums, epoch.seconds)
         end = experiment.end_epoch(task, state, row, member.progress, started)
     except InputError as error:  # diverged

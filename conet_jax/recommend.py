@@ -24,7 +24,7 @@ import polars as pl
 
 from conet_jax import crossing, evaluation, experiment, models, sampling
 from conet_jax.data import readers
-from conet_jax.data.dataset import Dataset
+from conet_jax.data.dataset import Dataset, check_indices
 from conet_jax.errors import InputError
 from conet_jax.models import crossfit, ials, popularity, profiles
 from conet_jax.models.base import Model, Params
@@ -263,10 +263,18 @@ def recommend(
       They are null where nothing crosses, or no source profile is read, at inference.
 
     Raises:
-      InputError: a score is not finite.
+      InputError: a score is not finite, or a row is out of range.
     """
+    dataset = recommender.dataset
     if items is None:
-        items = np.arange(recommender.dataset.target.num_items)
+        items = np.arange(dataset.target.num_items)
+    check_indices("item", items, dataset.target.num_items)
+    for user in users:
+        if user.row is not None:
+            check_indices(f"user {user.id!r}: row", user.row, dataset.num_users)
+        elif user.source is not None:
+            what = f"user {user.id!r}: source item"
+            check_indices(what, user.source, dataset.source.num_items)
     frames = []
     for method in dict.fromkeys(user.method for user in users):
         places = [at for at, user in enumerate(users) if user.method == method]

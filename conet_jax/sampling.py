@@ -53,6 +53,11 @@ class Interactions:
     max_degree: int = flax.struct.field(pytree_node=False)
     count: int = flax.struct.field(pytree_node=False)
 
+    @property
+    def num_users(self) -> int:
+        """Users of the data, of all devices."""
+        return (self.indptr if self.starts is None else self.starts).shape[0] - 1
+
     def specs(self) -> "Interactions":
         """Returns what ``parallel.mapped`` must know of each array."""
         starts = None if self.starts is None else parallel.SAME

@@ -240,6 +240,11 @@ def runs(sweep: Sweep, datasets: "Datasets") -> list[Run]:
             try:
                 config.update_from_flattened_dict({**overrides, "seed": seed})
                 config_lib.validate(config)
+                if config.on_nonfinite != "stop":
+                    raise InputError(
+                        f"config.on_nonfinite is {config.on_nonfinite!r}: expected stop in a "
+                        "sweep, where a run that diverges is a row and the others go on"
+                    )
                 dataset = datasets.of(config)
             except (InputError, TypeError) as error:
                 found.append(Run(number, seed, config, "", str(error)))

@@ -8,6 +8,7 @@ brought up to date, differentiates the loss with respect to them, and writes the
 device has its part of the batch and of the tables' rows, and gradients and losses are summed.
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -71,12 +72,14 @@ class Settings(NamedTuple):
       clip_norm: largest gradient norm of each variable (a table's over the rows of the batch); 0
         is no clipping.
       loss_scale: factor on the loss of a step, not on the penalty.
+      watch: whether each step looks at its gradients, see ``train_step``; some 5% of a small step.
     """
 
     reduction: str = "sum"
     l1_method: str = "subgradient"
     clip_norm: float = 0.0
     loss_scale: float = 1.0
+    watch: bool = False
 
 
 def _dense_optimizer(
@@ -210,7 +213,10 @@ def train_step(
       settings: static choices.
 
     Returns:
-      (state after, sums and counts of ``Model.loss`` at the parameters before).
+      (state after, sums and counts of ``Model.loss`` at the parameters before). Under
+      ``settings.watch`` a step whose losses or gradients are not finite is not taken: the state
+      after is the state before, its ``step`` too; and the sums have ``bad_gradient`` i32[], the
+      place in ``parameter_names`` of the first parameter whose gradient is not finite, else -1.
     """
     rate = hyper.learning_rate
     rows = {
@@ -232,7 +238,8 @@ def train_step(
     (_, sums), (dense_grads, row_grads) = jax.value_and_grad(
         objective, argnums=(0, 1), has_aux=True
     )(state.dense, values)
-    sums, dense_grads = parallel.total((sums, dense_grads))
+    probes = {} if state.fixed_tables or not settings.watch else _probe(row_grads, settings)
+    sums, dense_grads, probes = parallel.total((sums, dense_grads, probes))
     row_grads = {
         name: parallel.send_back(grads, rows_read[name]) for name, grads in row_grads.items()
     }
@@ -252,14 +259,81 @@ def train_step(
     if settings.clip_norm:
         clip = optimizers.clip_by_variable_norm(settings.clip_norm, axis_name=parallel.axis_name())
         row_grads, _ = clip.update(row_grads, clip.init(row_grads))
+    step = state.step + 1
+    unique = {name: way.unique for name, way in rows_read.items()}
+    if settings.watch:
+        probes = jax.tree.leaves((probes, _probe(dense_grads, settings)))
+        sound = jnp.isfinite(jnp.stack(probes))
+        taken = sound.all() & jnp.isfinite(jnp.stack(jax.tree.leaves(sums))).all()
+        step, dense, opt_state = jax.tree.map(
+            partial(jnp.where, taken),
+            (step, dense, opt_state),
+            (state.step, state.dense, state.opt_state),
+        )
+        for name, ids in unique.items():  # those out of range are not written
+            unique[name] = jnp.where(taken, ids, state.tables[name].shape[0])
+        first = jnp.where(sound.all(), -1, jnp.argmin(sound))
+        sums |= {"bad_gradient": first.astype(jnp.int32)}
     tables = {
         name: state.adam.write(
-            state.tables[name], way.unique, rows[name], row_grads[name], state.step, rate
+            state.tables[name], ids, rows[name], row_grads[name], state.step, rate
         )
-        for name, way in rows_read.items()
+        for name, ids in unique.items()
     }
-    after = state.replace(step=state.step + 1, tables=tables, dense=dense, opt_state=opt_state)
+    after = state.replace(step=step, tables=tables, dense=dense, opt_state=opt_state)
     return after, sums
+
+
+def _probe(grads: Any, settings: Settings) -> Any:
+    """Of each gradient a number that is finite if its entries, and their squares in Adam, are."""
+    if settings.clip_norm:  # which makes large entries small
+        return jax.tree.map(lambda g: jnp.sum(0 * g), grads)
+    # The square of a sum over n devices is at most n times the sum of the squares.
+    return jax.tree.map(lambda g: parallel.size() * jnp.sum(jnp.square(g)), grads)
+
+
+def parameter_names(state: TrainState) -> list[str]:
+    """Returns the names of the parameters that are trained, such as ``tables/user``."""
+    return _names(Params({} if state.fixed_tables else state.tables, state.dense))
+
+
+def _names(params: Params) -> list[str]:
+    paths = [path for path, _ in jax.tree.leaves_with_path(params)]
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path in paths]
+
+
+@jax.jit
+def _largest(params: Params) -> list[jax.Array]:
+    return [jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(params)]
+
+
+def largest_parameter(state: TrainState | Params) -> tuple[str, float]:
+    """Returns the name of the parameter with the largest absolute entry, and that entry.
+
+    One with an entry that is NaN or infinite comes before all others.
+    """
+    if isinstance(state, TrainState):
+        tables = {name: state.adam.values(packed) for name, packed in state.tables.items()}
+        state = Params(tables, state.dense)
+    values = [float(x) for x in _largest(state)]
+    at = max(range(len(values)), key=lambda i: values[i] if math.isfinite(values[i]) else math.inf)
+    return _names(state)[at], values[at]
+
+
+def not_finite(state: TrainState | Params) -> str | None:
+    """Returns the name of the first parameter that is, or has moments that are, not finite."""
+    tree = state
+    if isinstance(state, TrainState):  # packed tables have their moments with them
+        tree = {"tables": state.tables, "dense": state.dense, "moments": state.opt_state}
+    for (path, _), finite in zip(jax.tree.leaves_with_path(tree), _finite(tree), strict=True):
+        if not finite:
+            return jax.tree_util.keystr(path, simple=True, separator="/")
+    return None
+
+
+@jax.jit
+def _finite(tree: Any) -> list[jax.Array]:
+    return [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
 
 
 def _averaged(batch: Batch) -> tuple[Batch, dict[str, jax.Array]]:
@@ -303,7 +377,7 @@ def run_steps(
       num_steps: length of the scan.
 
     Returns:
-      (state after, {name: f32[num_steps]} sums and counts of ``Model.loss``).
+      (state after, {name: f32[num_steps]} sums of ``train_step``).
     """
     num_rows = {name: packed.shape[0] for name, packed in state.tables.items()}
     steps = first_step + jnp.arange(num_steps, dtype=jnp.int32)

@@ -196,7 +196,7 @@ def test_l1_penalty_is_equation_8_with_gradient_zero_at_zero():
 
 
 def test_l1_penalty_of_no_matrices_is_zero():
-    assert losses.l1_penalty({}) == 0
+    assert isinstance(losses.l1_penalty({}), jax.Array) and losses.l1_penalty({}) == 0
     assert losses.l1_penalty([jnp.zeros((0, 3))], weight=2.0) == 0
 
 
@@ -211,6 +211,8 @@ def test_bpr_loss_is_its_formula():
     }.items():
         loss = losses.bpr_loss(positive, negative, weights=weights, reduction=reduction)
         np.testing.assert_allclose(loss, expected, rtol=1e-4)
+    by_default = losses.bpr_loss(positive, negative, weights=weights)
+    np.testing.assert_allclose(by_default, each.sum(-1), rtol=1e-4)
 
 
 def test_reduced_is_the_weighted_sum_or_mean_of_losses():

@@ -120,9 +120,18 @@ def test_wrong_input_is_refused():
             metrics.ndcg(0, 0, k=k)
     with pytest.raises(ValueError, match="must be integers"):
         metrics.hit_ratio(np.array([0.5]), np.array([0]), k=10)
-    with pytest.raises(ValueError, match="no user"):
+    with pytest.raises(ValueError, match="^there is no user"):
         metrics.summarize([], [], [], k=10)
     with pytest.raises(ValueError, match="user 1 has 60 candidates above and 40 tied of 99"):
         metrics.summarize([0, 60], [0, 40], 99, k=10)
+    with pytest.raises(ValueError, match="user 1 has 0 candidates above and -1 tied of 5"):
+        metrics.summarize([0, 0], [0, -1], 5, k=10)
+    with pytest.raises(ValueError, match="user 0 has 0 candidates above and 0 tied of 0"):
+        metrics.summarize([0], [0], 0, k=10)
     with pytest.raises(ValueError, match="user 0 has -1"):
         metrics.summarize([-1], [0], 99, k=10)
+
+
+def test_one_candidate_is_enough():
+    summary = metrics.summarize([0, 1, 0], [0, 0, 1], 1, k=1)
+    assert summary["auc"] == 0.5 and summary["hit_ratio@1"] == 0.5 and summary["users"] == 3

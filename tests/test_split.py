@@ -60,6 +60,40 @@ def test_given_test_items_leave_a_uniform_choice_for_validation():
     assert valid[0] == -1 and valid[1] in (2, 3) and valid[2] in (5, 6, 7)
 
 
+def test_draws_are_those_that_prepared_data_was_made_by():
+    # Another purpose, order or bound of the draws would give everybody another test set.
+    degrees = np.array([1, 2, 3, 5, 1, 4, 3, 7])
+    indptr = indptr_of(degrees)
+    for seed in range(3):
+
+        def generator(seed=seed):
+            return np.random.Generator(np.random.PCG64([seed, *b"held out"]))
+
+        rng = generator()
+        first = rng.integers(0, degrees)
+        second = rng.integers(0, [1, 1, 2, 4, 1, 3, 2, 6])
+        second += second >= first
+        test, valid = split.leave_one_out(indptr, split="random", seed=seed)
+        assert test.tolist() == np.where(degrees > 1, indptr[:-1] + first, -1).tolist()
+        assert valid.tolist() == np.where(degrees > 2, indptr[:-1] + second, -1).tolist()
+        given = indptr[:-1] + [0, 1, 0, 4, 0, 2, 1, 3]
+        draw = generator().integers(0, [1, 1, 2, 4, 1, 3, 2, 6])
+        draw += draw >= given - indptr[:-1]
+        valid = split.one_more(indptr, given, seed=seed)
+        assert valid.tolist() == np.where(degrees > 2, indptr[:-1] + draw, -1).tolist()
+
+
+def test_test_item_that_stands_first_of_all_is_not_chosen_for_validation():
+    found = [int(split.one_more(np.array([0, 3]), np.array([0]), seed=s)[0]) for s in range(60)]
+    assert set(found) == {1, 2}
+
+
+def test_no_users_have_no_held_out_items():
+    for how in split.SPLITS:
+        test, valid = split.leave_one_out(np.array([0]), split=how, seed=0, timestamps=np.empty(0))
+        assert test.shape == valid.shape == (0,)
+
+
 def test_latest_takes_last_and_last_but_one():
     times = np.array([5.0, 9, 1, 2, 2, 2, 7, 3])
     test, valid = split.leave_one_out(
@@ -70,9 +104,9 @@ def test_latest_takes_last_and_last_but_one():
 
 
 def test_latest_needs_times():
-    with pytest.raises(InputError, match="--split=latest needs timestamps"):
+    with pytest.raises(InputError, match="^--split=latest needs timestamps"):
         split.leave_one_out(indptr_of([3]), split="latest", seed=0)
-    with pytest.raises(InputError, match="unknown split 'last'"):
+    with pytest.raises(InputError, match="^unknown split 'last'; known: random, latest$"):
         split.leave_one_out(indptr_of([3]), split="last", seed=0)
 
 
@@ -124,7 +158,19 @@ def test_candidates_take_everything_that_is_left():
         split.generator(0, "t"),
     )
     assert drawn.tolist() == [[0, 2, 3, 5]]
-    with pytest.raises(ValueError, match="too few"):
+    with pytest.raises(ValueError, match="^a user has too few untouched items$"):
         split.draw_candidates(
             np.array([0, 2]), np.array([1, 4]), 6, np.array([0]), 5, split.generator(0, "t")
         )
+
+
+def test_candidates_of_a_user_far_down_a_long_list_are_untouched():
+    # Row times items is beyond 32 bits, as the row numbers of prepared data are not.
+    rows, num_items = 50_000, 100_000
+    indptr = np.zeros(rows + 1, np.int32)
+    indptr[-1] = num_items - 3
+    items = np.delete(np.arange(num_items, dtype=np.int32), [5, 60_000, 99_999])
+    users = np.array([rows - 1], np.int32)
+    rng = split.generator(0, "t")
+    drawn = split.draw_candidates(indptr, items, num_items, users, 3, rng)
+    assert drawn.tolist() == [[5, 60_000, 99_999]]

@@ -53,6 +53,21 @@ class Dataset(NamedTuple):
         return len(self.user_ids)
 
 
+def check_indices(what: str, indices: np.ndarray, size: int) -> None:
+    """Raises ``InputError`` unless all are in [0, size): a device would read another row silently.
+
+    Example:
+      >>> check_indices("item", np.array([0, 7]), 5)
+      Traceback (most recent call last):
+      ...
+      conet_jax.errors.InputError: item 7 is out of range: expected 0 to 4
+    """
+    indices = np.asarray(indices)
+    if indices.size and not 0 <= indices.min() <= indices.max() < size:
+        wrong = indices[(indices < 0) | (indices >= size)].flat[0]
+        raise InputError(f"{what} {wrong} is out of range: expected 0 to {size - 1}")
+
+
 class _Pairs(NamedTuple):
     """Distinct pairs of one domain, sorted by user, then item."""
 
