@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from conet_jax import config as config_lib
-from conet_jax import experiment, metrics, statistics, tables
+from conet_jax import experiment, metrics, results, statistics, tables
 from conet_jax.errors import InputError
 from conet_jax.evaluation import Ranks
 
@@ -57,11 +57,8 @@ def read(workdir: str | Path, split: str) -> Run:
             f"--workdir={workdir} and the --config it was begun with"
         )
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        with np.load(workdir / "ranks.npz") as arrays:
-            ranks = Ranks(*(arrays[f"{split}_{name}"] for name in Ranks._fields))
-            users = arrays[f"{split}_users"]
-        result["dataset"]["hash"]
+        result = results.read_result(path)
+        users, ranks = results.read_ranks(workdir / "ranks.npz", split)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
             f"{workdir} cannot be read as a finished run ({error}); launch/train.py with the same "

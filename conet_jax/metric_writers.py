@@ -15,6 +15,7 @@ import polars as pl
 
 from conet_jax.config import flatten
 from conet_jax.errors import InputError
+from conet_jax.files import parse_json
 
 
 def make_folder(path: Path) -> None:
@@ -126,11 +127,16 @@ class MetricsFile:
         self._path = path
         kept = []
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line)
                     epoch = int(row["epoch"])
-                except (ValueError, KeyError, TypeError):  # the last line of a killed run
+                except (
+                    ValueError,
+                    LookupError,
+                    TypeError,
+                    OverflowError,
+                ):  # the last line of a killed run
                     break
                 if epoch <= epochs:
                     kept.append(line + "\n")

@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import tuple_parser
 
 from conet_jax import config as config_lib
-from conet_jax import experiment, figures, models, population, search, study, tables
+from conet_jax import experiment, figures, files, models, population, search, study, tables
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import InputError
 from conet_jax.metric_writers import make_folder, write_json, write_text
@@ -277,7 +277,15 @@ def units(sweep: Sweep, planned: Sequence[Run]) -> list[Unit]:
     missing = [key for key in by_key if not _result(sweep, key).exists()]
     found = []
     for path in sorted((sweep.workdir / "populations").glob("*/members.json")):
-        keys = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            keys = files.read_json(path)
+            if not (type(keys) is list and all(type(key) is str for key in keys)):
+                raise ValueError("no list of keys")
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path} cannot be read as a population's runs ({error}); take {path.parent} away, "
+                "and they are trained again"
+            ) from None
         if not set(keys) & set(missing):
             shutil.rmtree(path.parent)  # killed after the last result
         elif set(keys) <= by_key.keys():
@@ -423,7 +431,7 @@ def _row(sweep: Sweep, run: Run, unfinished: dict[str, str]) -> Record:
     swept = config_lib.flatten(run.config.to_dict())
     record: Record = {"failed": run.problem or unfinished.get(run.key, "")}
     if run.key and run.key not in unfinished:
-        record = json.loads(_result(sweep, run.key).read_text(encoding="utf-8"))
+        record = _read_record(_result(sweep, run.key))
     row = {"point": run.point, "seed": run.seed}
     row |= {f"config.{name}": swept[name] for name in fields}
     row |= {name: record.get("valid", {}).get(name) for name in _metric_names(sweep.config)}
@@ -432,6 +440,21 @@ def _row(sweep: Sweep, run: Run, unfinished: dict[str, str]) -> Record:
     for step in range(experiment.FIRST_STEPS):
         row[f"target_loss_step_{step + 1}"] = losses[step] if step < len(losses) else None
     return row | {"failed": record.get("failed", "")}
+
+
+def _read_record(path: Path) -> Record:
+    try:
+        record = files.read_json(path)
+        values = [*record["valid"].values(), *record.get("first_losses", {}).get("target", [])]
+        values += [record[name] for name in ("best_epoch", "epochs", "seconds")]
+        if "failed" not in record and not all(type(value) in (int, float) for value in values):
+            raise TypeError("a number is something else")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} cannot be read as the result of a run ({error!r}); take it away, and the run "
+            "is done again"
+        ) from None
+    return record
 
 
 def _metric_names(config: ConfigDict) -> list[str]:

@@ -482,14 +482,7 @@ def from_split(
                 f"user {user_ids[full[0]]!r} has all {rows.num_items} items of the {domain} as "
                 "training positives: no negative is possible"
             )
-    counts = {"users": num_users}
-    held_out = {"target": len(valid.users) + len(test.users), "source": 0}
-    for domain, rows in interactions.items():
-        number = len(rows.indices) + held_out[domain]
-        counts[f"{domain}_items"] = rows.num_items
-        counts[f"{domain}_interactions"] = number
-        counts[f"{domain}_density"] = number / (num_users * rows.num_items)
-    counts |= {"valid_users": len(valid.users), "test_users": len(test.users)}
+    counts = count(interactions, valid, test)
     trained = np.zeros(interactions["target"].num_items, bool)
     trained[interactions["target"].indices] = True
     report = report | {
@@ -508,6 +501,21 @@ def from_split(
         meta={"counts": counts, "audit": report, "options": options},
     )
     return dataset._replace(meta=dataset.meta | {"hash": content_hash(dataset)})
+
+
+def count(
+    interactions: dict[str, Interactions], valid: HeldOut, test: HeldOut
+) -> dict[str, int | float]:
+    """Numbers of users, items and interactions, held-out ones included, and densities."""
+    num_users = len(interactions["target"].indptr) - 1
+    counts: dict[str, int | float] = {"users": num_users}
+    held_out = {"target": len(valid.users) + len(test.users), "source": 0}
+    for domain, rows in interactions.items():
+        number = len(rows.indices) + held_out[domain]
+        counts[f"{domain}_items"] = rows.num_items
+        counts[f"{domain}_interactions"] = number
+        counts[f"{domain}_density"] = number / (num_users * rows.num_items)
+    return counts | {"valid_users": len(valid.users), "test_users": len(test.users)}
 
 
 def _indptr(users: np.ndarray, num_users: int) -> np.ndarray:

@@ -152,6 +152,57 @@ def read(path: str | os.PathLike, format: str = "auto") -> DomainRows:
     return DomainRows(name, frame, rows)
 
 
+def read_ids(path: str | os.PathLike) -> list[str]:
+    """Reads ids from a text file, one a line; blank lines at its end do not count.
+
+    Raises:
+      InputError: the file is missing, not text, or has no or an empty line.
+    """
+    name = os.fspath(path)
+    with _readable(name), _open(name) as file:
+        ids = [_bare(line) for line in _decoded(name, file)]
+    while ids and not ids[-1]:
+        ids.pop()
+    if not ids:
+        raise InputError(f"{name}: the file is empty: expected an id a line")
+    if "" in ids:
+        raise InputError(f"{name}:{ids.index('') + 1}: an empty line; expected an id a line")
+    return ids
+
+
+def read_columns(path: str | os.PathLike, *names: str) -> Iterator[tuple[int, list[str]]]:
+    """Reads a tab-separated file with a header, strictly: every row has a value for every column.
+
+    Args:
+      path: the file.
+      names: columns of the header.
+
+    Yields:
+      The number of each line, and its values.
+
+    Raises:
+      InputError: the file is missing, not text, or a row or column is not as expected.
+    """
+    name = os.fspath(path)
+    with _readable(name), _open(name) as file:
+        lines = (_bare(line).split("\t") for line in _decoded(name, file))
+        header = next(lines, [])
+        if any(header.count(column) != 1 for column in names):
+            raise InputError(
+                f"{name}:1: expected tab-separated columns {' and '.join(names)}, each once; found "
+                f"{' '.join(header)!r:.80}"
+            )
+        places = [header.index(column) for column in names]
+        for number, fields in enumerate(lines, 2):
+            values = [fields[at] for at in places] if len(fields) == len(header) else []
+            if not all(values) or not values:
+                raise InputError(
+                    f"{name}:{number}: expected {len(header)} fields separated by tabs, none empty "
+                    f"among {' and '.join(names)}; found {fields!r:.60}"
+                )
+            yield number, values
+
+
 def _read_table(name: str, format: str) -> tuple[pl.LazyFrame, int]:
     lines = _sample(name)
     layout = _find_layout(name, lines, format)
@@ -160,16 +211,27 @@ def _read_table(name: str, format: str) -> tuple[pl.LazyFrame, int]:
         numbers = (pl.col(role).cast(pl.Float64) for role in layout.roles[2:])
         return _scan(name, layout).select("user", "item", *numbers), rows
     kinds = {role: pl.String if role in _IDS else pl.Float64 for role in layout.roles}
-    try:
+    with _readable(name):
         found = _rows(name, layout)
         batches = iter(lambda: list(itertools.islice(found, _BATCH)), [])
         frames = [pl.DataFrame(batch, schema=kinds, orient="row") for batch in batches]
-    except _UNREADABLE as error:
-        raise InputError(f"{name}: cannot be read: {error}") from error
     if not frames:
         raise InputError(f"{name}: no rows")
     frame = pl.concat(frames)
     return frame.lazy(), len(frame)
+
+
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise InputError(f"{name}: no such file; check the path") from None
+    except _UNREADABLE as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{name}: cannot be read: {reason}; expected a text file, plain or gzip"
+        ) from None
 
 
 def _open(name: str) -> io.BufferedIOBase:
@@ -180,13 +242,8 @@ def _open(name: str) -> io.BufferedIOBase:
 
 def _sample(name: str) -> list[str]:
     """The first lines of a text file, without the byte order mark and line ends."""
-    try:
-        with _open(name) as file:
-            text = file.read(_SAMPLE_BYTES)
-    except FileNotFoundError:
-        raise InputError(f"{name}: no such file") from None
-    except _UNREADABLE as error:
-        raise InputError(f"{name}: cannot be read: {error}") from error
+    with _readable(name), _open(name) as file:
+        text = file.read(_SAMPLE_BYTES)
     if len(text) == _SAMPLE_BYTES:  # the last line may be cut in two
         text = text[: text.rfind(b"\n") + 1]
         if not text:
@@ -428,7 +485,10 @@ def _quoted_records(name: str, layout: _Layout, file: io.BufferedIOBase) -> Reco
         values = _picked(name, number, layout, fields)
         for value in values[:2]:
             if value and "\n" in value:
-                raise InputError(f"{name}:{number}: a quote is opened and not closed: {value[:40]!r}")
+                raise InputError(
+                    f"{name}:{number}: a quote is opened and not closed: {value[:40]!r}; an id "
+                    "holds no line end"
+                )
         yield number, values
 
 
@@ -514,7 +574,7 @@ def _read_ncf(name: str) -> DomainRows:
 def _read_negatives(name: str, tests: dict[str, str]) -> dict[str, list[str]]:
     _sample(name)  # missing, empty and undecodable files are reported alike
     lists: dict[str, list[str]] = {}
-    with _open(name) as file:
+    with _readable(name), _open(name) as file:
         for number, line in enumerate(_decoded(name, file), 1):
             if not _bare(line):
                 continue
