@@ -13,13 +13,14 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import re
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent import futures
 from multiprocessing import connection
 from pathlib import Path
@@ -113,7 +114,10 @@ def parse_grid(texts: Sequence[str], config: ConfigDict) -> list[Overrides]:
       >>> parse_grid(["config.l1=0,1e-6", "config.negatives=4"], config_lib.default_config())
       [{'l1': 0.0, 'negatives': 4}, {'l1': 1e-06, 'negatives': 4}]
     """
-    fields = dict(_field(text, config) for text in texts)
+    fields: dict[str, str] = {}
+    for text in texts:
+        name, values = _field(text, config)
+        fields[_once(name, fields)] = values
     values = [
         [_value(text, name, config) for text in _split(texts)] for name, texts in fields.items()
     ]
@@ -146,13 +150,15 @@ def parse_space(texts: Sequence[str], config: ConfigDict) -> search.Space:
     space: search.Space = {}
     for text in texts:
         name, values = _field(text, config)
+        _once(name, space)
         drawn = _DRAWN.fullmatch(values)
         if drawn is None:
             space[name] = tuple(_value(text, name, config) for text in _split(values))
             continue
         kind, *bounds = drawn.groups()
         low, high = (_value(bound, name, config) for bound in bounds)
-        if not isinstance(low, float) or not low < high or (kind == "log" and low <= 0):
+        fits = isinstance(low, float) and -math.inf < low < high < math.inf
+        if not fits or (kind == "log" and low <= 0):
             raise InputError(
                 f"--space={text}: expected a real-valued field and LOW < HIGH, with log 0 < LOW; "
                 "choices are written VALUE,VALUE"
@@ -168,6 +174,12 @@ def _field(text: str, config: ConfigDict) -> tuple[str, str]:
         raise InputError(f"{text!r} is no field with values: expected config.FIELD=VALUE,VALUE")
     check_field(name, config)
     return name, values
+
+
+def _once(name: str, given: Container[str]) -> str:
+    if name in given:
+        raise InputError(f"config.{name} is given twice: write its values after one =, by commas")
+    return name
 
 
 def check_field(name: str, config: ConfigDict) -> None:

@@ -163,6 +163,7 @@ def text_rows(lines: list[str], format: str) -> list[tuple]:
     require(max(places.values()) < width)
     rows = []
     for record in records:
+        require(max(map(len, record)) <= 131_072)
         require(len(record) <= width and not any(record[count:]))
         values = [record[n] if n < len(record) else "" for n in places.values()]
         named = dict(zip(places, values, strict=True))

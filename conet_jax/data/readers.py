@@ -9,9 +9,10 @@ finds the line at fault or holds the columns in memory.
 
 What counts, in every format: lines end in LF or CR LF; text is UTF-8, with or without a byte order
 mark; an id is text without line ends and NUL, taken as it stands, white space too; numbers are
-decimal and finite; a line of nothing at all is skipped; a line is at most 16 MiB long, a
-quoted field 131,072 characters. Quotes mean something in files with named columns alone, where a
-quoted field may hold separators, doubled quotes and, in columns that are not read, line ends.
+decimal and finite; a line of nothing at all is skipped; a line is at most 16 MiB long, the field of
+a table 131,072 characters; of equal keys in a JSON object the last counts. Quotes mean something in
+files with named columns alone, where a quoted field may hold separators, doubled quotes and, in
+columns that are not read, line ends.
 """
 
 import contextlib
@@ -68,6 +69,7 @@ _NCF_FILES = (
 )
 _SAMPLE_BYTES = 1 << 18  # some thousand lines: enough to tell 2014 from 2018
 _LINE_BYTES = 16 << 20
+_FIELD = csv.field_size_limit()
 _BATCH = 1 << 16  # rows that Python hands to Polars at a time
 _UNREADABLE = (OSError, EOFError, zlib.error)
 # "x" and one of these begin a zlib stream, which Polars would unpack, or begin an id.
@@ -377,7 +379,7 @@ def _plain_rows(name: str, layout: _Layout) -> int | None:
     """Rows of a table in which each line is a good row to any parser, None of another file."""
     raw = _scan(name, layout)
     fields = pl.col(raw.collect_schema().names())
-    odd = [fields.str.contains(f"[\r\0{layout.quote or ''}]")]
+    odd = [fields.str.contains(f"[\r\0{layout.quote or ''}]"), fields.str.len_bytes() > _FIELD]
     odd += [pl.col(role).fill_null("") == "" for role in _IDS]
     for role in layout.roles[2:]:
         text = pl.col(role).fill_null("")
@@ -498,6 +500,8 @@ def _picked(name: str, number: int, layout: _Layout, fields: list[str]) -> list[
             f"{name}:{number}: {len(fields)} fields where {layout.named} are expected, as in the "
             "first row"
         )
+    if any(len(field) > _FIELD for field in fields):
+        raise InputError(f"{name}:{number}: a field of more than {_FIELD:,} characters: shorten it")
     places = (layout.columns[role] for role in layout.roles)
     return [fields[at] if at < len(fields) else None for at in places]
 

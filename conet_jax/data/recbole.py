@@ -116,6 +116,10 @@ def load(directory: str | os.PathLike) -> Dataset:
         ) from None
     users = _listed(path / "target" / "target.user", "user_id")
     items = {d: _listed(path / d / f"{d}.item", "item_id") for d in DOMAINS}
+    if _listed(path / "source" / "source.user", "user_id") != users:
+        raise InputError(
+            f"{path / 'source' / 'source.user'}: other users than in target.user: expected the same"
+        )
     pairs, interactions, held_out = {}, {}, {}
     for domain, name in (("target", "target.train"), ("source", "source")):
         file = path / domain / f"{name}.inter"
