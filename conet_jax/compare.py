@@ -86,7 +86,8 @@ def report(workdirs: Sequence[str | Path], *, split: str = "test", k: int | None
         if hashes[0] != hashes[1] or not np.array_equal(first.users, run.users):
             raise InputError(
                 f"{run.workdir} is a run on other data than {first.workdir}: its hash is "
-                f"{hashes[1]}…, not {hashes[0]}…, and their metrics do not compare"
+                f"{hashes[1]}…, not {hashes[0]}…, and their metrics do not compare: "
+                "name runs on one data set"
             )
     k = k or first.config["eval_k"]
     groups = _groups(runs)
@@ -129,7 +130,7 @@ def _groups(runs: list[Run]) -> list[list[Run]]:
         if len(set(seeds)) < len(seeds):
             raise InputError(
                 f"{' and '.join(str(run.workdir) for run in group)} hold one config twice with "
-                f"the same seed: expected runs that differ"
+                f"the same seed: name one of them"
             )
     return list(groups.values())
 

@@ -291,7 +291,9 @@ def validate(config: ConfigDict) -> None:
         if field not in known:
             near = difflib.get_close_matches(field, known, n=1)
             hint = f"; did you mean config.{near[0]}?" if near else ""
-            raise InputError(f"unknown config field config.{field}{hint}")
+            raise InputError(
+                f"unknown config field config.{field}{hint or '; conet_jax/config.py lists them'}"
+            )
     data = config.get("data")
     if not isinstance(data, ConfigDict) or set(data) - {"dir", "prepare", "synthetic", "drop"}:
         fields = sorted(data) if isinstance(data, ConfigDict) else data

@@ -27,7 +27,9 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot write to {path}: {error.strerror}") from None
+        raise InputError(
+            f"cannot write to {path}: {error.strerror}; see to it, or name another"
+        ) from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -99,7 +101,9 @@ def write_frames(path: Path, frames: Iterable[pl.DataFrame]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, parquet if path.suffix == ".parquet" else rows)
     except OSError as error:
-        raise InputError(f"cannot write to {path}: {error.strerror}") from None
+        raise InputError(
+            f"cannot write to {path}: {error.strerror}; see to it, or name another"
+        ) from None
 
 
 def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:

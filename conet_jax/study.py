@@ -204,7 +204,9 @@ def read_trials(study: Study, method: str, dataset: Dataset) -> list[dict[str, A
     except InputError:
         raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read as trials ({error}); take it away") from None
+        raise InputError(
+            f"{path} cannot be read as trials ({error}); take it away, and they are made again"
+        ) from None
     return rows
 
 

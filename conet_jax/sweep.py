@@ -198,7 +198,9 @@ def check_field(name: str, config: ConfigDict) -> None:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean config.{near[0]}?" if near else ""
-        raise InputError(f"unknown config field config.{name}{hint}")
+        raise InputError(
+            f"unknown config field config.{name}{hint or '; conet_jax/config.py lists them'}"
+        )
 
 
 def _split(text: str) -> list[str]:
@@ -235,7 +237,7 @@ def stored_points(stored: Callable[..., None], config: ConfigDict) -> list[Overr
 
     stored(add)
     if not points:
-        raise InputError("sweep(add) of the config file has added no point")
+        raise InputError("sweep(add) of the config file has added no point: call add(field=value)")
     return points
 
 

@@ -145,7 +145,7 @@ def read(path: str | os.PathLike, format: str = "auto") -> DomainRows:
     """
     name = os.fspath(path)
     if format not in FORMATS:
-        raise InputError(f"unknown format {format!r}; known: {', '.join(FORMATS)}")
+        raise InputError(f"unknown format {format!r}: expected one of {', '.join(FORMATS)}")
     if format == "ncf" or os.path.isdir(name) or os.path.isfile(name + _NCF_FILES[1][0]):
         if format not in ("auto", "ncf"):
             raise InputError(f"{name}: --format={format} needs a file; only ncf reads a folder")
@@ -218,7 +218,7 @@ def _read_table(name: str, format: str) -> tuple[pl.LazyFrame, int]:
         batches = iter(lambda: list(itertools.islice(found, _BATCH)), [])
         frames = [pl.DataFrame(batch, schema=kinds, orient="row") for batch in batches]
     if not frames:
-        raise InputError(f"{name}: no rows")
+        raise InputError(f"{name}: no rows: expected an interaction a line")
     frame = pl.concat(frames)
     return frame.lazy(), len(frame)
 
@@ -255,7 +255,7 @@ def _sample(name: str) -> list[str]:
             )
     lines = [_bare(line) for line in _decoded(name, io.BytesIO(text))]
     if not any(line.strip() for line in lines):
-        raise InputError(f"{name}: the file is empty")
+        raise InputError(f"{name}: the file is empty: expected an interaction a line")
     return lines
 
 
@@ -275,7 +275,7 @@ def _find_layout(name: str, lines: list[str], format: str) -> _Layout:
     if header is not None:
         skip = next((n for n in range(skip + 1, len(lines)) if lines[n]), None)
         if skip is None:
-            raise InputError(f"{name}: a header, but no rows")
+            raise InputError(f"{name}: a header, but no rows: expected an interaction a line")
     sample = [line for line in lines[skip:] if line][:1000]
     known = ("named", "recbole") if header else ("amazon_2014", "amazon_2018", "tsv")
     if format == "auto":
@@ -311,7 +311,11 @@ def _find_layout(name: str, lines: list[str], format: str) -> _Layout:
         columns = {role: at for role, at in columns.items() if at < named}
     missing = [role for role, at in columns.items() if at >= width]
     if missing:
-        raise InputError(f"{name}:{skip + 1}: no {missing[0]} in row {sample[0][:80]!r}")
+        raise InputError(
+            f"{name}:{skip + 1}: no {missing[0]} in row {sample[0][:80]!r}: "
+            "expected as many fields as "
+            "the header has"
+        )
     return _Layout(columns, separator, quote, skip, width, named)
 
 
@@ -518,13 +522,15 @@ def _json_records(name: str, layout: _Layout, file: io.BufferedIOBase) -> Record
                 f"{name}:{number}: not JSON ({error}): {line[:60]!r}; expected one object a line"
             ) from None
         if not isinstance(record, dict):
-            raise InputError(f"{name}:{number}: expected a JSON object; found {line[:60]!r}")
+            raise InputError(
+                f"{name}:{number}: expected a JSON object on every line; found {line[:60]!r}"
+            )
         yield number, [record.get(key) for key in keys]
 
 
 def _id(role: str, value: Any) -> str:
     if value is None or value == "":
-        raise ValueError(f"the {role} id is missing")
+        raise ValueError(f"the {role} id is missing: expected one in every row")
     if type(value) is int:
         return str(value)
     if type(value) is not str:
@@ -532,13 +538,15 @@ def _id(role: str, value: Any) -> str:
     if "\n" in value or "\r" in value or "\0" in value:
         raise ValueError(f"bad {role} id {value!r:.60}: expected no line end and no NUL in it")
     if not value.isascii() and any("\ud800" <= mark <= "\udfff" for mark in value):
-        raise ValueError(f"bad {role} id {value!r:.60}: half of a UTF-16 surrogate pair")
+        raise ValueError(
+            f"bad {role} id {value!r:.60}: half of a UTF-16 surrogate pair, which is no text"
+        )
     return value
 
 
 def _real(role: str, value: Any) -> float:
     if value is None or value == "":
-        raise ValueError(f"the {role} is missing")
+        raise ValueError(f"the {role} is missing: expected a number in every row")
     if type(value) in (int, float):
         value = str(value)
     if type(value) is not str or not _NUMBER.fullmatch(value) or math.isinf(float(value)):
@@ -565,11 +573,13 @@ def _read_ncf(name: str) -> DomainRows:
     users, items = tests["user"].to_list(), tests["item"].to_list()
     repeated = tests.filter(pl.col("user").is_duplicated())
     if len(repeated):
-        raise InputError(f"{test}: user {repeated['user'][0]!r} has more than one test item")
+        raise InputError(
+            f"{test}: user {repeated['user'][0]!r} has more than one test item: expected one"
+        )
     lists = _read_negatives(negative, dict(zip(users, items, strict=True)))
     lacking = next((user for user in users if user not in lists), None)
     if lacking is not None:
-        raise InputError(f"{negative}: no line for user {lacking!r} of {test}")
+        raise InputError(f"{negative}: no line for user {lacking!r} of {test}: expected one")
     frame = pl.concat([part.select("user", "item") for part, _ in frames])
     given = Given(users, items, [lists[user] for user in users])
     return DomainRows(name, frame, sum(rows for _, rows in frames), given)
@@ -588,9 +598,9 @@ def _read_negatives(name: str, tests: dict[str, str]) -> dict[str, list[str]]:
                 _bad_negatives(name, number, f"expected '(user, item)' and items; {line[:60]!r}")
             user, item = found.groups()
             if tests.get(user) != item:
-                _bad_negatives(name, number, f"{pair} is not in the test file")
+                _bad_negatives(name, number, f"{pair} is not in the test file: expected its pairs")
             if user in lists:
-                _bad_negatives(name, number, f"a second line for user {user!r}")
+                _bad_negatives(name, number, f"a second line for user {user!r}: expected one")
             lists[user] = items
     return lists
 

@@ -49,15 +49,18 @@ def check_writable(directory: str | os.PathLike) -> Path:
     """
     path = Path(os.path.realpath(directory))
     if path.exists() and not path.is_dir():
-        raise InputError(f"{directory}: exists and is not a directory")
+        raise InputError(f"{directory}: exists and is not a directory; name another")
     try:
         found = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     except OSError as error:
-        raise InputError(f"{directory}: cannot be written: {error.strerror}") from error
+        raise InputError(
+            f"{directory}: cannot be written: {error.strerror}; see to it, or name another"
+        ) from error
     if found and not (found <= _FILES and found & (_FILES - {_JSON})):
         other = min(found - _FILES, default=_JSON)
         raise InputError(
-            f"{directory}: is not a prepared data set (it holds {other}); not replaced"
+            f"{directory}: is not a prepared data set (it holds {other}), so it is not replaced; "
+            "name another folder"
         )
     return path
 
@@ -90,7 +93,9 @@ def new_folder(directory: str | os.PathLike) -> Iterator[Path]:
             path.rmdir()
         beside.rename(path)
     except OSError as error:
-        raise InputError(f"{directory}: cannot be written: {error.strerror}") from None
+        raise InputError(
+            f"{directory}: cannot be written: {error.strerror}; see to it, or name another"
+        ) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -120,7 +125,9 @@ def save(dataset: Dataset, directory: str | os.PathLike) -> None:
             path.rename(old)
         new.rename(path)
     except OSError as error:
-        raise InputError(f"{directory}: cannot be written: {error}") from error
+        raise InputError(
+            f"{directory}: cannot be written: {error.strerror}; see to it, or name another"
+        ) from error
     finally:
         if old.exists() and not path.exists():
             old.rename(path)
