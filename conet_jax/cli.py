@@ -50,7 +50,7 @@ def _parse(argv: Sequence[str], *, arguments: bool) -> list[str]:
         if near:
             fail(f"unknown config field config.{near[2]}; did you mean config.{near[1]}?")
         if "get_config" in str(error):
-            fail(f"the config file cannot be used: {error}")
+            fail(f"the config file cannot be used: {error}; expected a Python file with get_config")
         if isinstance(error, AttributeError | KeyError):
             name = str(error).strip("\"'")
             fail(f"unknown config field config.{name}; conet_jax/config.py lists the fields")

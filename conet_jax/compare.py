@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from conet_jax import config as config_lib
-from conet_jax import experiment, metrics, statistics, tables
+from conet_jax import experiment, metrics, results, statistics, tables
 from conet_jax.errors import InputError
 from conet_jax.evaluation import Ranks
 
@@ -57,11 +57,8 @@ def read(workdir: str | Path, split: str) -> Run:
             f"--workdir={workdir} and the --config it was begun with"
         )
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        with np.load(workdir / "ranks.npz") as arrays:
-            ranks = Ranks(*(arrays[f"{split}_{name}"] for name in Ranks._fields))
-            users = arrays[f"{split}_users"]
-        result["dataset"]["hash"]
+        result = results.read_result(path)
+        users, ranks = results.read_ranks(workdir / "ranks.npz", split)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(
             f"{workdir} cannot be read as a finished run ({error}); launch/train.py with the same "
@@ -89,7 +86,8 @@ def report(workdirs: Sequence[str | Path], *, split: str = "test", k: int | None
         if hashes[0] != hashes[1] or not np.array_equal(first.users, run.users):
             raise InputError(
                 f"{run.workdir} is a run on other data than {first.workdir}: its hash is "
-                f"{hashes[1]}…, not {hashes[0]}…, and their metrics do not compare"
+                f"{hashes[1]}…, not {hashes[0]}…, and their metrics do not compare: "
+                "name runs on one data set"
             )
     k = k or first.config["eval_k"]
     groups = _groups(runs)
@@ -132,7 +130,7 @@ def _groups(runs: list[Run]) -> list[list[Run]]:
         if len(set(seeds)) < len(seeds):
             raise InputError(
                 f"{' and '.join(str(run.workdir) for run in group)} hold one config twice with "
-                f"the same seed: expected runs that differ"
+                f"the same seed: name one of them"
             )
     return list(groups.values())
 

@@ -294,7 +294,9 @@ def validate(config: ConfigDict) -> None:
         if field not in known:
             near = difflib.get_close_matches(field, known, n=1)
             hint = f"; did you mean config.{near[0]}?" if near else ""
-            raise InputError(f"unknown config field config.{field}{hint}")
+            raise InputError(
+                f"unknown config field config.{field}{hint or '; conet_jax/config.py lists them'}"
+            )
     data = config.get("data")
     if not isinstance(data, ConfigDict) or set(data) - {"dir", "prepare", "synthetic", "drop"}:
         fields = sorted(data) if isinstance(data, ConfigDict) else data
@@ -304,6 +306,14 @@ def validate(config: ConfigDict) -> None:
     check, expected = _integer(0)
     if not check(data.get("drop", 0)):
         raise InputError(f"config.data.drop is {data.drop!r}: expected {expected}")
+    for field in ("dir", "prepare"):
+        if not isinstance(data.get(field, ""), str):
+            raise InputError(f"config.data.{field} is {data[field]!r}: expected text")
+    if not isinstance(data.get("synthetic", data), ConfigDict):
+        raise InputError(
+            f"config.data.synthetic is {data.synthetic!r}: expected the fields of "
+            "conet_jax.data.synthetic.dataset"
+        )
     if "synthetic" in data and data.get("dir"):
         raise InputError(
             f"config.data.dir is {data.dir!r}, but this config makes its data: take the config of "
@@ -314,8 +324,10 @@ def validate(config: ConfigDict) -> None:
             raise InputError(f"config.{field} is missing: expected {expected}")
         if not check(config[field]):
             raise InputError(f"config.{field} is {config[field]!r}: expected {expected}")
+    if not isinstance(config.layers, list | tuple):
+        raise InputError(f"config.layers is {config.layers!r}: expected widths, as (64, 32, 16, 8)")
     layers = tuple(config.layers)
-    widths_fit = len(layers) >= 2 and all(isinstance(w, int) and w > 0 for w in layers)
+    widths_fit = len(layers) >= 2 and all(_integer(1)[0](width) for width in layers)
     if not widths_fit or layers[0] % 2:
         raise InputError(
             f"config.layers is {layers!r}: expected at least two positive widths, the first even: "

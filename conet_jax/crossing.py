@@ -40,7 +40,10 @@ def switched(
       InputError: the model has no cross connections.
     """
     if not jax.tree.leaves(params.dense.get("cross")):
-        raise InputError("the model has no cross connections to switch")
+        raise InputError(
+            "the model has no cross connections to switch: expected a run of a CoNet with "
+            "config.cross_layers of 1 or more"
+        )
     if way == "off":
         cross = jax.tree_util.tree_map_with_path(_off, params.dense["cross"])
         params = params._replace(dense={**params.dense, "cross": cross})

@@ -9,6 +9,7 @@ latest checkpoint and ends with the same ``result.json``, bit for bit in every f
 
 import ctypes
 import hashlib
+import inspect
 import io
 import json
 import math
@@ -27,7 +28,7 @@ from ml_collections import ConfigDict
 
 import conet_jax
 from conet_jax import config as config_lib
-from conet_jax import evaluation, footprint, models, parallel, sampling, training
+from conet_jax import evaluation, files, footprint, models, parallel, sampling, training
 from conet_jax.checkpoints import Checkpoints
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import Diverged, InputError
@@ -255,7 +256,18 @@ def _whole_dataset(config: ConfigDict) -> Dataset:
     if "synthetic" in config.data:
         from conet_jax.data import synthetic
 
-        return synthetic.dataset(**config.data.synthetic.to_dict())[0]
+        given = config.data.synthetic.to_dict()
+        known = dict(inspect.signature(synthetic.generate).parameters)
+        known |= {"candidates": inspect.signature(synthetic.dataset).parameters["candidates"]}
+        for name in [*given, *known]:
+            kind = known[name].annotation if name in known else None
+            if name in given or known[name].default is inspect.Parameter.empty:
+                if type(given.get(name)) not in ((int, float) if kind is float else (kind,)):
+                    raise InputError(
+                        f"config.data.synthetic.{name} is {given.get(name)!r}: expected "
+                        + (f"a number, {kind.__name__}" if kind else f"one of {', '.join(known)}")
+                    )
+        return synthetic.dataset(**given)[0]
     from conet_jax.data import store
 
     directory = Path(config.data.dir)
@@ -436,11 +448,12 @@ def stored_config(workdir: str | Path) -> tuple[dict[str, Any], str]:
     if not path.exists():
         raise InputError(f"{workdir} holds no run (no config.json); {_train(workdir)}")
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = files.read_json(path)
         digest = stored.pop("dataset_hash")
-        if not (isinstance(digest, str) and isinstance(stored["data"], dict)):
-            raise TypeError("a field is of another type")
+        if not isinstance(digest, str):
+            raise TypeError("dataset_hash is of another type")
         stored = config_lib.completed(stored)
+        config_lib.validate(ConfigDict(stored))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} cannot be read as a run's config ({error}); take another --workdir"

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 import conet_jax
 from conet_jax import config as config_lib
-from conet_jax import experiment
+from conet_jax import experiment, files
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import InputError
 from conet_jax.metric_writers import make_folder, write_text
@@ -232,17 +232,30 @@ def read_points(path: Path) -> dict[str, list[Record]]:
     if not path.exists():
         return {}
     found, kept = {}, []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        with files.open_regular(path) as file:
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read as points ({error}); take it away, and they are made again"
+        ) from None
     for line in lines:
         try:
-            point = json.loads(line)
-            found[point["key"]] = point["epochs"]
-        except (ValueError, KeyError, TypeError):
+            point = files.parse_json(line)
+            if not (set(point) >= {"key", "epochs"} and _are_records(point["epochs"])):
+                continue
+            found[str(point["key"])] = point["epochs"]
+        except (ValueError, TypeError, KeyError):
             continue
         kept.append(line)
     if len(kept) < len(lines):
         write_text(path, "".join(line + "\n" for line in kept))
     return found
+
+
+def _are_records(epochs: Any) -> bool:
+    names = ("epoch", "train_loss", "seconds")
+    return bool(epochs) and all(type(row[name]) in (int, float) for row in epochs for name in names)
 
 
 def _append(path: Path, point: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ import polars as pl
 
 from conet_jax.config import flatten
 from conet_jax.errors import InputError
+from conet_jax.files import parse_json
 
 
 def make_folder(path: Path) -> None:
@@ -26,7 +27,9 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot write to {path}: {error.strerror}") from None
+        raise InputError(
+            f"cannot write to {path}: {error.strerror}; see to it, or name another"
+        ) from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -98,7 +101,9 @@ def write_frames(path: Path, frames: Iterable[pl.DataFrame]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write(path, parquet if path.suffix == ".parquet" else rows)
     except OSError as error:
-        raise InputError(f"cannot write to {path}: {error.strerror}") from None
+        raise InputError(
+            f"cannot write to {path}: {error.strerror}; see to it, or name another"
+        ) from None
 
 
 def _write(path: Path, write: Callable[[BinaryIO], Any]) -> None:
@@ -126,11 +131,16 @@ class MetricsFile:
         self._path = path
         kept = []
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    row = json.loads(line)
+                    row = parse_json(line)
                     epoch = int(row["epoch"])
-                except (ValueError, KeyError, TypeError):  # the last line of a killed run
+                except (
+                    ValueError,
+                    LookupError,
+                    TypeError,
+                    OverflowError,
+                ):  # the last line of a killed run
                     break
                 if epoch <= epochs:
                     kept.append(line + "\n")

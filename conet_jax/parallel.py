@@ -87,7 +87,10 @@ def start(
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"the processes of this run cannot be joined: {error}") from None
+        raise InputError(
+            f"the processes of this run cannot be joined ({error}): start the same command on "
+            "each, with the --coordinator that all reach"
+        ) from None
     return jax.process_count() > 1
 
 

@@ -383,22 +383,6 @@ def find_items(recommender: Recommender, ids: Iterable[str]) -> np.ndarray:
     return np.flatnonzero(np.isin(recommender.dataset.target_item_ids, list(ids)))
 
 
-def read_ids(path: str) -> list[str]:
-    """Reads raw ids from a text file, one a line; blank lines at its end do not count.
-
-    Raises:
-      InputError: the file is missing, not text, or has no or an empty line.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").rstrip().split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: expected a text file of ids ({error})") from None
-    lines = [line.removesuffix("\r") for line in lines]
-    if "" in lines:
-        raise InputError(f"{path}:{lines.index('') + 1}: an empty line; expected an id a line")
-    return lines
-
-
 def text(frame: pl.DataFrame) -> str:
     """A table of ``recommend`` for people to read."""
     lines = []

@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from conet_jax import config as config_lib
-from conet_jax import experiment, metrics, models, search, statistics, tables
+from conet_jax import experiment, files, metrics, models, results, search, statistics, tables
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import InputError
 from conet_jax.metric_writers import make_folder, write_text
@@ -184,7 +184,8 @@ def read_trials(study: Study, method: str, dataset: Dataset) -> list[dict[str, A
     if not path.exists():
         return []
     try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        with files.open_regular(path) as file:
+            rows = [files.parse_json(line) for line in file]
         planned = search.trials(method, len(rows))
         for number, (row, overrides) in enumerate(zip(rows, planned, strict=True)):
             differing = config_lib.differences(
@@ -203,7 +204,9 @@ def read_trials(study: Study, method: str, dataset: Dataset) -> list[dict[str, A
     except InputError:
         raise
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} cannot be read as trials ({error}); take it away") from None
+        raise InputError(
+            f"{path} cannot be read as trials ({error}); take it away, and they are made again"
+        ) from None
     return rows
 
 
@@ -267,7 +270,12 @@ def read_result(run: Run, dataset: Dataset) -> dict[str, Any] | None:
     path = run.workdir / "result.json"
     if not path.exists():
         return None
-    result = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        result = results.read_result(path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read as a run's result ({error}); take it away, and it is made again"
+        ) from None
     differing = config_lib.differences(result["config"], run.config)
     if result["dataset"]["hash"] != dataset.meta["hash"]:
         differing.append("the data is other data")
@@ -339,7 +347,14 @@ def collect(study: Study, method: str, datasets: dict[int, Dataset]) -> tables.M
 
 def _per_user(run: Run, dataset: Dataset) -> np.ndarray:
     """Test NDCG of each test user."""
-    with np.load(run.workdir / "ranks.npz") as ranks:
-        if not np.array_equal(ranks["test_users"], dataset.test.users):
-            raise InputError(f"{run.workdir}/ranks.npz is not of the data's test users")
-        return metrics.ndcg(ranks["test_above"], ranks["test_tied"], k=run.config.eval_k)
+    path = run.workdir / "ranks.npz"
+    try:
+        users, ranks = results.read_ranks(path, "test")
+        if not np.array_equal(users, dataset.test.users):
+            raise ValueError("it is not of the data's test users")
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read as the ranks of this study's data ({error}); take "
+            f"{run.workdir} away, and it is made again"
+        ) from None
+    return metrics.ndcg(ranks.above, ranks.tied, k=run.config.eval_k)

@@ -13,13 +13,14 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import re
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent import futures
 from multiprocessing import connection
 from pathlib import Path
@@ -32,7 +33,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import tuple_parser
 
 from conet_jax import config as config_lib
-from conet_jax import experiment, figures, models, population, search, study, tables
+from conet_jax import experiment, figures, files, models, population, search, study, tables
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import InputError
 from conet_jax.metric_writers import make_folder, write_json, write_text
@@ -113,7 +114,10 @@ def parse_grid(texts: Sequence[str], config: ConfigDict) -> list[Overrides]:
       >>> parse_grid(["config.l1=0,1e-6", "config.negatives=4"], config_lib.default_config())
       [{'l1': 0.0, 'negatives': 4}, {'l1': 1e-06, 'negatives': 4}]
     """
-    fields = dict(_field(text, config) for text in texts)
+    fields: dict[str, str] = {}
+    for text in texts:
+        name, values = _field(text, config)
+        fields[_once(name, fields)] = values
     values = [
         [_value(text, name, config) for text in _split(texts)] for name, texts in fields.items()
     ]
@@ -146,13 +150,15 @@ def parse_space(texts: Sequence[str], config: ConfigDict) -> search.Space:
     space: search.Space = {}
     for text in texts:
         name, values = _field(text, config)
+        _once(name, space)
         drawn = _DRAWN.fullmatch(values)
         if drawn is None:
             space[name] = tuple(_value(text, name, config) for text in _split(values))
             continue
         kind, *bounds = drawn.groups()
         low, high = (_value(bound, name, config) for bound in bounds)
-        if not isinstance(low, float) or not low < high or (kind == "log" and low <= 0):
+        fits = isinstance(low, float) and -math.inf < low < high < math.inf
+        if not fits or (kind == "log" and low <= 0):
             raise InputError(
                 f"--space={text}: expected a real-valued field and LOW < HIGH, with log 0 < LOW; "
                 "choices are written VALUE,VALUE"
@@ -168,6 +174,12 @@ def _field(text: str, config: ConfigDict) -> tuple[str, str]:
         raise InputError(f"{text!r} is no field with values: expected config.FIELD=VALUE,VALUE")
     check_field(name, config)
     return name, values
+
+
+def _once(name: str, given: Container[str]) -> str:
+    if name in given:
+        raise InputError(f"config.{name} is given twice: write its values after one =, by commas")
+    return name
 
 
 def check_field(name: str, config: ConfigDict) -> None:
@@ -186,7 +198,9 @@ def check_field(name: str, config: ConfigDict) -> None:
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"; did you mean config.{near[0]}?" if near else ""
-        raise InputError(f"unknown config field config.{name}{hint}")
+        raise InputError(
+            f"unknown config field config.{name}{hint or '; conet_jax/config.py lists them'}"
+        )
 
 
 def _split(text: str) -> list[str]:
@@ -223,7 +237,7 @@ def stored_points(stored: Callable[..., None], config: ConfigDict) -> list[Overr
 
     stored(add)
     if not points:
-        raise InputError("sweep(add) of the config file has added no point")
+        raise InputError("sweep(add) of the config file has added no point: call add(field=value)")
     return points
 
 
@@ -282,7 +296,15 @@ def units(sweep: Sweep, planned: Sequence[Run]) -> list[Unit]:
     missing = [key for key in by_key if not _result(sweep, key).exists()]
     found = []
     for path in sorted((sweep.workdir / "populations").glob("*/members.json")):
-        keys = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            keys = files.read_json(path)
+            if not (type(keys) is list and all(type(key) is str for key in keys)):
+                raise ValueError("no list of keys")
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{path} cannot be read as a population's runs ({error}); take {path.parent} away, "
+                "and they are trained again"
+            ) from None
         if not set(keys) & set(missing):
             shutil.rmtree(path.parent)  # killed after the last result
         elif set(keys) <= by_key.keys():
@@ -428,7 +450,7 @@ def _row(sweep: Sweep, run: Run, unfinished: dict[str, str]) -> Record:
     swept = config_lib.flatten(run.config.to_dict())
     record: Record = {"failed": run.problem or unfinished.get(run.key, "")}
     if run.key and run.key not in unfinished:
-        record = json.loads(_result(sweep, run.key).read_text(encoding="utf-8"))
+        record = _read_record(_result(sweep, run.key))
     row = {"point": run.point, "seed": run.seed}
     row |= {f"config.{name}": swept[name] for name in fields}
     row |= {name: record.get("valid", {}).get(name) for name in _metric_names(sweep.config)}
@@ -437,6 +459,21 @@ def _row(sweep: Sweep, run: Run, unfinished: dict[str, str]) -> Record:
     for step in range(experiment.FIRST_STEPS):
         row[f"target_loss_step_{step + 1}"] = losses[step] if step < len(losses) else None
     return row | {"failed": record.get("failed", "")}
+
+
+def _read_record(path: Path) -> Record:
+    try:
+        record = files.read_json(path)
+        values = [*record["valid"].values(), *record.get("first_losses", {}).get("target", [])]
+        values += [record[name] for name in ("best_epoch", "epochs", "seconds")]
+        if "failed" not in record and not all(type(value) in (int, float) for value in values):
+            raise TypeError("a number is something else")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} cannot be read as the result of a run ({error!r}); take it away, and the run "
+            "is done again"
+        ) from None
+    return record
 
 
 def _metric_names(config: ConfigDict) -> list[str]:

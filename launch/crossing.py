@@ -31,7 +31,9 @@ def main() -> None:
         task, params, _ = experiment.restore(workdir)
         hashes.add(task.dataset.meta["hash"])
         if len(hashes) > 1:
-            raise InputError(f"{workdir} is on other data than {_WORKDIRS.value[0]}")
+            raise InputError(
+                f"{workdir} is on other data than {_WORKDIRS.value[0]}: expected runs on one"
+            )
         held_out, k = getattr(task.dataset, _SPLIT.value), task.config.eval_k
         for way in crossing.WAYS:
             arguments = crossing.switched(

@@ -71,9 +71,10 @@ def main() -> None:
         metric_writers.check_frames_path(Path(_OUT.value))
     cli.choose_platform(experiment.stored_config(_WORKDIR.value)[0])
     from conet_jax import recommend
+    from conet_jax.data import readers
 
     recommender = recommend.load(_WORKDIR.value)
-    ids = _USER.value or (recommend.read_ids(_USERS.value) if _USERS.value else None)
+    ids = _USER.value or (readers.read_ids(_USERS.value) if _USERS.value else None)
     source = recommend.read_source(recommender, _SOURCE.value, ids) if _SOURCE.value else {}
     if ids is None:
         ids = dict.fromkeys([*recommender.rows, *source])
@@ -86,7 +87,7 @@ def main() -> None:
     )
     items = None
     if _ITEMS.value:
-        listed = set(recommend.read_ids(_ITEMS.value))
+        listed = set(readers.read_ids(_ITEMS.value))
         items = recommend.find_items(recommender, listed)
         if len(items) < len(listed):
             message = f"{len(listed) - len(items):,} of {len(listed):,} ids in {_ITEMS.value} are"

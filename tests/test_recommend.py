@@ -10,7 +10,7 @@ from test_launch import DEMO, assert_one_line_error, launch
 
 from conet_jax import crossing, experiment, metric_writers, recommend
 from conet_jax.config import default_config
-from conet_jax.data import synthetic
+from conet_jax.data import readers, synthetic
 from conet_jax.errors import InputError
 from conet_jax.models.base import Params
 
@@ -360,12 +360,12 @@ def test_strangers_are_explained_by_what_their_embedding_is_made_from(data):
 def test_lists_of_ids_are_read_line_by_line(tmp_path):
     path = tmp_path / "ids.txt"
     path.write_bytes("\ufeffa\r\n007\r\né, b\r\n\r\n".encode())
-    assert recommend.read_ids(path) == ["a", "007", "é, b"]
+    assert readers.read_ids(path) == ["a", "007", "é, b"]
     path.write_text("a\n\nb\n")
     with pytest.raises(InputError, match="ids.txt:2: an empty line"):
-        recommend.read_ids(path)
+        readers.read_ids(path)
     with pytest.raises(InputError, match="nowhere"):
-        recommend.read_ids(tmp_path / "nowhere")
+        readers.read_ids(tmp_path / "nowhere")
 
 
 def test_source_interactions_are_read_as_prepare_reads_them(data, tmp_path):

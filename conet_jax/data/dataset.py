@@ -128,6 +128,7 @@ def build(
         raise InputError(
             f"no shared users: no user id occurs in both {target.name} and {source.name}"
             + ("" if ncf else f" with a rating of {min_rating:g} or more (--min_rating)")
+            + "; the ids of a user must be spelled alike in both files"
         )
     given = {"target": target.given, "source": source.given}
     pairs, item_ids = {}, {}
@@ -209,7 +210,10 @@ def from_arrays(
             if len(values) and not 0 <= values.min() <= values.max() < size:
                 raise InputError(f"{domain}: {what} index out of range 0 .. {size - 1}")
         if not np.bincount(users, minlength=num_users).all():
-            raise InputError(f"{domain}: not every user of 0 .. {num_users - 1} occurs")
+            raise InputError(
+                f"{domain}: not every user of 0 .. {num_users - 1} occurs: expected each in both "
+                "domains"
+            )
         times = None
         if domain == "target" and target_timestamps is not None:
             times = np.asarray(target_timestamps, np.float64)
@@ -230,7 +234,9 @@ def _positives(rows: DomainRows, min_rating: float) -> tuple[pl.LazyFrame, dict]
         kept = frame.select(liked.sum()).collect(engine="streaming").item()
         report["below_min_rating"] = rows.rows - kept
         if not kept:
-            raise InputError(f"{rows.name}: no rating is {min_rating:g} or more (--min_rating)")
+            raise InputError(
+                f"{rows.name}: no rating is {min_rating:g} or more; lower --min_rating"
+            )
         frame = frame.filter(liked)
     return frame.select("user", "item", *({"timestamp"} & set(columns))), report
 
@@ -324,7 +330,8 @@ def _apply_core(
         if not users_left.any():
             raise InputError(
                 f"the core is empty: no users are left with --min_user_items={min_user_items} and "
-                f"--min_item_users={min_item_users} ({num_users} users are shared before it)"
+                f"--min_item_users={min_item_users} ({num_users} users are shared before it); "
+                "lower them"
             )
         if sum(len(p.users) for p in pairs.values()) == before:
             return users_left
@@ -362,7 +369,9 @@ def _find_twins(
         report["dropped_source_interactions"] = int(on_twin["source"].sum())
         pairs["source"] = _take(pairs["source"], ~on_twin["source"])
         if not len(pairs["source"].users):
-            raise InputError("no source item is left after --drop_twins; see --twin_jaccard")
+            raise InputError(
+                "no source item is left after --drop_twins: leave it out, or raise --twin_jaccard"
+            )
         _compact_items(pairs, item_ids, "source")
     return report
 
@@ -438,7 +447,10 @@ def _assemble(
         test_at[given.users] = np.searchsorted(keys, wanted)
         valid_at = split.one_more(indptr, test_at, seed=seed)
     if not (test_at >= 0).any():
-        raise InputError("no user has two target items or more: there is nothing to test on")
+        raise InputError(
+            "no user has two target items or more, so there is nothing to test on: prepare it from "
+            "more data or a smaller core"
+        )
     train = np.ones(len(target.users), bool)
     train[test_at[test_at >= 0]] = False
     train[valid_at[valid_at >= 0]] = False
@@ -495,16 +507,9 @@ def from_split(
         if len(full):
             raise InputError(
                 f"user {user_ids[full[0]]!r} has all {rows.num_items} items of the {domain} as "
-                "training positives: no negative is possible"
+                "training positives, so no negative is possible: leave the user out or add items"
             )
-    counts = {"users": num_users}
-    held_out = {"target": len(valid.users) + len(test.users), "source": 0}
-    for domain, rows in interactions.items():
-        number = len(rows.indices) + held_out[domain]
-        counts[f"{domain}_items"] = rows.num_items
-        counts[f"{domain}_interactions"] = number
-        counts[f"{domain}_density"] = number / (num_users * rows.num_items)
-    counts |= {"valid_users": len(valid.users), "test_users": len(test.users)}
+    counts = count(interactions, valid, test)
     trained = np.zeros(interactions["target"].num_items, bool)
     trained[interactions["target"].indices] = True
     report = report | {
@@ -523,6 +528,21 @@ def from_split(
         meta={"counts": counts, "audit": report, "options": options},
     )
     return dataset._replace(meta=dataset.meta | {"hash": content_hash(dataset)})
+
+
+def count(
+    interactions: dict[str, Interactions], valid: HeldOut, test: HeldOut
+) -> dict[str, int | float]:
+    """Numbers of users, items and interactions, held-out ones included, and densities."""
+    num_users = len(interactions["target"].indptr) - 1
+    counts: dict[str, int | float] = {"users": num_users}
+    held_out = {"target": len(valid.users) + len(test.users), "source": 0}
+    for domain, rows in interactions.items():
+        number = len(rows.indices) + held_out[domain]
+        counts[f"{domain}_items"] = rows.num_items
+        counts[f"{domain}_interactions"] = number
+        counts[f"{domain}_density"] = number / (num_users * rows.num_items)
+    return counts | {"valid_users": len(valid.users), "test_users": len(test.users)}
 
 
 def _indptr(users: np.ndarray, num_users: int) -> np.ndarray:

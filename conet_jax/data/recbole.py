@@ -6,6 +6,7 @@ ids. What RecBole has no place for stands beside: ``candidates.parquet``, the ne
 held-out item, and ``dataset.json``, how the data were made.
 """
 
+import array
 import json
 import os
 from pathlib import Path
@@ -13,12 +14,20 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from conet_jax import files
 from conet_jax.data import dataset as dataset_lib
-from conet_jax.data import store
+from conet_jax.data import readers, store
 from conet_jax.data.dataset import DOMAINS, Dataset, HeldOut, Interactions
 from conet_jax.errors import InputError
 
 _HELD_OUT = ("valid", "test")
+_CANDIDATES = {
+    "part": pl.String,
+    "user_id": pl.String,
+    "candidates": pl.List(pl.String),
+    "counts": pl.List(pl.Boolean),
+}
+_POLARS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)  # the latter by altered files
 
 
 def settings(directory: str | os.PathLike) -> str:
@@ -69,16 +78,9 @@ def save(dataset: Dataset, directory: str | os.PathLike) -> None:
             items = dataset.target_item_ids[held_out.items]
             _write(beside / "target" / f"target.{part}.inter", user_id=users, item_id=items)
             listed = dataset.target_item_ids[held_out.candidates]
-            parts.append(
-                pl.DataFrame(
-                    {
-                        "part": pl.repeat(part, len(users), dtype=pl.String, eager=True),
-                        "user_id": pl.Series(users.tolist(), dtype=pl.String),
-                        "candidates": pl.Series(listed.tolist(), dtype=pl.List(pl.String)),
-                        "counts": pl.Series(held_out.mask.tolist(), dtype=pl.List(pl.Boolean)),
-                    }
-                )
-            )
+            columns = [part] * len(users), users, listed, held_out.mask
+            values = zip(_CANDIDATES, (list(values) for values in columns), strict=True)
+            parts.append(pl.DataFrame(dict(values), schema=_CANDIDATES))
         pl.concat(parts).write_parquet(beside / "candidates.parquet")
         text = json.dumps(dataset.meta, indent=2, sort_keys=True)
         (beside / "dataset.json").write_text(text + "\n", encoding="utf-8")
@@ -100,45 +102,66 @@ def load(directory: str | os.PathLike) -> Dataset:
     """
     path = Path(directory)
     try:
-        meta = json.loads((path / "dataset.json").read_text(encoding="utf-8"))
-        candidates = pl.read_parquet(path / "candidates.parquet")
+        meta = files.read_json(path / "dataset.json")
+        with files.open_regular(path / "candidates.parquet") as file:
+            candidates = pl.read_parquet(file)
         report, options = meta["audit"], meta["options"]
-    except (OSError, ValueError, KeyError, pl.exceptions.PolarsError) as error:
+        if not type(report) is type(options) is dict or candidates.schema != _CANDIDATES:
+            raise ValueError("a field or column is of another type")
+    except (OSError, ValueError, LookupError, TypeError, *_POLARS) as error:
+        reason = str(error).partition("\n")[0]
         raise InputError(
-            f"{directory}: cannot be read as what launch/export.py --data writes ({error}); a "
+            f"{directory}: cannot be read as what launch/export.py --data writes ({reason}); a "
             "single .inter file a domain is read by --target and --source"
         ) from None
-    users = _read(path / "target" / "target.user", "user_id")["user_id"]
-    items = {d: _read(path / d / f"{d}.item", "item_id")["item_id"] for d in DOMAINS}
-    interactions, held_out = {}, {}
+    users = _listed(path / "target" / "target.user", "user_id")
+    items = {d: _listed(path / d / f"{d}.item", "item_id") for d in DOMAINS}
+    if _listed(path / "source" / "source.user", "user_id") != users:
+        raise InputError(
+            f"{path / 'source' / 'source.user'}: other users than in target.user: expected the same"
+        )
+    pairs, interactions, held_out = {}, {}, {}
     for domain, name in (("target", "target.train"), ("source", "source")):
         file = path / domain / f"{name}.inter"
-        pairs = np.stack(_rows(file, users, items[domain]), axis=1)
-        distinct = np.unique(pairs, axis=0)  # sorted by user, then item
-        if len(distinct) < len(pairs):
-            raise InputError(f"{file}: {len(pairs) - len(distinct)} pairs stand there twice")
+        pairs[domain] = np.stack(_rows(file, users, items[domain]), axis=1)
+        distinct = np.unique(pairs[domain], axis=0)  # sorted by user, then item
+        if len(distinct) < len(pairs[domain]):
+            twice = len(pairs[domain]) - len(distinct)
+            raise InputError(f"{file}: {twice:,} pairs stand there twice: expected each once")
         degrees = np.bincount(distinct[:, 0], minlength=len(users))
         indptr = np.concatenate([[0], np.cumsum(degrees)]).astype(np.int32)
         interactions[domain] = Interactions(
             indptr, distinct[:, 1].astype(np.int32), len(items[domain])
         )
+    size = len(items["target"])
+    positives = pairs["target"] @ [size, 1]
     for part in _HELD_OUT:
         file = path / "target" / f"target.{part}.inter"
         rows, chosen = _rows(file, users, items["target"])
         order = np.argsort(rows)
+        rows, chosen = rows[order], chosen[order]
         listed = candidates.filter(part=part)
-        listed_users = _codes(file, listed["user_id"], users)
-        if (np.diff(rows[order]) == 0).any() or not np.array_equal(rows[order], listed_users):
+        wanted = [users.get(user, -1) for user in listed["user_id"].to_list()]
+        if (np.diff(rows) == 0).any() or rows.tolist() != wanted:
             raise InputError(
                 f"{file}: expected one item of each user that candidates.parquet has for {part}"
             )
-        width = listed["candidates"].list.len().max() or 0
-        names = listed["candidates"].explode(empty_as_null=False)
-        drawn = _codes(file, names, items["target"]).reshape(len(listed), width)
-        mask = np.array(listed["counts"].to_list(), bool).reshape(len(listed), width)
-        arrays = (rows[order], chosen[order], drawn)
-        held_out[part] = HeldOut(*(x.astype(np.int32) for x in arrays), mask)
-    ids = tuple(np.array(x.to_list(), object) for x in (users, items["target"], items["source"]))
+        if np.isin(rows * size + chosen, positives).any():
+            raise InputError(
+                f"{file}: a pair stands in the training data or another part too: expected each "
+                "pair in one"
+            )
+        positives = np.concatenate([positives, rows * size + chosen])
+        drawn, mask = _drawn(path / "candidates.parquet", listed, items["target"])
+        held_out[part] = HeldOut(*(x.astype(np.int32) for x in (rows, chosen, drawn)), mask)
+    for part, held in held_out.items():
+        keys = held.users.astype(np.int64)[:, None] * size + held.candidates
+        if (np.isin(keys, positives) & held.mask).any():
+            raise InputError(
+                f"{path / 'candidates.parquet'}: a candidate for {part} is among the user's own "
+                "items: write the files anew by launch/export.py --data"
+            )
+    ids = tuple(np.array(list(x), object) for x in (users, items["target"], items["source"]))
     return dataset_lib.from_split(interactions, **held_out, ids=ids, report=report, options=options)
 
 
@@ -152,28 +175,47 @@ def _write(path: Path, **columns: np.ndarray) -> None:
     frame.write_csv(path, separator="\t", quote_style="never")
 
 
-def _read(path: Path, *names: str) -> pl.DataFrame:
-    try:
-        frame = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False)
-        return frame.select(pl.col(f"{name}:token").alias(name) for name in names)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        reason = str(error).splitlines()[0]
-        expected = " and ".join(f"{name}:token" for name in names)
+def _listed(path: Path, name: str) -> dict[str, int]:
+    """Places of the ids that a file lists, in its order."""
+    ids: dict[str, int] = {}
+    for number, (value,) in readers.read_columns(path, f"{name}:token"):
+        if value in ids:
+            raise InputError(f"{path}:{number}: id {value!r} stands there twice: expected it once")
+        ids[value] = len(ids)
+    if not ids:
+        raise InputError(f"{path}: no ids: expected one a line under {name}:token")
+    return ids
+
+
+def _rows(path: Path, users: dict[str, int], items: dict[str, int]) -> tuple[np.ndarray, ...]:
+    """Places int64[n] of users and items."""
+    codes = array.array("q"), array.array("q")
+    for number, pair in readers.read_columns(path, "user_id:token", "item_id:token"):
+        for places, name, known in zip(codes, pair, (users, items), strict=True):
+            if name not in known:
+                raise InputError(
+                    f"{path}:{number}: id {name!r} is not listed in the .user or .item file: "
+                    "expected all ids there"
+                )
+            places.append(known[name])
+    return tuple(np.array(places, np.int64) for places in codes)
+
+
+def _drawn(path: Path, listed: pl.DataFrame, items: dict[str, int]) -> tuple[np.ndarray, ...]:
+    """Candidates int64[users, n] and which of them count bool[users, n]."""
+    names, counts = listed["candidates"].to_list(), listed["counts"].to_list()
+    width = len((names or [[]])[0] or [])
+    for row in (*names, *counts):
+        if row is None or len(row) != width or None in row:
+            raise InputError(
+                f"{path}: lists of unequal length, or without a value: write the files anew by "
+                "launch/export.py --data"
+            )
+    unknown = next((name for row in names for name in row if name not in items), None)
+    if unknown is not None:
         raise InputError(
-            f"{path}: cannot be read: expected columns {expected} ({reason})"
-        ) from None
-
-
-def _rows(path: Path, users: pl.Series, items: pl.Series) -> tuple[np.ndarray, np.ndarray]:
-    frame = _read(path, "user_id", "item_id")
-    return _codes(path, frame["user_id"], users), _codes(path, frame["item_id"], items)
-
-
-def _codes(path: Path, names: pl.Series, known: pl.Series) -> np.ndarray:
-    """Places int64[n] of ids in the list of those that are known."""
-    table = pl.DataFrame({"id": known}).with_row_index("row")
-    frame = pl.DataFrame({"id": names}).join(table, on="id", how="left", maintain_order="left")
-    if frame["row"].null_count():
-        name = frame.filter(pl.col("row").is_null())["id"][0]
-        raise InputError(f"{path}: id {name!r} is not listed in the .user or .item file")
-    return frame["row"].to_numpy().astype(np.int64)
+            f"{path}: id {unknown!r} is not listed in target.item: expected all ids there"
+        )
+    codes = np.array([[items[name] for name in row] for row in names], np.int64)
+    shape = len(names), width
+    return codes.reshape(shape), np.array(counts, bool).reshape(shape)

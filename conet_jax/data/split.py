@@ -57,7 +57,7 @@ def leave_one_out(
         test = order[np.maximum(ends - 1, 0)] if len(order) else ends
         valid = order[np.maximum(ends - 2, 0)] if len(order) else ends
     else:
-        raise InputError(f"unknown split {split!r}; known: {', '.join(SPLITS)}")
+        raise InputError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
     return np.where(degree >= 2, test, -1), np.where(degree >= 3, valid, -1)
 
 

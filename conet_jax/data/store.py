@@ -13,7 +13,16 @@ from typing import NoReturn
 
 import numpy as np
 
-from conet_jax.data.dataset import DOMAINS, Dataset, HeldOut, Interactions, arrays, content_hash
+from conet_jax import files
+from conet_jax.data.dataset import (
+    DOMAINS,
+    Dataset,
+    HeldOut,
+    Interactions,
+    arrays,
+    content_hash,
+    count,
+)
 from conet_jax.errors import InputError
 
 _FORMAT = 1
@@ -40,15 +49,18 @@ def check_writable(directory: str | os.PathLike) -> Path:
     """
     path = Path(os.path.realpath(directory))
     if path.exists() and not path.is_dir():
-        raise InputError(f"{directory}: exists and is not a directory")
+        raise InputError(f"{directory}: exists and is not a directory; name another")
     try:
         found = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
     except OSError as error:
-        raise InputError(f"{directory}: cannot be written: {error.strerror}") from error
+        raise InputError(
+            f"{directory}: cannot be written: {error.strerror}; see to it, or name another"
+        ) from error
     if found and not (found <= _FILES and found & (_FILES - {_JSON})):
         other = min(found - _FILES, default=_JSON)
         raise InputError(
-            f"{directory}: is not a prepared data set (it holds {other}); not replaced"
+            f"{directory}: is not a prepared data set (it holds {other}), so it is not replaced; "
+            "name another folder"
         )
     return path
 
@@ -81,7 +93,9 @@ def new_folder(directory: str | os.PathLike) -> Iterator[Path]:
             path.rmdir()
         beside.rename(path)
     except OSError as error:
-        raise InputError(f"{directory}: cannot be written: {error.strerror}") from None
+        raise InputError(
+            f"{directory}: cannot be written: {error.strerror}; see to it, or name another"
+        ) from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -111,7 +125,9 @@ def save(dataset: Dataset, directory: str | os.PathLike) -> None:
             path.rename(old)
         new.rename(path)
     except OSError as error:
-        raise InputError(f"{directory}: cannot be written: {error}") from error
+        raise InputError(
+            f"{directory}: cannot be written: {error.strerror}; see to it, or name another"
+        ) from error
     finally:
         if old.exists() and not path.exists():
             old.rename(path)
@@ -142,11 +158,13 @@ def load(directory: str | os.PathLike) -> Dataset:
     if not (path / _JSON).is_file():
         raise InputError(f"{directory}: no prepared data here ({_JSON} is missing); run prepare")
     try:
-        meta = json.loads((path / _JSON).read_text(encoding="utf-8"))
+        meta = files.read_json(path / _JSON)
         found = meta.pop("format")
-        counts, options, stored = meta["counts"], meta["options"], meta["hash"]
+        counts, stored = meta["counts"], meta["hash"]
         sizes = {name: counts[name] for name in ("users", "target_items", "source_items")}
-        if not (all(type(n) is int for n in sizes.values()) and type(options) is dict):
+        if not all(type(n) is int and n > 0 for n in sizes.values()):
+            raise TypeError
+        if not (type(meta["options"]) is type(meta["audit"]) is dict):
             raise TypeError
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         _damaged(path / _JSON, "not readable as the description of a data set")
@@ -173,14 +191,9 @@ def load(directory: str | os.PathLike) -> Dataset:
             ids[name] = _decode(read[f"{name}_bytes"], read[f"{name}_offsets"], size)
         except ValueError as error:
             _damaged(path, f"{name}: {error}")
-    for part in ("valid", "test"):
-        if counts.get(f"{part}_users") != len(held[part].users):
-            _damaged(path / _JSON, f"counts.{part}_users differs from the arrays")
-    held_out = {"target": len(held["valid"].users) + len(held["test"].users), "source": 0}
-    for domain in DOMAINS:
-        number = len(interactions[domain].indices) + held_out[domain]
-        if counts.get(f"{domain}_interactions") != number:
-            _damaged(path / _JSON, f"counts.{domain}_interactions differs from the arrays")
+    for name, number in count(interactions, **held).items():
+        if counts.get(name) != number:
+            _damaged(path / _JSON, f"counts.{name} differs from the arrays")
     dataset = Dataset(**interactions, **held, **ids, meta=meta)
     if content_hash(dataset) != stored:
         _damaged(path, "the content does not match its hash")
@@ -193,12 +206,12 @@ def _damaged(where: Path, what: str) -> NoReturn:
 
 def _read(path: Path, dtype: str) -> np.ndarray:
     try:
-        values = np.load(path, allow_pickle=False)
+        values = files.read_array(path)
     except FileNotFoundError:
         _damaged(path, "the file is missing")
-    except Exception as error:  # a damaged header can raise nearly anything, MemoryError included
+    except (OSError, ValueError) as error:
         _damaged(path, f"cannot be read ({error})")
-    if not isinstance(values, np.ndarray) or values.dtype != np.dtype(dtype):
+    if values.dtype != np.dtype(dtype):
         _damaged(path, f"not an array of type {dtype}")
     return values
 
