@@ -27,7 +27,16 @@ from ml_collections import ConfigDict
 
 import conet_jax
 from conet_jax import config as config_lib
-from conet_jax import evaluation, footprint, models, parallel, sampling, training
+from conet_jax import (
+    evaluation,
+    footprint,
+    interruption,
+    models,
+    ownership,
+    parallel,
+    sampling,
+    training,
+)
 from conet_jax.checkpoints import Checkpoints
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import InputError
@@ -36,6 +45,7 @@ from conet_jax.metric_writers import (
     MetricsFile,
     TensorBoard,
     load_tensorboardx,
+    make_folder,
     write_arrays,
     write_json,
     write_text,
@@ -348,8 +358,11 @@ def fit(
       The result.
 
     Raises:
-      InputError: bad config or data, a workdir of another run, a loss that is not finite.
+      InputError: bad config or data, a workdir of another run or in use by another process, a loss
+        that is not finite.
+      OSError: the disk is full, or the workdir has gone; what was saved before is as it was.
       parallel.PeerLost: another process of the run died.
+      interruption.Interrupted: a signal asked to stop, and the run is saved.
     """
     workdir = Path(workdir)
     if tensorboard:
@@ -359,15 +372,27 @@ def fit(
         dataset = load_dataset(config)
     task = make_task(config, dataset)
     check_users(dataset, "test")
-    parallel.together(lambda: _claim(workdir, config, dataset))
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    quiet = quiet or not parallel.is_main()
-    try:
-        with parallel.watch_peers():
-            return _fit(task, workdir, checkpoints, io.StringIO() if quiet else None, tensorboard)
-    finally:
-        if not isinstance(sys.exception(), parallel.PeerLost):  # closing waits for all processes
-            checkpoints.close()
+    parallel.together(lambda: _make_workdir(workdir))
+    with ownership.owned(workdir):
+        parallel.together(lambda: _claim(workdir, config, dataset))
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        out = io.StringIO() if quiet or not parallel.is_main() else None
+        try:
+            with parallel.watch_peers():
+                return _fit(task, workdir, checkpoints, out, tensorboard)
+        finally:
+            # Closing waits for all processes.
+            if not isinstance(sys.exception(), parallel.PeerLost):
+                checkpoints.close()
+
+
+def _make_workdir(workdir: Path) -> None:
+    """Makes the workdir, or checks that it is empty or a run's."""
+    if workdir.is_dir() and not (workdir / "config.json").exists():
+        ours = (".config.json.tmp", ownership.LOCK)  # of a run that was killed at once
+        if not all(path.name.startswith(ours) for path in workdir.iterdir()):
+            raise InputError(f"{workdir} is not empty and holds no run; take another --workdir")
+    make_folder(workdir)
 
 
 def _claim(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
@@ -390,10 +415,7 @@ def _claim(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
                 f"the data here {digest[:12]}…. Take another --workdir"
             )
         return
-    if workdir.is_dir() and any(p.name != ".config.json.tmp" for p in workdir.iterdir()):
-        raise InputError(f"{workdir} is not empty and holds no run; take another --workdir")
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         _write_config(workdir, config, dataset)
     except OSError as error:
         raise InputError(f"cannot write to {workdir}: {error.strerror}") from None
@@ -455,6 +477,37 @@ class Progress(NamedTuple):
         return self.epoch >= last or waited >= task.config.patience
 
 
+class Part(NamedTuple):
+    """What an epoch that a signal cut short must know beside its state to go on.
+
+    Attributes:
+      done: steps done.
+      sums: {name: f64[done]} sums and counts of ``Model.loss``.
+      seconds: of training.
+    """
+
+    done: int = 0
+    sums: dict[str, np.ndarray] = {}
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what ``from_json`` reads."""
+        return {**self._asdict(), "sums": {name: x.tolist() for name, x in self.sums.items()}}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Part":
+        """Returns the part that was stored, bit for bit."""
+        sums = {name: np.array(x, np.float64) for name, x in value["sums"].items()}
+        return cls(**{**value, "sums": sums})
+
+
+class CutShort(Exception):
+    """A signal has asked training to stop in the midst of an epoch."""
+
+    def __init__(self, signum: int, state: Any, part: Part) -> None:
+        self.signum, self.state, self.part = signum, state, part
+
+
 class Epoch(NamedTuple):
     """The end of an epoch.
 
@@ -476,7 +529,11 @@ class Epoch(NamedTuple):
 
 
 def train(
-    task: Task, state: State, progress: Progress | None = None, console: Console | None = None
+    task: Task,
+    state: State,
+    progress: Progress | None = None,
+    console: Console | None = None,
+    part: Part | None = None,
 ) -> Iterator[Epoch]:
     """Trains and validates epoch by epoch until the last, or until patience runs out.
 
@@ -485,14 +542,20 @@ def train(
       state: state to go on from; its buffers are donated.
       progress: of the run so far; by default none.
       console: told of every chunk.
+      part: of the first epoch to come, that is done already.
 
     Yields:
       An ``Epoch`` each. Test items are not looked at.
+
+    Raises:
+      InputError: the run has diverged.
+      CutShort: see ``run_epoch``.
     """
     progress = progress or Progress()
-    started = time.perf_counter() - progress.seconds
+    started = time.perf_counter() - progress.seconds - (part.seconds if part else 0.0)
     while not progress.stopped(task):
-        state, row = run_epoch(task, state, progress.epoch + 1, console)
+        state, row = run_epoch(task, state, progress.epoch + 1, console, part)
+        part = None
         end = end_epoch(task, state, row, progress, started)
         progress = end.progress
         yield end
@@ -534,9 +597,11 @@ def _fit(
     task: Task, workdir: Path, checkpoints: Checkpoints, out: TextIO | None, tensorboard: bool
 ) -> dict:
     config = task.config
-    progress, state = Progress(), None
+    progress, state, part = Progress(), None, None
     if checkpoints.latest_epoch() is not None:
         state, stored = task.resume(checkpoints)
+        if "part" in stored:
+            part = Part.from_json(stored.pop("part"))
         progress = Progress.from_json(stored)
         if config.epochs < progress.epoch:
             raise InputError(
@@ -559,23 +624,33 @@ def _fit(
     try:
         console.line(_headline(task, workdir))
         console.line(footprint.line(task, CHUNK_STEPS))
-        if progress.epoch:
-            console.line(f"resuming after epoch {progress.epoch}")
-        for end in train(task, state, progress, console):
-            progress = end.progress
-            if end.better:
-                checkpoints.save_best(progress.epoch, task.to_save(end.params))
-            if metrics_file is not None:
-                metrics_file.append(end.row)
-            if board is not None:
-                board.append(end.row)
-            checkpoints.save_latest(progress.epoch, task.resumable(end.state), progress.to_json())
-            console.line(_epoch_line(end.row, f"ndcg@{config.eval_k}", end.better))
-            for warning in end.warnings:
-                console.line(f"warning: {warning}")
-            del end
-            _return_memory()
+        if progress.epoch or part is not None:
+            steps_done = f" and {part.done:,} steps" if part is not None else ""
+            console.line(f"resuming after epoch {progress.epoch}{steps_done}")
+        with interruption.deferred():
+            for end in train(task, state, progress, console, part):
+                progress = end.progress
+                if end.better:
+                    checkpoints.save_best(progress.epoch, task.to_save(end.params))
+                if metrics_file is not None:
+                    metrics_file.append(end.row)
+                if board is not None:
+                    board.append(end.row)
+                saved = task.resumable(end.state)
+                checkpoints.save_latest(progress.epoch, saved, progress.to_json())
+                console.line(_epoch_line(end.row, f"ndcg@{config.eval_k}", end.better))
+                for warning in end.warnings:
+                    console.line(f"warning: {warning}")
+                del end, saved
+                _return_memory()
+                if signum := interruption.requested():
+                    raise interruption.Interrupted(signum, saved_line(workdir, progress.epoch))
         result, ranks = _finish(task, progress, checkpoints)
+    except CutShort as cut:
+        stored = {**progress.to_json(), "part": cut.part.to_json()}
+        checkpoints.save_latest(progress.epoch + 1, task.to_save(cut.state), stored)
+        where = saved_line(workdir, progress.epoch, cut.part.done)
+        raise interruption.Interrupted(cut.signum, where) from None
     finally:
         console.close()
         if board is not None:
@@ -586,6 +661,12 @@ def _fit(
         write_json(workdir / "result.json", result)
     print(result_markdown(result), file=out)
     return result
+
+
+def saved_line(folder: Path, epoch: int, steps: int = 0) -> str:
+    """Returns what a run that a signal has stopped says."""
+    more = f" and {steps:,} steps" if steps else ""
+    return f"saved after epoch {epoch}{more} in {folder}; the same command goes on from there"
 
 
 def _forget_programs() -> None:
@@ -616,7 +697,11 @@ def _return_memory() -> None:
 
 
 def run_epoch(
-    task: Task, state: State, epoch: int, console: Console | None = None
+    task: Task,
+    state: State,
+    epoch: int,
+    console: Console | None = None,
+    part: Part | None = None,
 ) -> tuple[State, dict[str, Any]]:
     """Trains one epoch.
 
@@ -625,6 +710,7 @@ def run_epoch(
       state: state before; its buffers are donated.
       epoch: from 1.
       console: told of every chunk.
+      part: of the epoch, that is done already.
 
     Returns:
       (state after, the epoch's row of metrics.jsonl so far: ``epoch``, ``step``, ``train_loss``
@@ -633,15 +719,17 @@ def run_epoch(
 
     Raises:
       InputError: the loss of a step is not finite.
+      CutShort: a signal has asked to stop; with the state and the part of the epoch that is done.
     """
     if task.sweep is not None:
         return _run_sweep(task, state, epoch)
     plan, rate = task.plan, task.hyper.learning_rate
-    sums: dict[str, list[np.ndarray]] = {}
-    done, began = 0, time.perf_counter()
-    first = int(state.step)
+    part = part or Part()
+    sums = {name: [values] for name, values in part.sums.items()}
+    done, began = part.done, time.perf_counter() - part.seconds
+    first = int(state.step) - done
     longest = min(CHUNK_STEPS, max(1, CHUNK_EXAMPLES // plan.batch_examples))
-    for length in training.chunk_lengths(plan.steps, longest):
+    for length in training.chunk_lengths(plan.steps, longest, done):
         state, chunk = training.train_chunk(
             state,
             task.interactions,
@@ -664,6 +752,9 @@ def run_epoch(
         if console is not None:
             loss = chunk["target_loss"].sum() / max(chunk["target_count"].sum(), 1.0)
             console.chunk(epoch=epoch, done=done, steps=length, loss=loss)
+        if signum := interruption.requested():
+            steps = {name: np.concatenate(parts) for name, parts in sums.items()}
+            raise CutShort(signum, state, Part(done, steps, time.perf_counter() - began))
     seconds = time.perf_counter() - began
     steps = {name: np.concatenate(parts) for name, parts in sums.items()}
     return state, epoch_row(epoch, first + done, steps, seconds)
