@@ -81,17 +81,17 @@ class Checkpoints:
         passed_over = []
         for epoch in sorted(self._latest.all_steps(), reverse=True):
             folder = Path(self._latest.directory) / str(epoch)
-            problem = _problem(folder)
-            if not problem:
+            reason = problem(folder)
+            if not reason:
                 progress = json.loads((folder / "progress" / "metadata").read_text("utf-8"))
                 if best := progress.get("best_epoch"):
                     folder = Path(self._best.directory) / str(best)
-                    problem = _problem(folder)
-            if not problem:
+                    reason = problem(folder)
+            if not reason:
                 for line in passed_over:
                     print(f"warning: {line}; taking that of epoch {epoch}", file=sys.stderr)
                 return epoch
-            passed_over.append(f"the checkpoint in {folder} is damaged ({problem})")
+            passed_over.append(f"the checkpoint in {folder} is damaged ({reason})")
         raise InputError(
             f"{passed_over[0]}, and no earlier one is whole: train anew in another --workdir"
         )
@@ -149,8 +149,8 @@ def _hashes(folder: Path) -> dict[str, str]:
     return found
 
 
-def _problem(folder: Path) -> str:
-    """Says how a checkpoint differs from what was written, nothing if it does not.
+def problem(folder: Path) -> str:
+    """Returns how a checkpoint differs from what was written, nothing if it does not.
 
     One without hashes is of an earlier version if no other beside it has any; else its process was
     killed before they were written.
