@@ -28,7 +28,8 @@ from conet_jax import parallel
 from conet_jax.errors import InputError
 from conet_jax.metric_writers import write_json
 
-logging.set_verbosity(logging.ERROR)  # Orbax reports every step of every save
+# Orbax reports every step of every save, and each error with a traceback before it raises it.
+logging.set_verbosity(logging.FATAL)
 
 
 class Checkpoints:
@@ -117,10 +118,10 @@ def _save(manager: ocp.CheckpointManager, epoch: int, **items: Any) -> None:
         if parallel.is_main():
             folder = Path(manager.directory) / str(epoch)
             write_json(folder / _HASHES, _hashes(folder))
-    except OSError:
-        raise
     except Exception as error:  # TensorStore has the system's errors as ValueError and others
-        number = next((n for n in _OF_DISKS if os.strerror(n) in str(error)), None)
+        number = getattr(error, "errno", None)
+        if number is None:
+            number = next((n for n in _OF_DISKS if os.strerror(n) in str(error)), None)
         if number is None:
             raise
         raise OSError(number, os.strerror(number), str(manager.directory)) from error

@@ -11,7 +11,6 @@ import importlib.util
 import os
 import platform
 import re
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -201,8 +200,7 @@ def run(main: Callable[..., None], *, arguments: bool = False) -> None:
             where = f"{error.filename}: " if error.filename else ""
             fail(f"{where}{error.strerror}{_CURES.get(error.errno, '')}")
         except KeyboardInterrupt as error:
-            print(error if str(error) else "stopped by SIGINT", file=sys.stderr)
-            sys.exit(128 + getattr(error, "signum", signal.SIGINT))
+            interruption.end(error)
 
     interruption.install()
     cache_programs()

@@ -9,15 +9,18 @@ goes on from the checkpoint before. All files are written beside their place, so
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 GRACE_SECONDS = 8.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 _pending = 0  # the signal that was asked to stop by
 _deferred = 0  # how many runs, one in another, can save themselves
+_ended = False  # whether the user has been told
 
 
 class Interrupted(KeyboardInterrupt):
@@ -53,9 +56,18 @@ def _end_in_time(receiver: int) -> None:
         if signum in _SIGNALS:
             break
     threading.Event().wait(GRACE_SECONDS)
-    name = signal.Signals(signum).name
-    _say(f"stopped by {name}: in the midst of a long call; the same command goes on where it was")
+    if not _ended:
+        name = signal.Signals(signum).name
+        _say(f"stopped by {name} in a long call; the same command goes on from what it had saved")
     os._exit(128 + signum)
+
+
+def end(error: KeyboardInterrupt) -> NoReturn:
+    """Says what stopped the process and exits; should that take long, the thread does."""
+    global _ended
+    _say(str(error) or "stopped by SIGINT")
+    _ended = True
+    sys.exit(128 + getattr(error, "signum", signal.SIGINT))
 
 
 def _say(text: str) -> None:
