@@ -226,7 +226,7 @@ class Running(contextlib.ExitStack):
                 self.callback(os.close, read)
                 self.phases.append(Phases(read))
 
-    def finish(self, timeout=600):
+    def finish(self, timeout=1800):
         """Waits for all processes.
 
         Raises:
@@ -353,18 +353,20 @@ def _without_times(value):
     return {name: x for name, x in value.items() if name not in _TIMES}
 
 
-def run(scenario, kills, seed, root, say=print):
+def run(scenario, kills, seed, root, say=lambda line: None):
     """Kills and resumes; returns a Counter of kills by phase.
 
     Raises:
       AssertionError: a run did not come to the same results, or a file was half written.
     """
     rng = random.Random(f"{seed} {scenario.name}")
-    whole = root / f"{scenario.name}-whole"
+    root = root / f"{scenario.name}-{seed}"
+    root.mkdir()
+    whole = root / "whole"
     with Running(scenario, whole) as plain:
         plain.finish()
     expected = results(whole)
-    told = root / f"{scenario.name}-told"
+    told = root / "told"
     spans = undisturbed(scenario, told)
     assert results(told) == expected, "two undisturbed runs differ"
     wanted = [phase for phase in PHASES if any(name == phase for name, _ in spans)]
@@ -373,7 +375,7 @@ def run(scenario, kills, seed, root, say=print):
         # The phase that has been hit least; too short a phase is left behind in the end.
         tries += 1
         phase = wanted[tries % len(wanted)]
-        workdir = root / f"{scenario.name}-{tries}"
+        workdir = root / f"killed-{tries}"
         began = time.monotonic()
         hit = killed(scenario, workdir, spans, phase, rng)
         if hit is None:
@@ -402,6 +404,10 @@ def table(counts):
     return "\n".join(lines)
 
 
+def say(line):
+    print(time.strftime("%H:%M:%S"), line, flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
@@ -413,17 +419,20 @@ def main():
     root.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(root / "compiled"))
     each = args.kills // 5
-    shares = {"processes": each, "population": each, "recipe": each // 2}
-    shares["single"] = args.kills - sum(shares.values())
-    shares["prepare"] = args.kills // 10
+    shares = [("processes", each), ("population", each), ("recipe", each // 2)]
+    single = args.kills - sum(kills for _, kills in shares)
+    shares += [("single", single // 2), ("single", single - single // 2)]
+    shares += [("prepare", args.kills // 10)]
     kinds = scenarios(root)
     began = time.monotonic()
+    counts = collections.defaultdict(collections.Counter)
     with ThreadPoolExecutor(args.jobs) as pool:
-        running = {
-            name: pool.submit(run, kinds[name], kills, args.seed, root)
-            for name, kills in shares.items()
-        }
-        counts = {name: future.result() for name, future in running.items()}
+        running = [
+            pool.submit(run, kinds[name], kills, f"{args.seed}.{part}", root, say)
+            for part, (name, kills) in enumerate(shares)
+        ]
+        for (name, _), future in zip(shares, running, strict=True):
+            counts[name] += future.result()
     print(table(counts))
     survived = sum(found.total() for name, found in counts.items() if name != "prepare")
     minutes = (time.monotonic() - began) / 60
