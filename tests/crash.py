@@ -1,13 +1,14 @@
 """Kills runs of configs/demo.py with SIGKILL in every phase and lets them go on.
 
-python tests/crash.py [--kills=100] [--seed=0] [--jobs=3] [--workdir=DIR]
+python tests/crash.py [--kills=100] [--seed=0] [--chain=1] [--jobs=1] [--workdir=DIR]
 
 60% of the kills are of a single process, 20% of a population (launch/sweep.py), 20% of two
 processes on loopback; a tenth as many again are of launch/prepare.py. A killed run says, through a
 pipe, which phase it has come to; when it comes to the one that is to be hit, it is killed after a
 random part of the time that the phase took undisturbed. What it left is read: no file may be half
-written. Then the plain command runs again, and its results must be those of an undisturbed run, bit
-for bit but for times. Exits with status 1 at the first difference.
+written. The run that goes on is killed, too, --chain times in all; then the plain command runs to
+its end, and its results must be those of an undisturbed run, bit for bit but for times. Exits with
+status 1 at the first difference.
 """
 
 import argparse
@@ -40,8 +41,8 @@ SMALL = {
     "data.synthetic.source_interactions": 6_000,
     "layers": "(16,8)",
     "cross_layers": 1,
-    "epochs": 4,
-    "patience": 4,
+    "epochs": 6,
+    "patience": 6,
 }
 TINY = SMALL | {"layers": "(8,4)", "cross_layers": 0, "epochs": 3, "patience": 3}
 
@@ -258,7 +259,8 @@ def undisturbed(scenario, workdir):
 
 def killed(scenario, workdir, spans, phase, rng):
     """Kills a run in a phase; returns the phase that it was in, or None if it had ended."""
-    number = rng.choice([number for name, number in spans if name == phase])
+    numbers = [number for name, number in spans if name == phase]
+    number = 0 if workdir.exists() else rng.choice(numbers)  # one that goes on has fewer to come
     delay = rng.random() * spans[phase, number]
     with Running(scenario, workdir, told=True) as run:
         at = rng.randrange(scenario.processes)
@@ -353,7 +355,7 @@ def _without_times(value):
     return {name: x for name, x in value.items() if name not in _TIMES}
 
 
-def run(scenario, kills, seed, root, say=lambda line: None):
+def run(scenario, kills, seed, root, chain=1, say=lambda line: None):
     """Kills and resumes; returns a Counter of kills by phase.
 
     Raises:
@@ -372,26 +374,24 @@ def run(scenario, kills, seed, root, say=lambda line: None):
     wanted = [phase for phase in PHASES if any(name == phase for name, _ in spans)]
     counts, tries = collections.Counter(), 0
     while counts.total() < kills:
-        # The phase that has been hit least; too short a phase is left behind in the end.
-        tries += 1
-        phase = wanted[tries % len(wanted)]
-        workdir = root / f"killed-{tries}"
-        began = time.monotonic()
-        hit = killed(scenario, workdir, spans, phase, rng)
-        if hit is None:
-            assert results(workdir) == expected
-            shutil.rmtree(workdir)
-            continue
-        check_whole(workdir)
+        workdir, hits, began = root / f"killed-{tries}", [], time.monotonic()
+        while len(hits) < min(chain, kills - counts.total()):
+            tries += 1
+            hit = killed(scenario, workdir, spans, wanted[tries % len(wanted)], rng)
+            if hit is None:
+                break
+            check_whole(workdir)
+            hits.append(hit)
         with Running(scenario, workdir) as again:
             again.finish()
             found = results(workdir)
             for name in expected.keys() | found.keys():
                 assert found.get(name) == expected.get(name), (workdir, name, again.printed())
         shutil.rmtree(workdir)
-        counts[hit] += 1
+        counts.update(hits)
         seconds = time.monotonic() - began
-        say(f"{scenario.name} {counts.total()}/{kills}: killed in {hit}, same ({seconds:.0f} s)")
+        text = ", ".join(hits) or "nothing"
+        say(f"{scenario.name} {counts.total()}/{kills}: killed in {text}; same ({seconds:.0f} s)")
     return counts
 
 
@@ -412,6 +412,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--chain", type=int, default=1, help="kills of a run before it may end")
     parser.add_argument("--jobs", type=int, default=1, help="kinds of run at a time")
     parser.add_argument("--workdir", type=Path, default=None, help="kept if a run fails")
     args = parser.parse_args()
@@ -428,7 +429,7 @@ def main():
     counts = collections.defaultdict(collections.Counter)
     with ThreadPoolExecutor(args.jobs) as pool:
         running = [
-            pool.submit(run, kinds[name], kills, f"{args.seed}.{part}", root, say)
+            pool.submit(run, kinds[name], kills, f"{args.seed}.{part}", root, args.chain, say)
             for part, (name, kills) in enumerate(shares)
         ]
         for (name, _), future in zip(shares, running, strict=True):
