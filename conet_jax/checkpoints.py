@@ -16,6 +16,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,7 @@ class Checkpoints:
 def _save(manager: ocp.CheckpointManager, epoch: int, **items: Any) -> None:
     if "progress" in items:
         items["progress"] = ocp.args.JsonSave(items["progress"])
+    _check_room(manager.directory, items)
     try:
         if epoch in manager.all_steps():
             manager.delete(epoch)  # a resumed run comes by the same epoch again
@@ -128,6 +130,18 @@ def _save(manager: ocp.CheckpointManager, epoch: int, **items: Any) -> None:
 
 
 _HASHES = "hashes.json"
+_METADATA_BYTES = 1 << 17  # about what Orbax writes beside the arrays
+
+
+def _check_room(folder: Any, items: dict[str, Any]) -> None:
+    """Raises ``OSError`` before Orbax fails half way, whose threads print tracebacks then."""
+    arrays = [item.item for item in items.values() if isinstance(item, ocp.args.StandardSave)]
+    needed = _METADATA_BYTES + sum(array.nbytes for array in jax.tree.leaves(arrays))
+    disk = shutil.disk_usage(folder)
+    if disk.total and disk.free < needed // jax.process_count():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
 _OF_DISKS = (
     errno.ENOSPC,
     errno.EDQUOT,
