@@ -84,11 +84,10 @@ class Checkpoints:
         for epoch in sorted(self._latest.all_steps(), reverse=True):
             folder = Path(self._latest.directory) / str(epoch)
             reason = problem(folder)
-            if not reason:
-                progress = json.loads((folder / "progress" / "metadata").read_text("utf-8"))
-                if best := progress.get("best_epoch"):
-                    folder = Path(self._best.directory) / str(best)
-                    reason = problem(folder)
+            best = 0 if reason else _best_epoch(folder)
+            if best:
+                folder = Path(self._best.directory) / str(best)
+                reason = problem(folder)
             if not reason:
                 for line in passed_over:
                     print(f"warning: {line}; taking that of epoch {epoch}", file=sys.stderr)
@@ -164,6 +163,14 @@ def _hashes(folder: Path) -> dict[str, str]:
     return found
 
 
+def _best_epoch(folder: Path) -> int:
+    """Epoch of the best parameters that a state counts on, 0 for none or what cannot be read."""
+    try:
+        return json.loads((folder / "progress" / "metadata").read_text("utf-8"))["best_epoch"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
+
+
 def problem(folder: Path) -> str:
     """Returns how a checkpoint differs from what was written, nothing if it does not.
 
@@ -178,6 +185,8 @@ def problem(folder: Path) -> str:
         written, found = json.loads(path.read_text("utf-8")), _hashes(folder)
     except (OSError, ValueError) as error:
         return " ".join(str(error).split())
+    if not isinstance(written, dict):
+        return f"{_HASHES} is not as it was written"
     for name, digest in written.items():
         if name not in found:
             return f"{name} is missing"

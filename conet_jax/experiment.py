@@ -935,6 +935,8 @@ def restore(workdir: str | Path, *, devices: int = 1) -> tuple[Task, Params, dic
         if checkpoints.latest_epoch() is None:
             raise InputError(f"{workdir} holds no checkpoint yet; {_train(workdir)}")
         _, progress = task.resume(checkpoints)
+        if not progress["best_epoch"]:  # stopped in its first epoch
+            raise InputError(f"{workdir} holds no checkpoint yet; {_train(workdir)}")
         return task, task.best(checkpoints, progress["best_epoch"]), progress
     finally:
         checkpoints.close()

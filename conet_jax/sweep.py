@@ -17,6 +17,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -334,6 +335,7 @@ def _work_apart(unit: Unit, results: Path, name: str) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     work(unit, results, Datasets(), name)
 
 

@@ -88,35 +88,32 @@ def request(monkeypatch, *, call):
     )
 
 
-@pytest.mark.parametrize("call", [1, 4, 9, 10])  # in epoch 1 and 2, at their last chunk, between
-def test_signal_in_an_epoch_saves_the_part_that_is_done(
-    finished, data, tmp_path, monkeypatch, call
-):
-    chunks = iter(range(1000))
-    monkeypatch.setattr(experiment, "CHUNK_STEPS", 8)
-    workdir, steps = tmp_path / "run", None
-    whole = tmp_path / "whole"
-    experiment.fit(tiny(), whole, dataset=data, quiet=True)
+@pytest.mark.parametrize("call", [1, 2, 4, 5])  # in an epoch, at its last call, after it
+def test_signal_in_an_epoch_saves_the_part_that_is_done(data, tmp_path, monkeypatch, call):
+    steps = experiment.make_task(tiny(), data).plan.steps
+    monkeypatch.setattr(experiment, "CHUNK_STEPS", -(-steps // 2))
+    lengths = experiment.training.chunk_lengths(steps, experiment.CHUNK_STEPS)
+    assert len(lengths) == 2  # a run asks three times an epoch: after each, and after the epoch
+    experiment.fit(tiny(), tmp_path / "whole", dataset=data, quiet=True)
     with monkeypatch.context() as patch:
         request(patch, call=call)
-        with pytest.raises(
-            interruption.Interrupted, match=r"SIGTERM: saved after epoch \d"
-        ) as info:
-            experiment.fit(tiny(), workdir, dataset=data, quiet=True)
-    assert info.value.signum == signal.SIGTERM and not (workdir / "result.json").exists()
+        with pytest.raises(interruption.Interrupted, match="stopped by SIGTERM: saved after") as at:
+            experiment.fit(tiny(), tmp_path / "run", dataset=data, quiet=True)
+    epochs, chunks = divmod(call - 1, 3)
+    done = sum(lengths[: chunks + 1])
+    expected = f"epoch {epochs} and {done} steps in" if chunks < 2 else f"epoch {epochs + 1} in"
+    assert expected in str(at.value)
     trained = []
     run = experiment.training.train_chunk
-    monkeypatch.setattr(
-        experiment.training,
-        "train_chunk",
-        lambda *a, **k: trained.append(next(chunks)) or run(*a, **k),
-    )
-    experiment.fit(tiny(), workdir, dataset=data, quiet=True)
-    assert crash.results(workdir) == crash.results(whole)
-    steps = experiment.make_task(tiny(), data).plan.steps
-    each = len(experiment.training.chunk_lengths(steps, 8))
-    before = call - (call - 1) // (each + 1)  # chunks: the other calls are between epochs
-    assert len(trained) == 3 * each - before + (call % (each + 1) == 0)
+
+    def counted(*args, num_steps, **static):
+        trained.append(num_steps)
+        return run(*args, num_steps=num_steps, **static)
+
+    monkeypatch.setattr(experiment.training, "train_chunk", counted)
+    experiment.fit(tiny(), tmp_path / "run", dataset=data, quiet=True)
+    assert sum(trained) == 3 * steps - epochs * steps - done
+    assert crash.results(tmp_path / "run") == crash.results(tmp_path / "whole")
 
 
 def test_signal_in_a_population_saves_the_part_that_is_done(data, tmp_path, monkeypatch):
