@@ -4,10 +4,20 @@
 last bits, and a resumed run would no longer be the run. ``best/`` holds settled parameters. Both
 are kept by their own policy, so neither can push the other out.
 
+Beside what Orbax writes stands ``hashes.json``, the SHA-256 of each of its files: Orbax itself does
+not notice a flipped bit of an array. A checkpoint that is not as it was written is passed over for
+the one before, with a warning.
+
 Tables are saved in the order of their ids, whatever the number of devices (``parallel.in_order``),
 with rows of zeros at their end where that number asks for them; restoring cuts or adds such rows.
 """
 
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +25,12 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
+from conet_jax import parallel
 from conet_jax.errors import InputError
+from conet_jax.metric_writers import write_json
 
-logging.set_verbosity(logging.ERROR)  # Orbax reports every step of every save
+# Orbax reports every step of every save, and each error with a traceback before it raises it.
+logging.set_verbosity(logging.FATAL)
 
 
 class Checkpoints:
@@ -49,15 +62,40 @@ class Checkpoints:
                 self._best.delete(step)
 
     def latest_epoch(self) -> int | None:
-        """Returns the epoch of the newest state, or None."""
+        """Returns the epoch of the newest state, as it was written or not, or None."""
         return self._latest.latest_step()
 
     def restore_latest(self, like: Any) -> tuple[Any, dict[str, Any]]:
-        """Returns (state, progress) of the newest state; ``like`` has its shapes and devices."""
-        restored = _restore(
-            self._latest, self._latest.latest_step(), state=like, progress=ocp.args.JsonRestore()
-        )
+        """Returns (state, progress) of the newest state that is as it was written.
+
+        Args:
+          like: has the state's shapes and devices.
+
+        Raises:
+          InputError: none is, or it is of another config.
+        """
+        epoch = parallel.agreed(self._newest)
+        restored = _restore(self._latest, epoch, state=like, progress=ocp.args.JsonRestore())
         return restored["state"], restored["progress"]
+
+    def _newest(self) -> int:
+        """The newest epoch whose state, and the best parameters that it counts on, are intact."""
+        passed_over = []
+        for epoch in sorted(self._latest.all_steps(), reverse=True):
+            folder = Path(self._latest.directory) / str(epoch)
+            reason = problem(folder)
+            best = 0 if reason else _best_epoch(folder)
+            if best:
+                folder = Path(self._best.directory) / str(best)
+                reason = problem(folder)
+            if not reason:
+                for line in passed_over:
+                    print(f"warning: {line}; taking that of epoch {epoch}", file=sys.stderr)
+                return epoch
+            passed_over.append(f"the checkpoint in {folder} is damaged ({reason})")
+        raise InputError(
+            f"{passed_over[0]}, and no earlier one is whole: train anew in another --workdir"
+        )
 
     def restore_best(self, epoch: int, like: Any) -> Any:
         """Returns the parameters saved as best at ``epoch``."""
@@ -72,10 +110,89 @@ class Checkpoints:
 def _save(manager: ocp.CheckpointManager, epoch: int, **items: Any) -> None:
     if "progress" in items:
         items["progress"] = ocp.args.JsonSave(items["progress"])
-    if epoch in manager.all_steps():
-        manager.delete(epoch)  # a resumed run comes by the same epoch again
-    manager.save(epoch, args=ocp.args.Composite(**items), force=True)
-    manager.wait_until_finished()
+    _check_room(manager.directory, items)
+    try:
+        if epoch in manager.all_steps():
+            manager.delete(epoch)  # a resumed run comes by the same epoch again
+        manager.save(epoch, args=ocp.args.Composite(**items), force=True)
+        manager.wait_until_finished()
+        if parallel.is_main():
+            folder = Path(manager.directory) / str(epoch)
+            write_json(folder / _HASHES, _hashes(folder))
+    except Exception as error:  # TensorStore has the system's errors as ValueError and others
+        number = getattr(error, "errno", None)
+        if number is None:
+            number = next((n for n in _OF_DISKS if os.strerror(n) in str(error)), None)
+        if number is None:
+            raise
+        raise OSError(number, os.strerror(number), str(manager.directory)) from error
+
+
+_HASHES = "hashes.json"
+_METADATA_BYTES = 1 << 17  # about what Orbax writes beside the arrays
+
+
+def _check_room(folder: Any, items: dict[str, Any]) -> None:
+    """Raises ``OSError`` before Orbax fails half way, whose threads print tracebacks then."""
+    arrays = [item.item for item in items.values() if isinstance(item, ocp.args.StandardSave)]
+    needed = _METADATA_BYTES + sum(array.nbytes for array in jax.tree.leaves(arrays))
+    disk = shutil.disk_usage(folder)
+    if disk.total and disk.free < needed // jax.process_count():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+_OF_DISKS = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EIO,
+    errno.ENOENT,
+)
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 by path of all files of a checkpoint."""
+    found = {}
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file() and path.name not in (_HASHES, f".{_HASHES}.tmp"):
+            with open(path, "rb") as file:
+                name = path.relative_to(folder).as_posix()
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _best_epoch(folder: Path) -> int:
+    """Epoch of the best parameters that a state counts on, 0 for none or what cannot be read."""
+    try:
+        return json.loads((folder / "progress" / "metadata").read_text("utf-8"))["best_epoch"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
+
+
+def problem(folder: Path) -> str:
+    """Returns how a checkpoint differs from what was written, nothing if it does not.
+
+    One without hashes is of an earlier version if no other beside it has any; else its process was
+    killed before they were written.
+    """
+    path = folder / _HASHES
+    try:
+        if not path.exists():
+            sealed = any(folder.parent.glob(f"*/{_HASHES}"))
+            return f"{_HASHES} is missing" if sealed or not folder.is_dir() else ""
+        written, found = json.loads(path.read_text("utf-8")), _hashes(folder)
+    except (OSError, ValueError) as error:
+        return " ".join(str(error).split())
+    if not isinstance(written, dict):
+        return f"{_HASHES} is not as it was written"
+    for name, digest in written.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name] != digest:
+            return f"{name} is not as it was written"
+    return ""
 
 
 def _restore(manager: ocp.CheckpointManager, epoch: int, **items: Any) -> Any:

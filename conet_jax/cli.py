@@ -1,10 +1,12 @@
 """What every launcher shares: flags parsed by absl, and errors that end in one line.
 
-Exit status: 0 for success and ``--help``, 2 for bad flags and bad input, 1 for our own bugs
-(those keep their traceback), 130 after Ctrl-C.
+Exit status: 0 for success and ``--help``, 2 for bad flags, bad input and what the system refuses (a
+full disk), 1 for our own bugs (those keep their traceback), and after a signal 128 and its number:
+130 after Ctrl-C, 143 after SIGTERM.
 """
 
 import difflib
+import errno
 import importlib.util
 import os
 import platform
@@ -16,8 +18,19 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
+from conet_jax import interruption
 from conet_jax.errors import InputError
 
+_GO_ON = "what was saved is as it was, and the same command goes on from there"
+_CURES = {
+    errno.ENOSPC: f"; make room: {_GO_ON}",
+    errno.EDQUOT: f"; make room: {_GO_ON}",
+    errno.EFBIG: f"; allow larger files: {_GO_ON}",
+    errno.EIO: f"; see to the disk: {_GO_ON}",
+    errno.EROFS: "; take a folder that can be written, by --workdir or --out",
+    errno.EACCES: "; take a folder that can be written, by --workdir or --out",
+    errno.ENOENT: "; it has gone while the command ran: put it back, or start anew",
+}
 _HELP_FLAGS = {"-h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull", "--helpfull"}
 
 
@@ -181,9 +194,14 @@ def run(main: Callable[..., None], *, arguments: bool = False) -> None:
             main(list(argv[1:])) if arguments else main()
         except InputError as error:
             fail(error)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            sys.exit(130)
+        except OSError as error:
+            if error.errno is None:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            fail(f"{where}{error.strerror}{_CURES.get(error.errno, '')}")
+        except KeyboardInterrupt as error:
+            interruption.end(error)
 
+    interruption.install()
     cache_programs()
     app.run(guarded, flags_parser=partial(_parse, arguments=arguments))

@@ -28,7 +28,17 @@ from ml_collections import ConfigDict
 
 import conet_jax
 from conet_jax import config as config_lib
-from conet_jax import evaluation, files, footprint, models, parallel, sampling, training
+from conet_jax import (
+    evaluation,
+    files,
+    footprint,
+    interruption,
+    models,
+    ownership,
+    parallel,
+    sampling,
+    training,
+)
 from conet_jax.checkpoints import Checkpoints
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import Diverged, InputError
@@ -37,6 +47,7 @@ from conet_jax.metric_writers import (
     MetricsFile,
     TensorBoard,
     load_tensorboardx,
+    make_folder,
     write_arrays,
     write_json,
     write_text,
@@ -378,8 +389,11 @@ def fit(
       The result.
 
     Raises:
-      InputError: bad config or data, a workdir of another run, a loss that is not finite.
+      InputError: bad config or data, a workdir of another run or in use by another process, a loss
+        that is not finite.
+      OSError: the disk is full, or the workdir has gone; what was saved before is as it was.
       parallel.PeerLost: another process of the run died.
+      interruption.Interrupted: a signal asked to stop, and the run is saved.
     """
     workdir = Path(workdir)
     if tensorboard:
@@ -389,15 +403,27 @@ def fit(
         dataset = load_dataset(config)
     task = make_task(config, dataset)
     check_users(dataset, "test")
-    parallel.together(lambda: _claim(workdir, config, dataset))
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    quiet = quiet or not parallel.is_main()
-    try:
-        with parallel.watch_peers():
-            return _fit(task, workdir, checkpoints, io.StringIO() if quiet else None, tensorboard)
-    finally:
-        if not isinstance(sys.exception(), parallel.PeerLost):  # closing waits for all processes
-            checkpoints.close()
+    parallel.together(lambda: _make_workdir(workdir))
+    with ownership.owned(workdir):
+        parallel.together(lambda: _claim(workdir, config, dataset))
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        out = io.StringIO() if quiet or not parallel.is_main() else None
+        try:
+            with parallel.watch_peers():
+                return _fit(task, workdir, checkpoints, out, tensorboard)
+        finally:
+            # Closing waits for all processes.
+            if not isinstance(sys.exception(), parallel.PeerLost):
+                checkpoints.close()
+
+
+def _make_workdir(workdir: Path) -> None:
+    """Makes the workdir, or checks that it is empty or a run's."""
+    if workdir.is_dir() and not (workdir / "config.json").exists():
+        ours = (".config.json.tmp", ownership.LOCK)  # of a run that was killed at once
+        if not all(path.name.startswith(ours) for path in workdir.iterdir()):
+            raise InputError(f"{workdir} is not empty and holds no run; take another --workdir")
+    make_folder(workdir)
 
 
 def _claim(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
@@ -420,10 +446,7 @@ def _claim(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
                 f"the data here {digest[:12]}…. Take another --workdir"
             )
         return
-    if workdir.is_dir() and any(p.name != ".config.json.tmp" for p in workdir.iterdir()):
-        raise InputError(f"{workdir} is not empty and holds no run; take another --workdir")
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         _write_config(workdir, config, dataset)
     except OSError as error:
         raise InputError(f"cannot write to {workdir}: {error.strerror}") from None
@@ -487,6 +510,46 @@ class Progress(NamedTuple):
         return self.epoch >= last or waited >= task.config.patience
 
 
+class Part(NamedTuple):
+    """What an epoch that a signal cut short must know beside its state to go on.
+
+    Attributes:
+      done: steps done.
+      sums: {name: f64[done]} sums and counts of ``Model.loss``.
+      seconds: of training.
+    """
+
+    done: int = 0
+    sums: dict[str, np.ndarray] = {}
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns what ``from_json`` reads."""
+        return {**self._asdict(), "sums": {name: x.tolist() for name, x in self.sums.items()}}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Part":
+        """Returns the part that was stored, bit for bit."""
+        sums = {name: np.array(x, np.float64) for name, x in value["sums"].items()}
+        return cls(**{**value, "sums": sums})
+
+
+class CutShort(Exception):
+    """A signal has asked training to stop in the midst of an epoch.
+
+    Without a state the last checkpoint is what to go on from.
+    """
+
+    def __init__(self, signum: int, state: Any = None, part: Part | None = None) -> None:
+        self.signum, self.state, self.part = signum, state, part or Part()
+
+
+def _stored(value: dict[str, Any]) -> tuple[Progress, Part | None]:
+    """Returns what stands beside the state in a checkpoint."""
+    part = Part.from_json(value["part"]) if "part" in value else None
+    return Progress.from_json({k: v for k, v in value.items() if k != "part"}), part
+
+
 class Epoch(NamedTuple):
     """The end of an epoch.
 
@@ -508,7 +571,11 @@ class Epoch(NamedTuple):
 
 
 def train(
-    task: Task, state: State, progress: Progress | None = None, console: Console | None = None
+    task: Task,
+    state: State,
+    progress: Progress | None = None,
+    console: Console | None = None,
+    part: Part | None = None,
 ) -> Iterator[Epoch]:
     """Trains and validates epoch by epoch until the last, or until patience runs out.
 
@@ -517,14 +584,20 @@ def train(
       state: state to go on from; its buffers are donated.
       progress: of the run so far; by default none.
       console: told of every chunk.
+      part: of the first epoch to come, that is done already.
 
     Yields:
       An ``Epoch`` each. Test items are not looked at.
+
+    Raises:
+      InputError: the run has diverged.
+      CutShort: see ``run_epoch``.
     """
     progress = progress or Progress()
-    started = time.perf_counter() - progress.seconds
+    started = time.perf_counter() - progress.seconds - (part.seconds if part else 0.0)
     while not progress.stopped(task):
-        state, row = run_epoch(task, state, progress.epoch + 1, console)
+        state, row = run_epoch(task, state, progress.epoch + 1, console, part)
+        part = None
         end = end_epoch(task, state, row, progress, started)
         progress = end.progress
         yield end
@@ -571,10 +644,10 @@ def _fit(
     task: Task, workdir: Path, checkpoints: Checkpoints, out: TextIO | None, tensorboard: bool
 ) -> dict:
     config = task.config
-    progress, state = Progress(), None
+    progress, state, part = Progress(), None, None
     if checkpoints.latest_epoch() is not None:
         state, stored = task.resume(checkpoints)
-        progress = Progress.from_json(stored)
+        progress, part = _stored(stored)
         if config.epochs < progress.epoch:
             raise InputError(
                 f"config.epochs is {config.epochs}, but the run in {workdir} has done "
@@ -596,23 +669,34 @@ def _fit(
     try:
         console.line(_headline(task, workdir))
         console.line(footprint.line(task, CHUNK_STEPS))
-        if progress.epoch:
-            console.line(f"resuming after epoch {progress.epoch}")
-        for end in _train_on(task, state, progress, console, checkpoints):
-            progress = end.progress
-            if end.better:
-                checkpoints.save_best(progress.epoch, task.to_save(end.params))
-            if metrics_file is not None:
-                metrics_file.append(end.row)
-            if board is not None:
-                board.append(end.row)
-            checkpoints.save_latest(progress.epoch, task.resumable(end.state), progress.to_json())
-            console.line(_epoch_line(end.row, f"ndcg@{config.eval_k}", end.better))
-            for warning in end.warnings:
-                console.line(f"warning: {warning}")
-            del end
-            _return_memory()
+        if progress.epoch or part is not None:
+            steps_done = f" and {part.done:,} steps" if part is not None else ""
+            console.line(f"resuming after epoch {progress.epoch}{steps_done}")
+        with interruption.deferred():
+            for end in _train_on(task, state, progress, console, checkpoints, part):
+                progress = end.progress
+                if end.better:
+                    checkpoints.save_best(progress.epoch, task.to_save(end.params))
+                if metrics_file is not None:
+                    metrics_file.append(end.row)
+                if board is not None:
+                    board.append(end.row)
+                saved = task.resumable(end.state)
+                checkpoints.save_latest(progress.epoch, saved, progress.to_json())
+                console.line(_epoch_line(end.row, f"ndcg@{config.eval_k}", end.better))
+                for warning in end.warnings:
+                    console.line(f"warning: {warning}")
+                del end, saved
+                _return_memory()
+                if signum := interruption.requested():
+                    raise interruption.Interrupted(signum, saved_line(workdir, progress.epoch))
         result, ranks = _finish(task, progress, checkpoints)
+    except CutShort as cut:
+        if cut.state is not None:
+            stored = {**progress.to_json(), "part": cut.part.to_json()}
+            checkpoints.save_latest(progress.epoch + 1, task.to_save(cut.state), stored)
+        where = saved_line(workdir, progress.epoch, cut.part.done)
+        raise interruption.Interrupted(cut.signum, where) from None
     finally:
         console.close()
         if board is not None:
@@ -626,7 +710,12 @@ def _fit(
 
 
 def _train_on(
-    task: Task, state: State, progress: Progress, console: Console, checkpoints: Checkpoints
+    task: Task,
+    state: State,
+    progress: Progress,
+    console: Console,
+    checkpoints: Checkpoints,
+    part: Part | None,
 ) -> Iterator[Epoch]:
     """``train``; under ``on_nonfinite=rollback`` a run that diverges goes back to its checkpoint.
 
@@ -638,23 +727,29 @@ def _train_on(
     back: list[dict[str, Any]] = []
     while True:
         try:
-            for end in train(task.slower(progress.rollbacks), state, progress, console):
+            for end in train(task.slower(progress.rollbacks), state, progress, console, part):
                 if back:
                     end.row["rollbacks"], back = back, []
                 progress = end.progress
                 yield end
                 del end
             return
+        except CutShort as cut:
+            if back:  # a run that goes on from the checkpoint goes back again
+                raise CutShort(cut.signum) from None
+            raise
         except Diverged as error:
             if task.plan is None:
                 raise
             failed, rollbacks = error, progress.rollbacks
         console.line(f"warning: {failed.what}; once more from the last checkpoint, to say why")
-        state, progress = _last(task, checkpoints)
+        state, progress, part = _last(task, checkpoints)
         watched = task.slower(rollbacks)
         watched = watched._replace(settings=task.settings._replace(watch=True))
         try:
-            next(train(watched, state, progress._replace(rollbacks=rollbacks)))
+            next(train(watched, state, progress._replace(rollbacks=rollbacks), part=part))
+        except CutShort as cut:
+            raise CutShort(cut.signum) from None
         except Diverged as error:
             failed = error
         if task.config.on_nonfinite != "rollback":
@@ -665,7 +760,7 @@ def _train_on(
                 "start anew in another --workdir with a much smaller config.learning_rate",
             )
         rollbacks, reason = rollbacks + 1, failed.what
-        state, progress = _last(task, checkpoints)
+        state, progress, part = _last(task, checkpoints)
         progress = progress._replace(rollbacks=rollbacks)
         rate = task.config.learning_rate * ROLLBACK**rollbacks
         back.append({"reason": reason, "learning_rate": rate})
@@ -675,15 +770,21 @@ def _train_on(
         )
 
 
-def _last(task: Task, checkpoints: Checkpoints) -> tuple[State, Progress]:
+def _last(task: Task, checkpoints: Checkpoints) -> tuple[State, Progress, Part | None]:
     """The last checkpoint, or the start, with every row brought to its step."""
     if checkpoints.latest_epoch() is None:
-        return task.init(), Progress()
+        return task.init(), Progress(), None
     state, stored = task.resume(checkpoints)
-    progress = Progress.from_json(stored)
+    progress, part = _stored(stored)
     # Rows that were not read of late still move: at the rate of their time.
     rate = task.slower(progress.rollbacks).hyper.learning_rate
-    return training.settle_in_place(state, rate), progress
+    return training.settle_in_place(state, rate), progress, part
+
+
+def saved_line(folder: Path, epoch: int, steps: int = 0) -> str:
+    """Returns what a run that a signal has stopped says."""
+    more = f" and {steps:,} steps" if steps else ""
+    return f"saved after epoch {epoch}{more} in {folder}; the same command goes on from there"
 
 
 def _forget_programs() -> None:
@@ -714,7 +815,11 @@ def _return_memory() -> None:
 
 
 def run_epoch(
-    task: Task, state: State, epoch: int, console: Console | None = None
+    task: Task,
+    state: State,
+    epoch: int,
+    console: Console | None = None,
+    part: Part | None = None,
 ) -> tuple[State, dict[str, Any]]:
     """Trains one epoch.
 
@@ -723,6 +828,7 @@ def run_epoch(
       state: state before; its buffers are donated.
       epoch: from 1.
       console: told of every chunk.
+      part: of the epoch, that is done already.
 
     Returns:
       (state after, the epoch's row of metrics.jsonl so far: ``epoch``, ``step``, ``train_loss``
@@ -731,15 +837,17 @@ def run_epoch(
 
     Raises:
       Diverged: a loss or gradient of a step is not finite.
+      CutShort: a signal has asked to stop; with the state and the part of the epoch that is done.
     """
     if task.sweep is not None:
         return _run_sweep(task, state, epoch)
     plan, rate = task.plan, task.hyper.learning_rate
-    sums: dict[str, list[np.ndarray]] = {}
-    done, began = 0, time.perf_counter()
-    first = int(state.step)
+    part = part or Part()
+    sums = {name: [values] for name, values in part.sums.items()}
+    done, began = part.done, time.perf_counter() - part.seconds
+    first = int(state.step) - done
     longest = min(CHUNK_STEPS, max(1, CHUNK_EXAMPLES // plan.batch_examples))
-    for length in training.chunk_lengths(plan.steps, longest):
+    for length in training.chunk_lengths(plan.steps, longest, done):
         state, chunk = training.train_chunk(
             state,
             task.interactions,
@@ -762,6 +870,9 @@ def run_epoch(
         if console is not None:
             loss = chunk["target_loss"].sum() / max(chunk["target_count"].sum(), 1.0)
             console.chunk(epoch=epoch, done=done, steps=length, loss=loss)
+        if signum := interruption.requested():
+            steps = {name: np.concatenate(parts) for name, parts in sums.items()}
+            raise CutShort(signum, state, Part(done, steps, time.perf_counter() - began))
     seconds = time.perf_counter() - began
     steps = {name: np.concatenate(parts) for name, parts in sums.items()}
     return state, epoch_row(epoch, first + done, steps, seconds)
@@ -971,6 +1082,8 @@ def restore(workdir: str | Path, *, devices: int = 1) -> tuple[Task, Params, dic
         if checkpoints.latest_epoch() is None:
             raise InputError(f"{workdir} holds no checkpoint yet; {_train(workdir)}")
         _, progress = task.resume(checkpoints)
+        if not progress["best_epoch"]:  # stopped in its first epoch
+            raise InputError(f"{workdir} holds no checkpoint yet; {_train(workdir)}")
         return task, task.best(checkpoints, progress["best_epoch"]), progress
     finally:
         checkpoints.close()

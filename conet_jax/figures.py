@@ -10,8 +10,8 @@ import csv
 import hashlib
 import io
 import json
-import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +21,10 @@ from ml_collections import ConfigDict
 
 import conet_jax
 from conet_jax import config as config_lib
-from conet_jax import experiment, files
+from conet_jax import experiment, files, ownership
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import InputError
-from conet_jax.metric_writers import make_folder, write_text
+from conet_jax.metric_writers import append_line, make_folder, write_text, write_with
 
 Record = dict[str, Any]  # the numbers of an epoch
 
@@ -258,13 +258,6 @@ def _are_records(epochs: Any) -> bool:
     return bool(epochs) and all(type(row[name]) in (int, float) for row in epochs for name in names)
 
 
-def _append(path: Path, point: dict[str, Any]) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(point, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def rows(
     name: str, methods: dict[str, ConfigDict], dataset: Dataset, path: Path, seeds: int
 ) -> list[dict[str, Any]]:
@@ -291,7 +284,7 @@ def rows(
         if digest not in done:
             began = time.perf_counter()
             done[digest] = run(point.config, dataset)
-            _append(
+            append_line(
                 path,
                 {
                     "key": digest,
@@ -342,6 +335,18 @@ def write(
     dataset = experiment.load_dataset(config) if dataset is None else dataset
     workdir = Path(workdir)
     make_folder(workdir)
+    with ownership.owned(workdir):
+        _write(names, methods, dataset, workdir, seeds)
+
+
+def _write(
+    names: list[str],
+    methods: dict[str, ConfigDict],
+    dataset: Dataset,
+    workdir: Path,
+    seeds: int,
+) -> None:
+    config = next(iter(methods.values()))
     for name in names:
         table = rows(name, methods, dataset, workdir / "points.jsonl", seeds)
         text = io.StringIO()
@@ -451,7 +456,10 @@ def draw(name: str, table: list[dict[str, Any]], path: Path, *, k: int, title: s
             handlelength=3,
         )
         for suffix, extra in (("png", {"dpi": _DPI}), ("svg", {"metadata": {"Date": None}})):
-            page.savefig(path.with_name(f"{path.name}.{suffix}"), format=suffix, **extra)
+            write_with(
+                path.with_name(f"{path.name}.{suffix}"),
+                partial(page.savefig, format=suffix, **extra),
+            )
 
 
 def _label(line: str) -> str:

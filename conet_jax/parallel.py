@@ -140,6 +140,21 @@ def together(function: Callable[[], None]) -> None:
         raise InputError(message.tobytes().rstrip(b"\0").decode(errors="ignore"))
 
 
+def agreed(function: Callable[[], int]) -> int:
+    """Returns what ``function`` returns in process 0 to all processes, or raises its error.
+
+    Raises:
+      InputError: that of process 0.
+    """
+    found: list[int] = []
+    together(lambda: found.append(function()))
+    if jax.process_count() == 1:
+        return found[0]
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int32(found[0] if found else 0)))
+
+
 class PeerLost(RuntimeError):
     """Another process of the run died or cannot be reached; this one cannot go on."""
 

@@ -7,6 +7,7 @@ and the same call goes on where it was.
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from conet_jax import experiment, search, training
+from conet_jax import experiment, interruption, search, training
 from conet_jax.checkpoints import Checkpoints
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import InputError
-from conet_jax.experiment import Progress, Task
+from conet_jax.experiment import CutShort, Part, Progress, Task
 from conet_jax.models.base import Hyper
 from conet_jax.training import TrainState
 
@@ -72,35 +73,52 @@ def train(
 
     Raises:
       InputError: the config does not fit the data.
+      OSError: the disk is full, or the folder has gone.
+      interruption.Interrupted: a signal asked to stop, and the population is saved.
     """
     config = configs[0].copy_and_resolve_references()
     config.devices = 1  # a population is one program of one device
     task = experiment.make_task(config, search.without_test(dataset))
     tasks = [task.member(config) for config in configs]
-    members, slots, states = _restore(tasks, folder) or _start(tasks)
+    members, slots, states, part = _restore(tasks, folder) or _start(tasks)
     checkpoints = Checkpoints(folder / str(len(slots)))
+
+    def save(number: int, states: TrainState, **more: Any) -> None:
+        stored = [[member.progress.to_json(), member.record] for member in members]
+        checkpoints.save_latest(number, states, {"members": stored, "slots": slots, **more})
+
     try:
-        while True:
-            done = max(member.progress.epoch for member in members)
-            states, epoch = _epoch([tasks[i] for i in slots], states, done)
-            for at, (i, sums) in enumerate(zip(slots, epoch.sums, strict=True)):
-                if not _over(tasks[i], members[i]):
-                    members[i] = _validated(tasks[i], members[i], _take(states, at), sums, epoch)
-            left = [i for i in slots if not _over(tasks[i], members[i])]
-            say(_line(configs[0], members, left, epoch))
-            if not left:
-                break
-            size = len(slots)
-            gone = size - len(left)
-            if 2 * gone >= size and gone * task.plan.steps >= _WORTH:
-                states = _take(states, np.array([slots.index(i) for i in left]))
-                slots = left
-                checkpoints.close()
-                checkpoints = Checkpoints(folder / str(len(slots)))
-            stored = [[member.progress.to_json(), member.record] for member in members]
-            checkpoints.save_latest(epoch.number, states, {"members": stored, "slots": slots})
-            if len(slots) < size:
-                shutil.rmtree(folder / str(size))
+        with interruption.deferred():
+            while True:
+                done = max(member.progress.epoch for member in members)
+                states, epoch = _epoch([tasks[i] for i in slots], states, done, part)
+                part = Part()
+                for at, (i, sums) in enumerate(zip(slots, epoch.sums, strict=True)):
+                    if not _over(tasks[i], members[i]):
+                        state = _take(states, at)
+                        members[i] = _validated(tasks[i], members[i], state, sums, epoch)
+                left = [i for i in slots if not _over(tasks[i], members[i])]
+                say(_line(configs[0], members, left, epoch))
+                if not left:
+                    break
+                size = len(slots)
+                gone = size - len(left)
+                if 2 * gone >= size and gone * task.plan.steps >= _WORTH:
+                    states = _take(states, np.array([slots.index(i) for i in left]))
+                    slots = left
+                    checkpoints.close()
+                    checkpoints = Checkpoints(folder / str(len(slots)))
+                save(epoch.number, states)
+                if len(slots) < size:
+                    shutil.rmtree(folder / str(size))
+                if signum := interruption.requested():
+                    raise interruption.Interrupted(
+                        signum, experiment.saved_line(folder, epoch.number)
+                    )
+    except CutShort as cut:
+        save(done + 1, cut.state, part=cut.part.to_json())
+        where = experiment.saved_line(folder, done, cut.part.done)
+        raise interruption.Interrupted(cut.signum, where) from None
     finally:
         checkpoints.close()
     return [
@@ -123,7 +141,7 @@ class _Epoch(NamedTuple):
     seconds: float  # a slot's share
 
 
-def _start(tasks: list[Task]) -> tuple[list[Member], list[int], TrainState]:
+def _start(tasks: list[Task]) -> tuple[list[Member], list[int], TrainState, Part]:
     """Initial states; a start that no field of ``Hyper`` enters is made once a seed."""
     found: dict[Any, TrainState] = {}
     states = []
@@ -134,7 +152,7 @@ def _start(tasks: list[Task]) -> tuple[list[Member], list[int], TrainState]:
             found[key] = task.init()
         states.append(found[key])
     stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
-    return [Member() for _ in tasks], list(range(len(tasks))), stacked
+    return [Member() for _ in tasks], list(range(len(tasks))), stacked, Part()
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -150,12 +168,16 @@ def _take(states: TrainState, at: Any) -> TrainState:
     return jax.tree.map(lambda x: x[at], states)
 
 
-def _epoch(tasks: list[Task], states: TrainState, before: int) -> tuple[TrainState, _Epoch]:
-    task, began = tasks[0], time.perf_counter()
+def _epoch(
+    tasks: list[Task], states: TrainState, before: int, part: Part
+) -> tuple[TrainState, _Epoch]:
+    task, began = tasks[0], time.perf_counter() - part.seconds
     keys = jnp.stack([task.sampling_key for task in tasks])
     hypers = jax.tree.map(lambda *x: jnp.stack(x), *(task.hyper for task in tasks))
-    chunks, done, first = [], 0, int(states.step[0])
-    for length in training.chunk_lengths(task.plan.steps, max(1, _STEPS // len(tasks))):
+    chunks, done = [part.sums] if part.done else [], part.done
+    first = int(states.step[0]) - done
+    longest = max(1, _STEPS // len(tasks))
+    for length in training.chunk_lengths(task.plan.steps, longest, done):
         states, chunk = training.train_population(
             states,
             task.interactions,
@@ -172,10 +194,16 @@ def _epoch(tasks: list[Task], states: TrainState, before: int) -> tuple[TrainSta
         if first + done < training.SETTLE_STEP <= first + done + length:
             states = _settle(states, hypers.learning_rate)
         done += length
-    steps = {name: np.concatenate([c[name] for c in chunks], axis=1) for name in chunks[0]}
+        if signum := interruption.requested():
+            raise CutShort(signum, states, Part(done, _joined(chunks), time.perf_counter() - began))
+    steps = _joined(chunks)
     sums = [{name: values[at] for name, values in steps.items()} for at in range(len(tasks))]
     share = (time.perf_counter() - began) / len(tasks)
     return states, _Epoch(before + 1, first + done, sums, share)
+
+
+def _joined(chunks: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([c[name] for c in chunks], axis=1) for name in chunks[0]}
 
 
 def _validated(
@@ -212,7 +240,9 @@ def _line(config: ConfigDict, members: list[Member], left: list[int], epoch: _Ep
     )
 
 
-def _restore(tasks: list[Task], folder: Path) -> tuple[list[Member], list[int], TrainState] | None:
+def _restore(
+    tasks: list[Task], folder: Path
+) -> tuple[list[Member], list[int], TrainState, Part] | None:
     """What was saved last: of the fewest members, since the finished only ever leave."""
     for size in sorted(int(path.name) for path in folder.glob("[0-9]*")):
         checkpoints = Checkpoints(folder / str(size))
@@ -226,10 +256,15 @@ def _restore(tasks: list[Task], folder: Path) -> tuple[list[Member], list[int], 
                 tasks[0].abstract_state(),
             )
             states, stored = checkpoints.restore_latest(like)
+        except InputError as error:  # none is whole: what it held is trained again
+            print(f"warning: {error}", file=sys.stderr)
+            shutil.rmtree(folder / str(size))
+            continue
         finally:
             checkpoints.close()
         members = [
             Member(Progress.from_json(progress), record) for progress, record in stored["members"]
         ]
-        return members, stored["slots"], states
+        part = Part.from_json(stored["part"]) if "part" in stored else Part()
+        return members, stored["slots"], states, part
     return None

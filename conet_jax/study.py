@@ -19,7 +19,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from conet_jax import config as config_lib
-from conet_jax import experiment, files, metrics, models, results, search, statistics, tables
+from conet_jax import (
+    experiment,
+    files,
+    metrics,
+    models,
+    ownership,
+    results,
+    search,
+    statistics,
+    tables,
+)
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import InputError
 from conet_jax.metric_writers import make_folder, write_text
@@ -110,9 +120,11 @@ def run(
     failures = []
     for method in methods:
         try:
-            rows = tune(study, method, datasets[0])
-            for drop in (0, *(drops if method in drop_methods else ())):
-                train(study, method, rows, datasets[drop], drop)
+            make_folder(study.workdir / method)
+            with ownership.owned(study.workdir / method):
+                rows = tune(study, method, datasets[0])
+                for drop in (0, *(drops if method in drop_methods else ())):
+                    train(study, method, rows, datasets[drop], drop)
         except InputError as error:
             failures.append(f"{method}: {error}")
             print("error:", failures[-1], flush=True)

@@ -18,10 +18,12 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import sys
 import threading
 from collections.abc import Callable, Container, Sequence
 from concurrent import futures
+from functools import partial
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,10 +35,20 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import tuple_parser
 
 from conet_jax import config as config_lib
-from conet_jax import experiment, figures, files, models, population, search, study, tables
+from conet_jax import (
+    experiment,
+    figures,
+    files,
+    models,
+    ownership,
+    population,
+    search,
+    study,
+    tables,
+)
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import InputError
-from conet_jax.metric_writers import make_folder, write_json, write_text
+from conet_jax.metric_writers import make_folder, write_json, write_text, write_with
 from conet_jax.population import Record
 
 Overrides = dict[str, Any]
@@ -360,6 +372,7 @@ def _work_apart(unit: Unit, results: Path, name: str) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     work(unit, results, Datasets(), name)
 
 
@@ -413,6 +426,11 @@ def run(sweep: Sweep, dataset: Dataset | None = None) -> list[Record]:
     for problem in dict.fromkeys(run.problem for run in planned if run.problem):
         print(f"cannot be run, and is left out: {problem}", file=sys.stderr, flush=True)
     make_folder(sweep.workdir / "results")
+    with ownership.owned(sweep.workdir):
+        return _run(sweep, planned, datasets, jobs=1 if dataset is not None else sweep.jobs)
+
+
+def _run(sweep: Sweep, planned: list[Run], datasets: Datasets, *, jobs: int) -> list[Record]:
     todo = units(sweep, planned)
     left = sum(len(unit.keys) for unit in todo)
     print(
@@ -420,7 +438,7 @@ def run(sweep: Sweep, dataset: Dataset | None = None) -> list[Record]:
         f"{len(todo)} {'program' if len(todo) == 1 else 'programs'}; writing to {sweep.workdir}",
         flush=True,
     )
-    unfinished = _train(sweep if dataset is None else sweep._replace(jobs=1), todo, datasets)
+    unfinished = _train(sweep._replace(jobs=jobs), todo, datasets)
     rows = [_row(sweep, run, unfinished) for run in planned]
     write_text(sweep.workdir / "sweep.csv", _csv(rows))
     points = summary(sweep, rows)
@@ -573,7 +591,7 @@ def draw(sweep: Sweep, points: list[Point]) -> None:
         for ax, field in zip(axes, fields, strict=True):
             _panel(ax, field, fields, points, metric)
         axes[0].set_ylabel(f"validation {metric}")
-        page.savefig(sweep.workdir / "sweep.png", dpi=200)
+        write_with(sweep.workdir / "sweep.png", partial(page.savefig, format="png", dpi=200))
 
 
 def _panel(ax: Any, field: str, fields: list[str], points: list[Point], metric: str) -> None:

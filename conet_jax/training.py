@@ -476,16 +476,25 @@ def train_population(
     return jax.vmap(member)(states, keys, hypers)
 
 
-def chunk_lengths(steps: int, longest: int) -> list[int]:
+def chunk_lengths(steps: int, longest: int, done: int = 0) -> list[int]:
     """Splits an epoch of ``steps`` into chunks of at most ``longest``, equal where it can be.
 
-    Each distinct length is a compilation, so an even split is looked for before a remainder.
+    Each distinct length is a compilation, so an even split is looked for before a remainder. Of an
+    epoch of which ``done`` steps are done those chunks are left out.
 
     >>> chunk_lengths(1000, 400)
     [250, 250, 250, 250]
     >>> chunk_lengths(7, 5)
     [5, 2]
+    >>> chunk_lengths(7, 5, done=5)
+    [2]
     """
+    if done:
+        lengths = chunk_lengths(steps, longest)
+        before = [sum(lengths[:at]) for at in range(len(lengths) + 1)]
+        if done in before:
+            return lengths[before.index(done) :]
+        steps -= done  # in other chunks, by another version: what is left is split anew
     for length in range(min(longest, steps), max(1, longest // 2), -1):
         if steps % length == 0:
             return [length] * (steps // length)

@@ -38,6 +38,10 @@ def data_dir() -> pathlib.Path:
 @pytest.fixture(scope="module")
 def quick_compilation():
     """Compiles quickly to slow code: for modules that spend nearly all of their time compiling."""
+    # Programs in memory are found without regard to this setting. Were those of the modules before
+    # kept, a program would round another way once make_task has forgotten it on the way.
     jax.config.update("jax_disable_most_optimizations", True)
+    jax.clear_caches()
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()

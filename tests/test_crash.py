@@ -1,0 +1,473 @@
+"""What is left when a run is killed, stopped, damaged, run twice or out of disk."""
+
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import crash
+import pytest
+import soak
+from test_experiment import SIZES, tiny, without_seconds
+from test_launch import ROOT, assert_one_line_error, launch
+
+from conet_jax import (
+    checkpoints,
+    experiment,
+    figures,
+    interruption,
+    ownership,
+    population,
+    study,
+    sweep,
+)
+from conet_jax.data import synthetic
+from conet_jax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def data():
+    return synthetic.dataset(**SIZES)[0]
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """A run, and what it leaves but for times."""
+    workdir = tmp_path_factory.mktemp("run") / "tiny"
+    experiment.fit(tiny(), workdir, dataset=data, quiet=True)
+    return workdir, crash.results(workdir)
+
+
+def copied(finished, tmp_path):
+    """A copy that has its last epoch before it."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    for name in ("result.json", "result.md", "ranks.npz"):
+        (workdir / name).unlink()
+    return workdir
+
+
+# Killed.
+
+
+def test_kills_in_an_epoch_and_in_a_checkpoint_resume_to_the_same_results(tmp_path):
+    tiny = crash.scenarios(tmp_path)["tiny"]
+    with crash.Running(tiny, tmp_path / "whole") as run:
+        run.finish()
+    workdir, rng = tmp_path / "killed", random.Random(0)
+    spans = {("epoch", 0): 0.1, ("checkpoint", 0): 0.02}
+    for phase in ("epoch", "checkpoint"):
+        assert crash.killed(tiny, workdir, spans, phase, rng) in crash.PHASES
+        crash.check_whole(workdir)
+    with crash.Running(tiny, workdir) as run:
+        run.finish()
+    assert crash.results(workdir) == crash.results(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_ten_kills_over_all_kinds_of_run_and_phases_resume_to_the_same_results(tmp_path):
+    command = [sys.executable, ROOT / "tests" / "crash.py", "--kills=10", "--chain=2"]
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path}"], capture_output=True, text=True, check=True
+    )
+    assert "10 of 10 kills resumed to the same results" in done.stdout
+
+
+# Stopped by a signal.
+
+
+def request(monkeypatch, *, call):
+    """Makes a run find, the ``call``-th time that it asks, that a signal has come."""
+    asked = iter(range(1, 1000))
+    monkeypatch.setattr(
+        interruption, "requested", lambda: signal.SIGTERM if next(asked) == call else 0
+    )
+
+
+@pytest.mark.parametrize("call", [1, 2, 4, 5])  # in an epoch, at its last call, after it
+def test_signal_in_an_epoch_saves_the_part_that_is_done(data, tmp_path, monkeypatch, call):
+    steps = experiment.make_task(tiny(), data).plan.steps
+    monkeypatch.setattr(experiment, "CHUNK_STEPS", -(-steps // 2))
+    lengths = experiment.training.chunk_lengths(steps, experiment.CHUNK_STEPS)
+    assert len(lengths) == 2  # a run asks three times an epoch: after each, and after the epoch
+    experiment.fit(tiny(), tmp_path / "whole", dataset=data, quiet=True)
+    with monkeypatch.context() as patch:
+        request(patch, call=call)
+        with pytest.raises(interruption.Interrupted, match="stopped by SIGTERM: saved after") as at:
+            experiment.fit(tiny(), tmp_path / "run", dataset=data, quiet=True)
+    epochs, chunks = divmod(call - 1, 3)
+    done = sum(lengths[: chunks + 1])
+    expected = f"epoch {epochs} and {done} steps in" if chunks < 2 else f"epoch {epochs + 1} in"
+    assert expected in str(at.value)
+    trained = []
+    run = experiment.training.train_chunk
+
+    def counted(*args, num_steps, **static):
+        trained.append(num_steps)
+        return run(*args, num_steps=num_steps, **static)
+
+    monkeypatch.setattr(experiment.training, "train_chunk", counted)
+    experiment.fit(tiny(), tmp_path / "run", dataset=data, quiet=True)
+    assert sum(trained) == 3 * steps - epochs * steps - done
+    assert crash.results(tmp_path / "run") == crash.results(tmp_path / "whole")
+
+
+def test_signal_in_a_population_saves_the_part_that_is_done(data, tmp_path, monkeypatch):
+    configs = [tiny(seed=seed) for seed in (0, 1)]
+    monkeypatch.setattr(population, "_STEPS", 16)
+
+    def numbers(records):
+        return [without_seconds(record) for record in records]
+
+    expected = numbers(population.train(configs, data, tmp_path / "whole"))
+    with monkeypatch.context() as patch:
+        request(patch, call=2)
+        with pytest.raises(interruption.Interrupted, match="after epoch 0 and 16 steps"):
+            population.train(configs, data, tmp_path / "run")
+    assert numbers(population.train(configs, data, tmp_path / "run")) == expected
+
+
+def test_signals_do_what_they_always_do_without_a_launcher():
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert interruption.requested() == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        ("time.sleep(60)", 143, ["stopped by SIGTERM"]),
+        # Python does not come to its handler in there.
+        ("hashlib.pbkdf2_hmac('sha1', b'', b'', 1 << 30)", 143, ["in a long call"]),
+        (
+            "with interruption.deferred():\n  while not interruption.requested(): time.sleep(0.01)",
+            143,
+            ["saving; once more to stop at once", "stopped by SIGTERM"],
+        ),
+    ],
+)
+def test_sigterm_ends_a_process_with_a_message(body, status, said):
+    code = f"""
+import hashlib, time
+from conet_jax import interruption
+interruption.GRACE_SECONDS = 0.5
+interruption.install()
+print("ready", flush=True)
+try:
+  {body.replace(chr(10), chr(10) + "  ")}
+except KeyboardInterrupt as error:
+  interruption.end(error)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    time.sleep(0.1)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert len(errors.splitlines()) == len(said)
+    for line, fragment in zip(errors.splitlines(), said, strict=True):
+        assert fragment in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("name", ["single", "population"])
+def test_signal_ends_a_run_within_ten_seconds_and_it_goes_on_to_the_same_results(
+    signum, name, tmp_path
+):
+    scenario = crash.scenarios(tmp_path)[name]
+    longer = ["--config.epochs=40", "--config.patience=40"]
+    scenario = scenario._replace(flags=[*scenario.flags, *longer])
+    with crash.Running(scenario, tmp_path / "whole") as run:
+        run.finish()
+    workdir = tmp_path / "stopped"
+    with crash.Running(scenario, workdir) as run:
+        while not list(workdir.rglob("latest/5")):
+            assert run.processes[0].poll() is None
+            time.sleep(0.01)
+        run.processes[0].send_signal(signum)
+        sent = time.monotonic()
+        assert run.processes[0].wait(60) == 128 + signum
+        assert time.monotonic() - sent < 10
+        assert f"stopped by {signum.name}: saved after epoch" in run.printed()
+    assert not list(workdir.rglob("result*/*.json")) and not (workdir / "result.json").exists()
+    with crash.Running(scenario, workdir) as run:
+        run.finish()
+    assert crash.results(workdir) == crash.results(tmp_path / "whole")
+
+
+# One owner.
+
+
+def test_workdir_of_a_live_process_is_refused_and_that_of_a_dead_one_is_not(
+    finished, data, tmp_path
+):
+    workdir = copied(finished, tmp_path)
+    hold = (
+        "import fcntl, sys, time; file = open(sys.argv[1], 'a+'); fcntl.flock(file, fcntl.LOCK_EX);"
+        "file.truncate(0); file.write('process 7 on elsewhere'); file.flush();"
+        "print('held', flush=True); time.sleep(600)"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold, workdir / ownership.LOCK], stdout=subprocess.PIPE
+    )
+    try:
+        holder.stdout.readline()
+        before = crash.results(workdir)
+        with pytest.raises(InputError, match="is in use by process 7 on elsewhere: wait"):
+            experiment.fit(tiny(), workdir, dataset=data)
+        assert crash.results(workdir) == before
+    finally:
+        holder.kill()
+        holder.communicate()
+    experiment.fit(tiny(), workdir, dataset=data, quiet=True)
+    assert crash.results(workdir) == finished[1]
+
+
+def test_sweep_study_and_figures_own_their_folders(data, tmp_path):
+    config = tiny("popularity")
+    plan = sweep.Sweep("tiny.py", config, {}, tmp_path, [{}])
+    table = study.Study("tiny.py", lambda variant: tiny(variant), {}, tmp_path, seeds=1, trials=1)
+    (tmp_path / "popularity").mkdir()
+    with ownership.owned(tmp_path), ownership.owned(tmp_path / "popularity"):
+        own = f"is in use by process {os.getpid()} on "
+        with pytest.raises(InputError, match=own):
+            sweep.run(plan, data)
+        with pytest.raises(InputError, match=own):
+            figures.write(["3b"], {"popularity": config}, tmp_path, seeds=1, dataset=data)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(experiment, "load_dataset", lambda config: data)
+            with pytest.raises(InputError, match=f"popularity: .*{own}"):
+                study.run(table, ["popularity"])
+    assert not list((tmp_path / "results").iterdir())
+
+
+def test_process_that_outlives_its_process_zero_keeps_the_workdir(tmp_path):
+    with open(tmp_path / f"{ownership.LOCK}.1", "w") as file:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(InputError, match="in use"), ownership.owned(tmp_path):
+            pass
+    with ownership.owned(tmp_path):
+        pass
+
+
+def test_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
+    def unlockable(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(ownership.fcntl, "flock", unlockable)
+    with ownership.owned(tmp_path):
+        assert "cannot be locked (Operation not supported)" in capsys.readouterr().err
+
+
+def test_reading_a_run_needs_no_lock(finished):
+    with ownership.owned(finished[0]), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "load_dataset", lambda config: synthetic.dataset(**SIZES)[0])
+        assert experiment.restore(finished[0])[2]["epoch"] == 3
+
+
+# Damaged.
+
+
+def files_of(folder):
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def test_every_flipped_bit_of_a_checkpoint_is_noticed(finished, tmp_path):
+    folder = tmp_path / "3"
+    shutil.copytree(finished[0] / "checkpoints" / "latest" / "3", folder)
+    assert not checkpoints.problem(folder)
+    rng = random.Random(0)
+    for path in files_of(folder):
+        whole = path.read_bytes()
+        for _ in range(20):
+            at = rng.randrange(len(whole))
+            flipped = bytes([whole[at] ^ 1 << rng.randrange(8)])
+            path.write_bytes(whole[:at] + flipped + whole[at + 1 :])
+            assert checkpoints.problem(folder), path
+        path.write_bytes(whole)
+        path.rename(folder / "away")
+        assert path.name == "hashes.json" or "is missing" in checkpoints.problem(folder)
+        (folder / "away").rename(path)
+    assert not checkpoints.problem(folder)
+
+
+def flip(folder):
+    for path in files_of(folder):
+        if path.name != "hashes.json":
+            whole = bytearray(path.read_bytes())
+            whole[len(whole) // 2] ^= 1
+            path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "arrays gone", "hashes gone", "best flipped"])
+def test_damaged_checkpoint_is_passed_over_for_the_one_before(
+    finished, data, tmp_path, capsys, damage
+):
+    workdir = copied(finished, tmp_path)
+    latest = workdir / "checkpoints" / "latest" / "3"
+    if damage == "flipped":
+        flip(latest)
+    elif damage == "arrays gone":
+        shutil.rmtree(latest / "state")
+    elif damage == "hashes gone":
+        (latest / "hashes.json").unlink()
+    else:
+        best = max(int(path.name) for path in (workdir / "checkpoints" / "best").iterdir())
+        assert best == 3, "the last epoch is the best: the one before can do without it"
+        flip(workdir / "checkpoints" / "best" / "3")
+    experiment.fit(tiny(), workdir, dataset=data)
+    said = capsys.readouterr()
+    assert said.err.startswith("warning: the checkpoint in ") and "of epoch 2" in said.err
+    assert "resuming after epoch 2" in said.out
+    assert crash.results(workdir) == finished[1]
+
+
+def test_without_a_whole_checkpoint_there_is_one_line(finished, data, tmp_path):
+    workdir = copied(finished, tmp_path)
+    for epoch in (2, 3):
+        flip(workdir / "checkpoints" / "latest" / str(epoch))
+    with pytest.raises(InputError, match="latest/3 is damaged .* no earlier one is whole: train"):
+        experiment.fit(tiny(), workdir, dataset=data)
+
+
+def test_checkpoints_of_an_earlier_version_have_no_hashes_and_are_taken(finished, data, tmp_path):
+    workdir = copied(finished, tmp_path)
+    for path in workdir.rglob("hashes.json"):
+        path.unlink()
+    experiment.fit(tiny(), workdir, dataset=data, quiet=True)
+    assert crash.results(workdir) == finished[1]
+
+
+def test_population_whose_checkpoint_is_damaged_is_trained_again(
+    data, tmp_path, monkeypatch, capsys
+):
+    configs = [tiny(seed=seed, epochs=2) for seed in (0, 1)]
+    expected = population.train(configs, data, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        request(patch, call=2)
+        with pytest.raises(interruption.Interrupted):
+            population.train(configs, data, tmp_path / "run")
+    flip(tmp_path / "run" / "2" / "latest" / "1")
+    found = population.train(configs, data, tmp_path / "run")
+    assert "is damaged" in capsys.readouterr().err
+    assert list(map(without_seconds, found)) == list(map(without_seconds, expected))
+
+
+# The disk.
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a tmpfs: a function of its options."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(options):
+        command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder]
+        if subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("a file system cannot be mounted here")
+        return folder
+
+    yield mount
+    subprocess.run(["umount", "-l", folder], capture_output=True)
+
+
+def newest(workdir):
+    steps = (workdir / "checkpoints" / "latest").glob("[0-9]*")
+    return max((int(path.name) for path in steps if path.name.isdigit()), default=0)
+
+
+def test_full_disk_is_an_error_and_the_run_goes_on_once_there_is_room(finished, data, small_disk):
+    reached = []
+    for kilobytes in range(100, 700, 50):
+        workdir = small_disk(f"size={kilobytes}k") / "run"
+        try:
+            experiment.fit(tiny(), workdir, dataset=data, quiet=True)
+        except (OSError, InputError) as error:
+            assert "No space left on device" in str(error) and str(workdir) in str(error)
+            crash.check_whole(workdir)
+            reached.append(newest(workdir))
+            small_disk("remount,size=50m")
+            experiment.fit(tiny(), workdir, dataset=data, quiet=True)
+        assert crash.results(workdir) == finished[1]
+        subprocess.run(["umount", workdir.parent], check=True)
+    assert 3 < len(reached) < 12 and len(set(reached)) > 1, reached
+
+
+def test_workdir_that_cannot_be_written_is_an_error_and_can_be_read(data, small_disk):
+    workdir = small_disk("size=50m") / "run"
+    experiment.fit(tiny(epochs=1), workdir, dataset=data, quiet=True)
+    small_disk("remount,ro")
+    with pytest.raises(InputError, match=f"cannot write to {workdir}: Read-only file system"):
+        experiment.fit(tiny(), workdir, dataset=data, quiet=True)
+    with pytest.raises(InputError, match="cannot write to .*: Read-only file system"):
+        experiment.fit(tiny(), workdir.parent / "other", dataset=data, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "load_dataset", lambda config: data)
+        assert experiment.restore(workdir)[2]["epoch"] == 1
+    small_disk("remount,rw")
+    experiment.fit(tiny(), workdir, dataset=data, quiet=True)
+
+
+@pytest.mark.parametrize("when", ["save_best", "save_latest"])
+def test_workdir_that_has_gone_is_an_error(data, tmp_path, monkeypatch, when):
+    workdir = tmp_path / "run"
+    save = getattr(checkpoints.Checkpoints, when)
+
+    def gone(self, *args):
+        shutil.rmtree(workdir)
+        save(self, *args)
+
+    monkeypatch.setattr(checkpoints.Checkpoints, when, gone)
+    with pytest.raises(FileNotFoundError, match=str(workdir)):
+        experiment.fit(tiny(), workdir, dataset=data, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("number", "fragments"),
+    [
+        (errno.ENOSPC, ["runs/a/ranks.npz: No space left on device; make room", "goes on"]),
+        (errno.EROFS, ["runs/a/ranks.npz: Read-only file system; take a folder"]),
+        (errno.ENOENT, ["runs/a/ranks.npz: No such file or directory; it has gone"]),
+    ],
+)
+def test_what_the_system_refuses_is_one_line_and_status_two(number, fragments):
+    code = f"""
+import os, sys
+from conet_jax import cli
+def main():
+    raise OSError({number}, os.strerror({number}), "runs/a/ranks.npz")
+cli.run(main)
+"""
+    assert_one_line_error(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True), *fragments
+    )
+
+
+@pytest.mark.slow
+def test_full_disk_is_one_line_and_status_two(tmp_path, small_disk):
+    scenario = crash.scenarios(tmp_path)["single"]
+    for kilobytes in (100, 400, 600):
+        folder = small_disk(f"size={kilobytes}k")
+        done = launch("train", *scenario.flags, f"--workdir={folder / 'run'}")
+        assert_one_line_error(done, "No space left on device", "make room")
+        subprocess.run(["umount", folder], check=True)
+
+
+# Long runs.
+
+
+@pytest.mark.slow
+def test_two_hundred_epochs_do_not_grow(tmp_path):
+    rows = soak.soak(200, tmp_path / "run")
+    (_, before, opened), (_, after, still) = rows[1], rows[-1]
+    assert after < before * (1 + soak.LARGEST_GROWTH) and still <= opened, rows
