@@ -5,6 +5,8 @@ import json
 import pytest
 from test_launch import launch
 
+from conet_jax import benchmark
+
 
 @pytest.mark.slow
 def test_report_has_the_promised_ratios_and_rates(tmp_path):
@@ -38,3 +40,31 @@ def test_report_has_the_promised_ratios_and_rates(tmp_path):
     } <= set(report["rates"])
     assert "train_step_dense_over_row" in done.stdout
     assert report["ratios"]["evaluate_memory_x4"] <= 1.5
+
+
+@pytest.mark.slow
+def test_report_of_many_devices_has_exchange_and_memory_of_each(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # nearly all of it is compilation
+    file = tmp_path / "report.json"
+    flags = ("--suite=scaling", "--scale=small", "--runs=1", f"--json={file}")
+    done = launch("benchmark", *flags, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(file.read_text())
+    for variant, batch in benchmark.SCALING:
+        one, *several = (
+            {
+                name.removeprefix(prefix): value
+                for name, value in report["rates"].items()
+                if name.startswith(prefix)
+            }
+            for prefix in (
+                f"scaling_{variant or 'recipe'}_batch_{batch}_devices_{n}_"
+                for n in benchmark.DEVICES
+            )
+        )
+        assert one["bytes_exchanged"] == one["bytes_of_largest"] == 0
+        for n, many in zip(benchmark.DEVICES[1:], several, strict=True):
+            assert 0 < many["bytes_of_largest"] < many["bytes_exchanged"]
+            assert many["bytes_of_tables"] <= 1.05 / n * one["bytes_of_tables"]
+            assert 1 <= many["busiest_over_mean"] < 1.2
+    assert {"scaling_mapped_over_plain_jit", "scaling_mapped_over_pmap"} <= set(report["ratios"])

@@ -11,13 +11,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def launch(name, *arguments, cwd=ROOT):
+def launch(name, *arguments, cwd=ROOT, timeout=600):
     return subprocess.run(
         [sys.executable, str(ROOT / "launch" / f"{name}.py"), *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=cwd,
-        timeout=600,
+        timeout=timeout,
     )
 
 
