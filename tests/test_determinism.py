@@ -29,7 +29,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def train(workdir, variant, *, cache=None, cores=0):
     """Runs launch/train.py in a fresh process; returns all of its numbers but the seconds."""
     environment = {name: x for name, x in os.environ.items() if "CACHE" not in name}
-    if cache is not None:
+    if cache is None:
+        environment["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+    else:
         environment["JAX_COMPILATION_CACHE_DIR"] = str(cache)
         environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     done = subprocess.run(
