@@ -56,6 +56,7 @@ def _parse(argv: Sequence[str], *, arguments: bool) -> list[str]:
         text = str(error)
         if "Error whilst parsing config file" in text:  # followed by a whole traceback
             text = re.split(r"[\w.]*(?:Error|Exception): ", text)[-1]
+            text = f"the config file cannot be used: {text}; expected get_config(variant)"
         fail(text)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # What config_flags raises for a field that does not exist or a value of another type.
@@ -64,10 +65,10 @@ def _parse(argv: Sequence[str], *, arguments: bool) -> list[str]:
             fail(f"unknown config field config.{near[2]}; did you mean config.{near[1]}?")
         if "get_config" in str(error):
             fail(f"the config file cannot be used: {error}; expected a Python file with get_config")
-        if isinstance(error, AttributeError | KeyError):
-            name = str(error).strip("\"'")
+        name = str(error).strip("\"'")
+        if isinstance(error, AttributeError | KeyError) and re.fullmatch(r"[\w.]+", name):
             fail(f"unknown config field config.{name}; conet_jax/config.py lists the fields")
-        fail(f"the config cannot be used: {error}")
+        fail(f"the config cannot be used: {error}; conet_jax/config.py lists its fields")
     except Exception as error:  # a config file is code, and can raise anything
         fail(f"the config file cannot be used: {type(error).__name__}: {error}")
     if len(rest) > 1 and not arguments:

@@ -482,10 +482,13 @@ def _row(sweep: Sweep, run: Run, unfinished: dict[str, str]) -> Record:
 def _read_record(path: Path) -> Record:
     try:
         record = files.read_json(path)
-        values = [*record["valid"].values(), *record.get("first_losses", {}).get("target", [])]
-        values += [record[name] for name in ("best_epoch", "epochs", "seconds")]
-        if "failed" not in record and not all(type(value) in (int, float) for value in values):
-            raise TypeError("a number is something else")
+        if type(record.get("failed", "")) is not str:
+            raise TypeError("failed is no text")
+        if "failed" not in record:
+            values = [*record["valid"].values(), *record.get("first_losses", {}).get("target", [])]
+            values += [record[name] for name in ("best_epoch", "epochs", "seconds")]
+            if not all(type(value) in (int, float) for value in values):
+                raise TypeError("a number is something else")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} cannot be read as the result of a run ({error!r}); take it away, and the run "

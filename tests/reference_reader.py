@@ -130,7 +130,8 @@ def json_rows(lines: list[str], first: str) -> list[tuple]:
 
 def text_rows(lines: list[str], format: str) -> list[tuple]:
     at = next(n for n, line in enumerate(lines) if line)
-    header, separator = None, "\t" if "\t" in lines[at] else ","
+    tabs = "\t" in lines[at] if format == "auto" else format == "tsv"
+    header, separator = None, "\t" if tabs else ","
     for mark in reversed(SEPARATORS):
         names = (split_quoted(lines[at], mark, strict=False) or [[]])[0]
         if {"user", "item"} <= roles_of(names).keys():
@@ -164,7 +165,7 @@ def text_rows(lines: list[str], format: str) -> list[tuple]:
     rows = []
     for record in records:
         require(max(map(len, record)) <= 131_072)
-        require(len(record) <= width and not any(record[count:]))
+        require(not any(record[count:]))
         values = [record[n] if n < len(record) else "" for n in places.values()]
         named = dict(zip(places, values, strict=True))
         rows.append(row_of(*(named.get(role) for role in _SPELLINGS)))

@@ -24,7 +24,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.body, self.etag, self.plan, self.asked, self.ranges = BODY, '"v1"', [], [], True
-        self.location = "/file"
+        self.location, self.extra = "/file", {}
 
     @property
     def url(self) -> str:
@@ -65,6 +65,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(len(server.body) - start))
         if server.etag:
             self.send_header("ETag", server.etag)
+        for name, value in server.extra.items():
+            self.send_header(name, value)
         self.end_headers()
         rest = server.body[start:]
         self.wfile.write(rest[:step] if isinstance(step, int) else rest)
@@ -174,6 +176,39 @@ def test_redirects_stay_with_http(server, tmp_path):
         fetch(server, tmp_path / "y.csv")
     with pytest.raises(InputError, match="only http and https"):
         download.fetch("ftp://x/y", tmp_path / "y.csv")
+
+
+@pytest.mark.parametrize("scheme", ["file", "ftp", "data", "gopher", "FILE"])
+def test_a_redirect_to_another_scheme_is_refused(server, tmp_path, scheme):
+    (tmp_path / "secret").write_text("secret")
+    server.plan, server.location = [302], f"{scheme}://{tmp_path}/secret"
+    with pytest.raises(InputError, match="only http and https|is not allowed"):
+        fetch(server, tmp_path / "x.csv")
+    assert os.listdir(tmp_path) == ["secret"]
+
+
+def test_redirects_without_end_are_refused(server, tmp_path):
+    server.plan, server.location = [302] * 50, "/again"
+    with pytest.raises(InputError, match="cannot be downloaded: status 302") as error:
+        fetch(server, tmp_path / "x.csv")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_server_has_no_say_in_where_a_file_goes(server, tmp_path):
+    folder = tmp_path / "a" / "b"
+    server.plan, server.location = [302], "/../../../evil.csv"
+    server.extra = {"Content-Disposition": 'attachment; filename="../../evil.csv"'}
+    fetch(server, folder / "x.csv")
+    found = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert found == [folder / "x.csv"]
+
+
+def test_names_of_downloads_stay_in_their_folder():
+    """prepare takes the last part of each address; nothing that is fetched is unpacked."""
+    for pair in download.URLS.values():
+        for url in pair.values():
+            name = url.rsplit("/", 1)[1]
+            assert name == pathlib.PurePath(name).name != ".." and not name.startswith(".")
 
 
 def test_no_server_is_given_up(tmp_path):

@@ -73,6 +73,7 @@ def generate(size: int, kind: str, strategy: st.SearchStrategy, check) -> None:
         database=None,
         derandomize=size < 100,
         suppress_health_check=list(hypothesis.HealthCheck),
+        phases=[phase for phase in hypothesis.Phase if size < 100 or phase.name == "generate"],
     )
     settings(hypothesis.given(strategy)(counted))()
 

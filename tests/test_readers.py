@@ -288,7 +288,7 @@ def test_missing_files_and_folders_are_named(tmp_path):
         ("amazon_2014", "1\t2\t3\t4\n", "separated by commas"),
         ("amazon_2018", "1,2\n", "3 to 4 fields"),
         ("amazon_json", "1,2,3\n", "file:1: expected a JSON object"),
-        ("csv", "1,2,3\n", "unknown format 'csv'; known: auto"),
+        ("csv", "1,2,3\n", "unknown format 'csv': expected one of auto"),
     ],
 )
 def test_wrong_format_is_refused(tmp_path, format, text, message):

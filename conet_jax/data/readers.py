@@ -217,8 +217,6 @@ def _read_table(name: str, format: str) -> tuple[pl.LazyFrame, int]:
         found = _rows(name, layout)
         batches = iter(lambda: list(itertools.islice(found, _BATCH)), [])
         frames = [pl.DataFrame(batch, schema=kinds, orient="row") for batch in batches]
-    if not frames:
-        raise InputError(f"{name}: no rows: expected an interaction a line")
     frame = pl.concat(frames)
     return frame.lazy(), len(frame)
 
@@ -271,7 +269,8 @@ def _find_layout(name: str, lines: list[str], format: str) -> _Layout:
             header = fields
             break
     else:
-        separator = "\t" if "\t" in first else ","
+        tabs = "\t" in first if format == "auto" else format == "tsv"
+        separator = "\t" if tabs else ","
     if header is not None:
         skip = next((n for n in range(skip + 1, len(lines)) if lines[n]), None)
         if skip is None:
@@ -499,7 +498,7 @@ def _quoted_records(name: str, layout: _Layout, file: io.BufferedIOBase) -> Reco
 
 
 def _picked(name: str, number: int, layout: _Layout, fields: list[str]) -> list[str | None]:
-    if len(fields) > layout.width or any(fields[layout.named :]):
+    if any(fields[layout.named :]):  # the others come from trailing separators
         raise InputError(
             f"{name}:{number}: {len(fields)} fields where {layout.named} are expected, as in the "
             "first row"
@@ -516,7 +515,7 @@ def _json_records(name: str, layout: _Layout, file: io.BufferedIOBase) -> Record
         if line.isspace():
             continue
         try:
-            record = files.parse_json(line.strip())
+            record = files.parse_json(_bare(line))
         except ValueError as error:
             raise InputError(
                 f"{name}:{number}: not JSON ({error}): {line[:60]!r}; expected one object a line"

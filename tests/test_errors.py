@@ -1,0 +1,1156 @@
+"""Every error message of the project, each triggered: what was wrong, and how to mend it.
+
+``MESSAGES`` lists them with a call that ends in each. The places that can raise are found in the
+source; a new one that no call reaches is a failure here, so that nobody meets a message unread.
+"""
+
+import ast
+import contextlib
+import errno
+import functools
+import gzip
+import importlib.util
+import io
+import json
+import math
+import os
+import pathlib
+import re
+import runpy
+import shutil
+import sys
+from unittest import mock
+
+import hypothesis  # noqa: F401  (its plugin reads sys.argv once, before it is replaced here)
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import polars as pl
+import pytest
+from absl import flags
+from ml_collections import ConfigDict
+from test_download import Server
+from test_hostile import put_fifo
+
+from conet_jax import (
+    checkpoints,
+    cli,
+    compare,
+    config,
+    crossing,
+    evaluation,
+    experiment,
+    export,
+    figures,
+    files,
+    losses,
+    metric_writers,
+    metrics,
+    optimizers,
+    parallel,
+    recommend,
+    results,
+    row_adam,
+    sampling,
+    search,
+    statistics,
+    study,
+    sweep,
+)
+from conet_jax.data import dataset, download, readers, recbole, split, store, synthetic
+from conet_jax.errors import InputError
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Functions whose argument is a message.
+SPEAKERS = ("fail", "_damaged", "_bad_negatives")
+# Raised within a module and never seen by a user, or out of reach of one process.
+UNSEEN = {
+    "conet_jax/benchmark.py: prepare failed": "a bug of ours, in a child of the benchmark",
+    "conet_jax/cli.py: fail(error)": "prints the others; tests/test_launch.py sees it do so",
+    "conet_jax/data/download.py: more data than announced": "the reason within another message",
+    "conet_jax/data/download.py: where {have} was asked for": "the reason within another message",
+}
+
+
+def sites() -> list[tuple[str, int, int, str]]:
+    """(file, first line, last line, text) of every statement that raises a message."""
+    found = []
+    for path in (*ROOT.glob("conet_jax/**/*.py"), *ROOT.glob("launch/*.py")):
+        source = path.read_text()
+        for node in ast.walk(ast.parse(source)):
+            call = node.exc if isinstance(node, ast.Raise) else getattr(node, "value", None)
+            if not isinstance(call, ast.Call) or not call.args:
+                continue
+            name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            if isinstance(node, ast.Raise) or name in SPEAKERS:
+                where = str(path.relative_to(ROOT))
+                text = " ".join(ast.get_source_segment(source, node).split())
+                found.append((where, node.lineno, node.end_lineno, text))
+    return found
+
+
+def lines_of(error: BaseException | None) -> set[tuple[str, int]]:
+    """(file, line) of the project that an error, or one that it replaced, came by."""
+    found = set()
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None:
+            path = pathlib.Path(trace.tb_frame.f_code.co_filename)
+            if path.is_relative_to(ROOT):
+                found.add((str(path.relative_to(ROOT)), trace.tb_lineno))
+            trace = trace.tb_next
+        error = error.__context__
+    return found
+
+
+# What the calls below need.
+
+
+@functools.cache
+def data() -> dataset.Dataset:
+    pairs = [(user, item) for user in range(12) for item in range(15) if (user + item) % 3 == 0]
+    users, items = map(np.array, zip(*pairs, strict=True))
+    return dataset.from_arrays(users, items, users, items, candidates=2)
+
+
+def write(text: str | bytes, name: str = "file") -> str:
+    path = pathlib.Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return name
+
+
+def read(text: str | bytes, format: str = "auto"):
+    return readers.read(write(text), format)
+
+
+def read_ncf(**texts: str):
+    given = {"train": "0\t1\n", "test": "0\t2\n", "test_neg": "(0, 2)\t3\n"} | texts
+    for name, text in given.items():
+        write(text, f"ncf/{name}.txt")
+    return readers.read("ncf")
+
+
+def rows(pairs: str, **columns: list[float]) -> readers.DomainRows:
+    """Rows of users and items of one letter each, as in "ax ay bx"."""
+    users, items = map(list, zip(*pairs.split(), strict=True))
+    frame = pl.LazyFrame({"user": users, "item": items, **columns})
+    return readers.DomainRows("rows", frame, len(users))
+
+
+def build(target: str, source: str, **options):
+    columns = {name: options.pop(name) for name in ("rating",) if name in options}
+    return dataset.build(rows(target, **columns), rows(source), candidates=1, **options)
+
+
+def saved(name: str, change) -> None:
+    """Loads prepared data of which one file was altered."""
+    store.save(data(), "prepared")
+    path = pathlib.Path("prepared") / name
+    if name.endswith(".json"):
+        meta = json.loads(path.read_text())
+        change(meta)
+        path.write_text(json.dumps(meta))
+    else:
+        np.save(path, change(np.load(path)))
+    store.load("prepared")
+
+
+def atomic(name: str, change) -> None:
+    """Loads RecBole's files of which one was altered."""
+    recbole.save(data(), "recbole")
+    path = pathlib.Path("recbole") / name
+    if name.endswith(".parquet"):
+        change(pl.read_parquet(path)).write_parquet(path)
+    else:
+        path.write_text(change(path.read_text()))
+    recbole.load("recbole")
+
+
+def refused(error: int = errno.ENOSPC):
+    """No file can be opened for writing, no folder be made."""
+    broken = mock.Mock(side_effect=OSError(error, os.strerror(error)))
+    return mock.patch.multiple(pathlib.Path, mkdir=broken, rename=broken, open=broken)
+
+
+def under(*patches, call):
+    with contextlib.ExitStack() as stack:
+        for patch in patches:
+            stack.enter_context(patch)
+        return call()
+
+
+def fetch(plan: list, url: str | None = None, path: str = "got", retries: int = 1, **server):
+    made = Server()
+    made.plan = plan
+    vars(made).update(server)
+    import threading
+
+    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        waits = {"retries": retries, "wait": lambda seconds: None, "timeout": 5.0}
+        download.fetch(url or made.url, path, **waits)
+    finally:
+        made.shutdown()
+        thread.join()
+        made.server_close()
+
+
+def valid(variant: str = "", **fields) -> None:
+    made = config.default_config(variant)
+    made.update_from_flattened_dict(fields)
+    config.validate(made)
+
+
+def changed(variant: str = "", **fields) -> ConfigDict:
+    made = config.default_config(variant)
+    with made.unlocked(), made.ignore_type():
+        for name, value in fields.items():
+            made[name] = value
+    return made
+
+
+def without(field: str) -> ConfigDict:
+    made = config.default_config()
+    del made[field]
+    return made
+
+
+@functools.cache
+def finished() -> pathlib.Path:
+    """A finished run of popularity, which takes no time."""
+    folder = pathlib.Path.cwd().parent / "finished"
+    experiment.fit(popular(), folder, dataset=data(), quiet=True)
+    return folder
+
+
+def popular(**fields) -> ConfigDict:
+    made = config.default_config("popularity")
+    made.data.dir = str(pathlib.Path.cwd().parent / "data")
+    if not pathlib.Path(made.data.dir).exists():
+        store.save(data(), made.data.dir)
+    made.update_from_flattened_dict({"epochs": 2, **fields})
+    return made
+
+
+def run(name: str = "run", **fields) -> pathlib.Path:
+    """A copy of the finished run, fields of its config altered."""
+    shutil.copytree(finished(), name)
+    path = pathlib.Path(name) / "config.json"
+    stored = json.loads(path.read_text())
+    for field, value in fields.items():
+        stored["data" if field == "dir" else field] = value
+    path.write_text(json.dumps(stored))
+    return pathlib.Path(name)
+
+
+def altered(name: str, change, folder: str = "run") -> pathlib.Path:
+    """A copy of the finished run, one JSON file of it altered."""
+    path = run(folder) / name
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+    return path.parent
+
+
+def fit(workdir: str = "run", **fields):
+    given = fields.pop("dataset", data())
+    return experiment.fit(popular(**fields), workdir, dataset=given, quiet=True)
+
+
+def no_users(split: str) -> dataset.Dataset:
+    empty = dataset.HeldOut(*(x[:0] for x in getattr(data(), split)))
+    return data()._replace(**{split: empty})
+
+
+def trials(change=lambda row: None):
+    made = popular()
+    row = {"overrides": {}, "dataset_hash": data().meta["hash"], "config": made.to_dict()}
+    row["config"] = json.loads(made.to_json())
+    change(row)
+    write(json.dumps(row) + "\n", "study/popularity/trials.jsonl")
+    return study.read_trials(plan(), "popularity", data())
+
+
+def plan(**fields) -> study.Study:
+    get_config = {"get_config": lambda variant: popular()} | fields
+    return study.Study("demo.py", given={}, workdir=pathlib.Path("study"), **get_config)
+
+
+def grid(**fields):
+    given = {"points": [{}], "config": popular()} | fields
+    return sweep.Sweep("demo.py", given={}, workdir=pathlib.Path("swept"), **given)
+
+
+def launch(name: str, *arguments: str):
+    """What ``cli.run(main)`` of a launcher does, short of ending the process."""
+    before = set(flags.FLAGS)
+    argv = [str(ROOT / "launch" / f"{name}.py"), *arguments]
+    said = io.StringIO()
+    sys.modules.pop("config_config", None)  # under which ml_collections would find the one before
+    try:
+        with (
+            mock.patch.object(sys, "argv", argv),
+            contextlib.redirect_stderr(said),
+            mock.patch.object(cli, "run") as asked,
+        ):
+            runpy.run_path(argv[0], run_name="__main__")
+            (main,), options = asked.call_args
+            rest = cli._parse(argv, arguments=options.get("arguments", False))
+            main(rest[1:]) if options else main()
+    except SystemExit as stop:
+        assert stop.code == 2
+        stop.args = (said.getvalue().removeprefix("error: ").strip(),)
+        raise
+    finally:
+        for flag in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, flag)
+        flags.FLAGS.unparse_flags()
+
+
+DEMO = f"--config={ROOT / 'configs' / 'demo.py'}"
+
+
+def config_file(body: str, *arguments: str):
+    write(f"from ml_collections import ConfigDict\n{body}\n", "config.py")
+    return launch("sweep", "--config=config.py", "--workdir=x", *arguments)
+
+
+GET = "from conet_jax.config import default_config as get_config"
+
+MESSAGES = [
+    # Commands and flags.
+    ("unknown flag --confg; did you mean --config", lambda: launch("train", "--confg=x")),
+    ("flag --k=0: 0 is not a positive integer", lambda: launch("compare", "--k=0")),
+    ("--config is missing: name a config file", lambda: launch("train")),
+    ("config file 'nowhere.py' cannot be read", lambda: launch("train", "--config=nowhere.py")),
+    ("options are written --name=value", lambda: launch("train", DEMO, "stray")),
+    (
+        "unknown config field config.targt_weight; did you mean config.target_weight",
+        lambda: launch("train", DEMO, "--config.targt_weight=1"),
+    ),
+    (
+        "unknown config field config.zzzzz; conet_jax/config.py lists",
+        lambda: launch("train", DEMO, "--config.zzzzz=1"),
+    ),
+    ("flag --config.l1=half: could not convert", lambda: launch("train", DEMO, "--config.l1=half")),
+    (
+        "the config cannot be used: .* does not exist",
+        lambda: launch("train", DEMO, "--config.l1.x=1"),
+    ),
+    (
+        "the config file cannot be used: 'int' .*; expected get_config.variant.",
+        lambda: config_file("get_config = 3"),
+    ),
+    ("expected a Python file with get_config", lambda: config_file("x = 1")),
+    ("config file cannot be used: ZeroDivisionError", lambda: config_file("1 / 0")),
+    (
+        "get_config returned int: expected a ConfigDict",
+        lambda: config_file("def get_config(variant=''):\n    return 3"),
+    ),
+    (
+        "config.platform is 'tpu', which cannot be used here",
+        lambda: under(
+            mock.patch.object(jax, "devices", side_effect=RuntimeError("none")),
+            mock.patch.dict(os.environ),
+            mock.patch.object(jax.config, "update"),
+            call=lambda: cli.choose_platform(ConfigDict({"platform": "tpu"})),
+        ),
+    ),
+    ("name the folders of runs", lambda: launch("compare")),
+    ("expected one of --workdir=DIR .a model. and --data=DIR", lambda: launch("export", "--out=x")),
+    (
+        "'lasso': leave it out beside --methods",
+        lambda: launch("figures", DEMO + ":lasso", "--workdir=x", "--methods=conet"),
+    ),
+    ("'lasso': expected --methods=lasso", lambda: launch("table2", DEMO + ":lasso", "--workdir=x")),
+    (
+        "--drop=0: expected numbers from 1",
+        lambda: launch("table2", DEMO, "--workdir=x", "--drop=0"),
+    ),
+    (
+        "random search needs both --trials=N and --space",
+        lambda: launch("sweep", DEMO, "--workdir=x", "--trials=2"),
+    ),
+    (
+        "--grid and --space are two ways",
+        lambda: launch(
+            "sweep", DEMO, "--workdir=x", "--grid=config.l1=0", "--trials=2", "--space=default"
+        ),
+    ),
+    ("nothing to sweep: give --grid", lambda: launch("sweep", DEMO, "--workdir=x")),
+    ("--out=DIR is needed", lambda: launch("prepare")),
+    (
+        "--min_rating=inf must be a finite",
+        lambda: launch("prepare", "--out=x", "--target=a", "--source=b", "--min_rating=inf"),
+    ),
+    (
+        "--twin_jaccard=2.0 must be above 0",
+        lambda: launch("prepare", "--out=x", "--target=a", "--source=b", "--twin_jaccard=2"),
+    ),
+    (
+        "--seed=-1 must be 0 or more",
+        lambda: launch("prepare", "--out=x", "--target=a", "--source=b", "--seed=-1"),
+    ),
+    (
+        "--candidates=0 must be 1 or more",
+        lambda: launch("prepare", "--out=x", "--target=a", "--source=b", "--candidates=0"),
+    ),
+    (
+        "--recbole brings its own split: leave out --seed",
+        lambda: launch("prepare", "--out=x", "--recbole=x", "--seed=1"),
+    ),
+    (
+        "--download brings its own files",
+        lambda: launch("prepare", "--out=x", "--download=amazon", "--target=a"),
+    ),
+    ("--target=FILE and --source=FILE are needed", lambda: launch("prepare", "--out=x")),
+    (
+        "expected one of --user=ID, --users=FILE and --all; found none",
+        lambda: launch("recommend", "--workdir=x"),
+    ),
+    (
+        "1 of 1 ids in ids are unknown: expected raw ids",
+        lambda: (
+            run(),
+            write("nothing\n", "ids"),
+            launch("recommend", "--workdir=run", "--all", "--items=ids"),
+        ),
+    ),
+    (
+        "run2 is on other data than run1: expected runs on one",
+        lambda: under(
+            mock.patch.object(
+                experiment,
+                "restore",
+                side_effect=[
+                    (mock.Mock(**{"dataset.meta": {"hash": name}}), None, None) for name in "ab"
+                ],
+            ),
+            mock.patch.object(experiment, "stored_config", return_value=({}, "")),
+            mock.patch.object(crossing, "WAYS", ()),
+            call=lambda: launch("crossing", "--workdirs=run1,run2"),
+        ),
+    ),
+    # Configs.
+    ("unknown variant 'conett': the variants are", lambda: config.default_config("conett")),
+    ("unknown config field config.lr;", lambda: config.validate(changed(lr=1))),
+    ("config.data is 3: expected fields dir", lambda: config.validate(changed(data=3))),
+    ("config.data.drop is -1: expected a whole number", lambda: valid(**{"data.drop": -1})),
+    (
+        "config.data.dir is 5: expected text",
+        lambda: config.validate(changed(data=ConfigDict({"dir": 5}))),
+    ),
+    (
+        "config.data.synthetic is 5: expected the fields",
+        lambda: config.validate(changed(data=ConfigDict({"synthetic": 5}))),
+    ),
+    (
+        "config.data.dir is 'x', but this config makes its data",
+        lambda: config.validate(changed(data=ConfigDict({"dir": "x", "synthetic": {}}))),
+    ),
+    ("config.l1 is missing: expected a number", lambda: config.validate(without("l1"))),
+    (r"config.l1 is -1.0: expected a number in \[0, inf\)", lambda: valid(l1=-1.0)),
+    ("config.layers is 64: expected widths", lambda: config.validate(changed(layers=64))),
+    ("config.layers is .63, 8.: expected at least two", lambda: valid(layers=(63, 8))),
+    ("config.cross_layers is 9: .* only 3 transitions", lambda: valid(cross_layers=9)),
+    ("so expected equal widths", lambda: valid("cross_stitch", layers=(64, 32, 32, 32))),
+    ("config.dtype is 'bfloat16': expected float32", lambda: valid("ials", dtype="bfloat16")),
+    ("config.warm_start is 'ials': expected ''", lambda: valid("bprmf", warm_start="ials")),
+    (
+        "with config.model=cross_stitch: expected conet or mlp",
+        lambda: valid("cross_stitch", warm_start="crossfit", pairing="views"),
+    ),
+    ("pairing=views and warm_start=crossfit go together", lambda: valid("conet", pairing="views")),
+    ("expected cross, or config.cross_layers=0", lambda: valid(inference="target")),
+    ("which has one tower: set config.cross_layers=0", lambda: valid("mlp", cross_layers=1)),
+    ("no domain has a surplus: expected repeat", lambda: valid("conet", surplus="alone")),
+    # Sweeps.
+    ("'l1' is no field with values", lambda: sweep.parse_grid(["l1"], popular())),
+    ("config.l1 is given twice", lambda: sweep.parse_grid(["l1=0", "l1=1"], popular())),
+    ("config.seed cannot be swept: --seeds", lambda: sweep.parse_grid(["seed=0"], popular())),
+    ("config.droput; did you mean", lambda: sweep.parse_grid(["droput=0"], popular())),
+    ("config.l1 is 'x': expected a value as 0.0", lambda: sweep.parse_grid(["l1=x"], popular())),
+    ("'popularity' has no space of its own", lambda: sweep.parse_space(["default"], popular())),
+    (
+        "expected a real-valued field and LOW < HIGH",
+        lambda: sweep.parse_space(["l1=log(0,1)"], popular()),
+    ),
+    ("has added no point: call add", lambda: sweep.stored_points(lambda add: None, popular())),
+    ("config.l1 is -1.0", lambda: sweep.run(grid(points=[{"l1": -1.0}]), data())),
+    (
+        "no list of keys",
+        lambda: (write("{}", "swept/populations/p/members.json"), sweep.units(grid(), [])),
+    ),
+    (
+        "failed is no text",
+        lambda: sweep._read_record(pathlib.Path(write('{"failed": 3}', "r"))),
+    ),
+    (
+        "cannot be read as the result of a run .*a number is something else",
+        lambda: (
+            write('{"valid": {"auc": "x"}, "best_epoch": 1, "epochs": 1, "seconds": 1}', "r"),
+            sweep._read_record(pathlib.Path("r")),
+        ),
+    ),
+    (
+        "1 runs ended without a result .MemoryError.*fewer --members",
+        lambda: under(
+            mock.patch.object(sweep, "work", side_effect=MemoryError),
+            call=lambda: sweep.run(grid(), data()),
+        ),
+    ),
+    (
+        "no point without a failed run; see",
+        lambda: under(
+            mock.patch.object(search, "evaluate", side_effect=InputError("no luck")),
+            call=lambda: sweep.run(grid(), data()),
+        ),
+    ),
+    ("a search must not look at the test split", lambda: len(search.without_test(data()).test)),
+    # Raw files.
+    ("unknown format 'csv': expected one of", lambda: read("a,b", "csv")),
+    ("ncf: --format=tsv needs a file", lambda: (read_ncf(), readers.read("ncf", "tsv"))),
+    ("nowhere: no such file", lambda: readers.read("nowhere")),
+    ("cannot be read: Compressed file ended", lambda: read(gzip.compress(b"a\tb\n" * 9)[:-9])),
+    (
+        "it is a pipe or a device: expected a regular file",
+        lambda: (put_fifo(pathlib.Path("pipe")), readers.read("pipe")),
+    ),
+    ("the name holds a NUL character", lambda: readers.read_ids("a\0b")),
+    ("the file is empty: expected an interaction", lambda: read("\n")),
+    ("the line is longer than 262,144 bytes", lambda: read("a" * (1 << 18))),
+    (
+        "file:2: the line is longer than 16 MiB",
+        lambda: read('{"user":"a","item":"b"}\n' + "a" * (1 << 24)),
+    ),
+    (r"file:1: not UTF-8 text: b'\\xff.*save the file as UTF-8", lambda: read(b"\xff")),
+    ("a NUL character, or a stray line end", lambda: read("a\rb\tc\n")),
+    ("a header, but no rows", lambda: read("user,item\n")),
+    ("--format=named needs a header line", lambda: read("1,2,3\n", "named")),
+    (
+        "two columns are called 'user_id': expected one user",
+        lambda: read("user_id,user_id,item\na,b,c\n"),
+    ),
+    ("--format=tsv expects 2 to 4 fields separated by tabs", lambda: read("1,2\n", "tsv")),
+    ("no item in row 'a': expected as many fields", lambda: read("user,item\na\n")),
+    ("content does not tell which column is the user", lambda: read("1,2,3\n")),
+    ("expected a JSON object with reviewerID and asin on every line", lambda: read("{}")),
+    ("file:2: not JSON", lambda: read('{"user":"a","item":"b"}\n{')),
+    (
+        "file:2: not JSON .nested too deeply",
+        lambda: read('{"user":"a","item":"b"}\n' + "[" * 10**5),
+    ),
+    ("file:2: expected a JSON object on every line", lambda: read('{"user":"a","item":"b"}\n[]')),
+    ("file:2: 3 fields where 2 are expected", lambda: read("a\tb\na\tb\tc\n")),
+    (
+        "a field of more than 131,072 characters: shorten it",
+        lambda: read("a\tb\na\t" + "b" * 131_073),
+    ),
+    ("a quote is opened and not closed, or text follows it", lambda: read('user,item\n"a"b,c\n')),
+    (
+        "a quote is opened and not closed: .*an id holds no line end",
+        lambda: read('user,item\n"a\nb",c\n'),
+    ),
+    ("the user id is missing: expected one", lambda: read("a\tb\n\tb\n")),
+    ("bad item id True: expected text or a whole number", lambda: read('{"user":"a","item":true}')),
+    (r"bad item id '\\n': expected no line end", lambda: read(r'{"user":"a","item":"\n"}')),
+    ("half of a UTF-16 surrogate pair", lambda: read(r'{"user":"a","item":"\ud800"}')),
+    ("the rating is missing: expected a number", lambda: read("a\tb\t1\na\tb\t\n")),
+    ("bad rating 'nan': expected a finite number", lambda: read("a\tb\tnan\n")),
+    ("X.train.rating: no such file; NCF-style data is", lambda: readers.read("X", "ncf")),
+    ("user '0' has more than one test item", lambda: read_ncf(test="0\t2\n0\t3\n")),
+    ("no line for user '1' of", lambda: read_ncf(test="0\t2\n1\t2\n")),
+    ("expected '.user, item.' and items", lambda: read_ncf(test_neg="0 2 3\n")),
+    (".0, 3. is not in the test file", lambda: read_ncf(test_neg="(0, 3)\t4\n")),
+    ("a second line for user '0'", lambda: read_ncf(test_neg="(0, 2)\t3\n" * 2)),
+    ("ids: the file is empty: expected an id a line", lambda: readers.read_ids(write("", "ids"))),
+    ("ids:1: an empty line; expected an id", lambda: readers.read_ids(write("\na", "ids"))),
+    # Raw rows to a data set.
+    (
+        "no rating is 4 or more; lower --min_rating",
+        lambda: build("ax", "ax", rating=[1.0], min_rating=4),
+    ),
+    ("--split=latest needs timestamps; use", lambda: build("ax", "ax", split="latest")),
+    ("no user id occurs in both .* must be spelled alike", lambda: build("ax", "bx")),
+    ("the core is empty: .* lower them", lambda: build("ax", "ax", min_user_items=2)),
+    (
+        "no source item is left after --drop_twins: leave it out",
+        lambda: build("ax bx cx ay az", "ax bx cx", drop_twins=True),
+    ),
+    ("no user has two target items or more", lambda: build("ax", "ax")),
+    ("untouched target items, fewer than the 1 candidates wanted", lambda: build("ax ay", "ax")),
+    ("has all 1 items of the source as training positives", lambda: build("ax ay az bw", "ax bx")),
+    (
+        "no negative left in the given test candidates: .* remove",
+        lambda: dataset.build(read_ncf(train="0\t3\n"), rows("0x 1y")),
+    ),
+    (
+        "candidates=0 must be 1 or more",
+        lambda: dataset.from_arrays([0], [0], [0], [0], candidates=0),
+    ),
+    (
+        "target: item index out of range 0 .. 0",
+        lambda: dataset.from_arrays([0], [5], [0], [0], num_target_items=1),
+    ),
+    (
+        "not every user of 0 .. 1 occurs: expected each in both",
+        lambda: dataset.from_arrays([0], [0], [1], [0]),
+    ),
+    ("unknown split 'x': expected one of", lambda: split.leave_one_out([0, 3], split="x", seed=0)),
+    (
+        "--split=latest needs timestamps in the target",
+        lambda: split.leave_one_out([0, 3], split="latest", seed=0),
+    ),
+    (
+        "a user has too few untouched items",
+        lambda: split.draw_candidates([0, 1], [0], 1, [0], 1, None),
+    ),
+    (
+        "synthetic noise must be at least 0.001, got 0",
+        lambda: synthetic.generate(**SIZES, noise=0, seed=0),
+    ),
+    (
+        "synthetic target_interactions must be from 9",
+        lambda: synthetic.generate(**SIZES | {"target_interactions": 1}, seed=0),
+    ),
+    # Prepared data.
+    ("exists and is not a directory; name another", lambda: store.check_writable(write("x"))),
+    (
+        "prepared: cannot be written: Permission denied; see to it",
+        lambda: under(
+            mock.patch.object(
+                pathlib.Path,
+                "iterdir",
+                side_effect=PermissionError(errno.EACCES, "Permission denied"),
+            ),
+            call=lambda: (os.mkdir("prepared"), store.check_writable("prepared")),
+        ),
+    ),
+    (
+        "not a prepared data set .it holds mine., so it is not replaced",
+        lambda: store.check_writable(pathlib.Path(write("x", "d/mine")).parent),
+    ),
+    (
+        "is not empty; expected a new or empty folder",
+        lambda: store.check_new(pathlib.Path(write("x", "d/mine")).parent),
+    ),
+    (
+        "out: cannot be written: No space left",
+        lambda: under(refused(), call=lambda: recbole.save(data(), "out")),
+    ),
+    (
+        "prepared: cannot be written: No space left",
+        lambda: under(refused(), call=lambda: store.save(data(), "prepared")),
+    ),
+    ("no prepared data here .*run prepare", lambda: store.load("nowhere")),
+    ("not readable as the description", lambda: saved("dataset.json", lambda x: x.pop("hash"))),
+    ("format 2 where 1 is expected", lambda: saved("dataset.json", lambda x: x.update(format=2))),
+    (
+        "counts.target_density differs from the arrays",
+        lambda: saved("dataset.json", lambda x: x["counts"].update(target_density=0.5)),
+    ),
+    (
+        "the file is missing",
+        lambda: (store.save(data(), "d"), os.remove("d/test_mask.npy"), store.load("d")),
+    ),
+    (
+        "cannot be read .*would require allow_pickle|cannot be read",
+        lambda: saved("test_users.npy", lambda x: x.astype(object)),
+    ),
+    ("not an array of type <i4", lambda: saved("test_users.npy", lambda x: x.astype(float))),
+    ("target: row pointers that do not increase", lambda: saved("target_indptr.npy", np.flip)),
+    ("test: users that are not strictly increasing", lambda: saved("test_users.npy", np.flip)),
+    ("user_ids: ids for 12 rows expected", lambda: saved("user_ids_offsets.npy", lambda x: x[1:])),
+    ("user_ids: offsets that do not increase", lambda: saved("user_ids_offsets.npy", np.flip)),
+    ("the content does not match its hash", lambda: saved("valid_mask.npy", np.invert)),
+    # RecBole's files.
+    (
+        r"id 'a\\tb' cannot be written: expected no tab",
+        lambda: recbole.save(data()._replace(user_ids=np.array(["a\tb"], object)), "x"),
+    ),
+    ("cannot be read as what launch/export.py --data writes", lambda: recbole.load("nowhere")),
+    (
+        "a field or column is of another type",
+        lambda: atomic("candidates.parquet", lambda frame: frame.drop("part")),
+    ),
+    ("no ids: expected one a line", lambda: atomic("target/target.user", lambda t: t[:14])),
+    ("id '0' stands there twice", lambda: atomic("target/target.user", lambda t: t + "0\n")),
+    ("target.user: expected the same", lambda: atomic("source/source.user", lambda t: t + "x\n")),
+    ("1 pairs stand there twice", lambda: atomic("source/source.inter", lambda t: t + "0\t0\n")),
+    (
+        "id 'x' is not listed in the .user or .item file",
+        lambda: atomic("source/source.inter", lambda t: t + "x\t0\n"),
+    ),
+    (
+        "expected tab-separated columns user_id:token",
+        lambda: atomic("target/target.user", str.upper),
+    ),
+    (
+        "expected 1 fields separated by tabs",
+        lambda: atomic("target/target.user", lambda t: t + "\n"),
+    ),
+    (
+        "expected one item of each user that candidates.parquet has for test",
+        lambda: atomic("target/target.test.inter", lambda t: t[: t.rfind("\n", 0, -1) + 1]),
+    ),
+    ("a pair stands in the training data or another part", lambda: twice()),
+    (
+        "a candidate for .* is among the user's own items",
+        lambda: atomic(
+            "candidates.parquet",
+            lambda frame: frame.with_columns(pl.lit([own_item(), own_item()]).alias("candidates")),
+        ),
+    ),
+    (
+        "lists of unequal length",
+        lambda: atomic(
+            "candidates.parquet", lambda frame: frame.with_columns(pl.col("counts").list.head(1))
+        ),
+    ),
+    (
+        "id 'x' is not listed in target.item",
+        lambda: atomic(
+            "candidates.parquet",
+            lambda frame: frame.with_columns(pl.lit(["x", "x"]).alias("candidates")),
+        ),
+    ),
+    # Downloads.
+    ("only http and https addresses", lambda: fetch([], url="file:///etc/passwd")),
+    ("only http and https addresses", lambda: fetch([302], location="ftp://127.0.0.1/x")),
+    ("cannot be downloaded: status 404", lambda: fetch([404])),
+    ("cannot be downloaded: the connection broke off, 2 attempts in a row", lambda: fetch([0, 0])),
+    ("range from 93 where 100 was asked for", lambda: fetch([100, *["wrong range"] * 3])),
+    (
+        "more data than announced",
+        lambda: under(
+            mock.patch.object(download, "_content_range", return_value=(100, 101)),
+            call=lambda: fetch([100, "all"], retries=0),
+        ),
+    ),
+    ("file/got: cannot be written", lambda: fetch([], path=write("x") + "/got")),
+    # Runs.
+    (
+        "no prepared data in nowhere; make it with",
+        lambda: fit(dataset=None, **{"data.dir": "nowhere"}),
+    ),
+    (
+        "config.data.synthetic.num_userz is 3: expected one of",
+        lambda: experiment.load_dataset(demo(num_userz=3)),
+    ),
+    (
+        "config.data.synthetic.seed is 'x': expected a number, int",
+        lambda: experiment.load_dataset(demo(seed="x")),
+    ),
+    (
+        "the data set has no valid users: .* prepare it from more",
+        lambda: fit(dataset=no_users("valid")),
+    ),
+    (
+        "'popularity' .* expected one process",
+        lambda: under(
+            mock.patch.object(jax, "process_count", return_value=2),
+            mock.patch.object(parallel, "mesh"),
+            call=fit,
+        ),
+    ),
+    (
+        "an epoch of .* is too long for int32",
+        lambda: experiment.make_task(changed("mlp", negatives=2**31 - 1), data()),
+    ),
+    (
+        "run holds a run of another config: config.seed is 0 there and 1 here",
+        lambda: fit(str(run()), seed=1),
+    ),
+    (
+        "run holds a run on other data: its hash",
+        lambda: fit(str(run()), dataset=data()._replace(meta=data().meta | {"hash": "f" * 64})),
+    ),
+    ("d is not empty and holds no run; take another", lambda: (write("x", "d/x"), fit("d"))),
+    ("cannot write to run: No space left", lambda: under(refused(), call=fit)),
+    ("nowhere holds no run .no config.json.; train it", lambda: experiment.restore("nowhere")),
+    ("dataset_hash is of another type", lambda: experiment.restore(run(dataset_hash=3))),
+    (
+        "config.json cannot be read as a run's config .*config.seed is -1",
+        lambda: experiment.restore(run(seed=-1)),
+    ),
+    (
+        "is not that of run: hash .* prepare it as it was",
+        lambda: experiment.restore(run(dataset_hash="f" * 64)),
+    ),
+    (
+        "run holds no checkpoint yet",
+        lambda: (shutil.rmtree(run() / "checkpoints"), experiment.restore("run")),
+    ),
+    (
+        "run holds no checkpoint yet",
+        lambda: (shutil.rmtree(run() / "checkpoints" / "latest"), experiment.restore("run")),
+    ),
+    (
+        "the checkpoint in .* is damaged, or of another config",
+        lambda: (
+            [os.remove(path) for path in run().rglob("*") if path.name == "_METADATA"],
+            experiment.restore("run"),
+        ),
+    ),
+    (
+        r"a is \(3, 2\), where \(3, 1\) was expected",
+        lambda: checkpoints._check_widths({"a": np.zeros((3, 1))}, {"a": np.zeros((3, 2))}),
+    ),
+    (
+        "config.epochs is 1, but the run in run has done 2; give as many",
+        lambda: under(resumed(epoch=2), call=lambda: fit(str(run()), epochs=1)),
+    ),
+    (
+        "the target loss is not finite at step 6 .*start anew",
+        lambda: experiment.check_losses({"target_loss": np.array([math.nan])}, 5, 1),
+    ),
+    ("h is nan after epoch 1: the run has diverged; start anew", lambda: diverged()),
+    (
+        "1 of 2 users have a NaN or infinite score .*lower config.learning_rate",
+        lambda: evaluation.rank_scores(np.array([[1.0, math.nan], [0, 1]]), np.ones((2, 1), bool)),
+    ),
+    (
+        "EASE inverts a matrix .*take another model",
+        lambda: experiment.make_task(changed("ease", max_items=3), data()).init(),
+    ),
+    (
+        "--coordinator, --num_processes and --process_id come together",
+        lambda: parallel.start("a:1", 2, None),
+    ),
+    ("--process_id is 2: expected 0 to 1", lambda: parallel.start("a:1", 2, 2)),
+    ("--coordinator is 'a': expected HOST:PORT", lambda: parallel.start("a", 2, 1)),
+    (
+        "cannot be joined .no.: start the same command on each",
+        lambda: under(
+            mock.patch.object(jax.distributed, "initialize", side_effect=RuntimeError("no")),
+            mock.patch.object(jax.config, "update"),
+            call=lambda: parallel.start("a:1", 2, 1),
+        ),
+    ),
+    ("config.devices is 99: expected 0 .all., or a number up to", lambda: parallel.mesh(99)),
+    ("what process 0 says", lambda: together("what process 0 says")),
+    ("another process of this run died .*the same commands again", lambda: lost()),
+    # What runs, studies and figures have left.
+    (
+        "the run in run has no result yet; go on with it",
+        lambda: (os.remove(run() / "result.json"), compare.read("run", "test")),
+    ),
+    (
+        "cannot be read as a finished run .*a number is something else",
+        lambda: compare.read(altered("result.json", lambda x: x.update(epochs="x")), "test"),
+    ),
+    (
+        "no result of a run: .*a field is of another type",
+        lambda: compare.read(altered("result.json", lambda x: x.update(config=1)), "test"),
+    ),
+    ("'test_users.npy' in the archive", lambda: ranks(x=np.zeros(3, int))),
+    (
+        "test_users is compressed: expected what numpy.savez writes",
+        lambda: (
+            np.savez_compressed("ranks.npz", test_users=np.zeros(3)),
+            files.read_arrays("ranks.npz", ["test_users"]),
+        ),
+    ),
+    ("arrays of another shape or type", lambda: ranks(**dict.fromkeys(RANKS, np.zeros(3)))),
+    ("a rank beyond the candidates", lambda: ranks(**dict.fromkeys(RANKS, np.ones(3, int)))),
+    ("nested too deeply", lambda: files.parse_json("[" * 10**5)),
+    (
+        "larger than 64 MiB",
+        lambda: under(
+            mock.patch.object(files, "JSON_BYTES", 64 << 20), call=lambda: files.read_json(large())
+        ),
+    ),
+    ("bytes after the end of the array", lambda: longer_array()),
+    ("Unable to allocate", lambda: files.read_array(promise())),
+    (
+        "run2 is a run on other data than run1: .* name runs on one data set",
+        lambda: compare.report(
+            [
+                run("run1"),
+                altered("result.json", lambda x: x["dataset"].update(hash="f" * 64), "run2"),
+            ]
+        ),
+    ),
+    (
+        "run1 and run2 hold one config twice with the same seed: name one",
+        lambda: compare.report([run("run1"), run("run2")]),
+    ),
+    (
+        "needs SciPy, which is not installed: pip install",
+        lambda: under(
+            mock.patch.dict(sys.modules, {"scipy": None, "scipy.stats": None}),
+            call=statistics.scipy_stats,
+        ),
+    ),
+    (
+        "figures need matplotlib: pip install",
+        lambda: under(
+            mock.patch.dict(sys.modules, {"matplotlib": None}), call=figures.load_matplotlib
+        ),
+    ),
+    (
+        "event files need tensorboardX: pip install",
+        lambda: under(
+            mock.patch.dict(sys.modules, {"tensorboardX": None}),
+            call=metric_writers.load_tensorboardx,
+        ),
+    ),
+    (
+        "an export needs flatbuffers: pip install",
+        lambda: under(
+            mock.patch.object(importlib.util, "find_spec", return_value=None),
+            call=lambda: export.check_writable("x"),
+        ),
+    ),
+    (
+        "unknown method 'mpl' .did you mean mlp..: the methods are",
+        lambda: study.run(plan(), ["mpl"]),
+    ),
+    (
+        "popularity: no luck",
+        lambda: under(
+            mock.patch.object(study, "tune", side_effect=InputError("no luck")),
+            mock.patch.object(experiment, "load_dataset", return_value=data()),
+            call=lambda: study.run(plan(), ["popularity"]),
+        ),
+    ),
+    (
+        "trial 0 in .* is of another search: the data's hash",
+        lambda: trials(lambda row: row.update(dataset_hash="x")),
+    ),
+    (
+        "cannot be read as trials .'config'.; take it away",
+        lambda: trials(lambda row: row.pop("config")),
+    ),
+    (
+        "cannot be read as a run's result .*take it away, and it is made again",
+        lambda: study.read_result(done("{", "result.json"), data()),
+    ),
+    (
+        "run holds a run of another config: config.seed is 0 there and 3 here",
+        lambda: study.read_result(study.Run(run(), popular(seed=3), ""), data()),
+    ),
+    (
+        "it is not of the data's test users",
+        lambda: study._per_user(study.Run(run(), popular(), ""), no_users("test")),
+    ),
+    (
+        "figure 3a is of methods with a lasso penalty",
+        lambda: figures.points("3a", {"conet": config.default_config("conet")}, 1),
+    ),
+    (
+        "the figures are of CoNet, and mlp has config.model=mlp",
+        lambda: figures.points("2a", {"mlp": config.default_config("mlp")}, 1),
+    ),
+    (
+        "points.jsonl cannot be read as points .*they are made again",
+        lambda: (
+            put_fifo(pathlib.Path("points.jsonl")),
+            figures.read_points(pathlib.Path("points.jsonl")),
+        ),
+    ),
+    # Recommendations and files for other programs.
+    (
+        "user 'x' is in neither domain of the data: .*--fallback=popularity",
+        lambda: recommend.find_users(recommend.load(run()), ["x"]),
+    ),
+    ("a score of user '0' is NaN or infinite: the run has diverged; lower", lambda: nan_scores()),
+    (
+        "expected a name that ends in .csv",
+        lambda: metric_writers.check_frames_path(pathlib.Path("x.txt")),
+    ),
+    (
+        "cannot write to file: File exists; see to it",
+        lambda: metric_writers.make_folder(pathlib.Path(write("x"))),
+    ),
+    (
+        "cannot write to file/y.csv: .*; see to it",
+        lambda: metric_writers.write_frames(pathlib.Path(write("x")) / "y.csv", [pl.DataFrame()]),
+    ),
+    (
+        "the model has no cross connections to switch: expected",
+        lambda: crossing.switched(mock.Mock(dense={}), {}, "off"),
+    ),
+    # Functions to lift out: errors of programmers.
+    ("reduction must be one of", lambda: losses.binary_cross_entropy(ONES, ONES, reduction="x")),
+    ("the last axis holds the examples", lambda: losses.binary_cross_entropy(1.0, 1.0)),
+    ("do not broadcast to", lambda: losses.binary_cross_entropy(ONES, ONES, weights=jnp.ones(2))),
+    (
+        r"logits \(3,\) and labels \(2,\) differ",
+        lambda: losses.binary_cross_entropy(ONES, jnp.ones(2)),
+    ),
+    ("positive_logits .* differ in shape", lambda: losses.bpr_loss(ONES, jnp.ones(2))),
+    (
+        "reduction must be 'sum' or 'mean'",
+        lambda: losses.joint_loss(ONES, ONES, ONES, ONES, target_weight=0.5, reduction="none"),
+    ),
+    ("counts of candidates must be integers", lambda: metrics.ndcg(ONES, ONES, k=10)),
+    ("the cut k must be an integer", lambda: metrics.ndcg(ints(), ints(), k=0)),
+    ("there is no user to average over", lambda: metrics.summarize(*[ints()[:0]] * 3, k=1)),
+    (
+        "user 0 has 1 candidates above and 1 tied of 1",
+        lambda: metrics.summarize(*[ints()] * 3, k=1),
+    ),
+    (
+        "add_l1 needs the parameters",
+        lambda: optimizers.add_l1(1.0).update(ONES, optax.EmptyState()),
+    ),
+    (
+        "wraps an optimiser with one Adam, found 0",
+        lambda: proximal(optax.sgd(0.1), ONES),
+    ),
+    ("proximal_l1 needs the parameters", lambda: proximal(optax.adam(0.1), None)),
+    ("method must be one of", lambda: optimizers.l1_adam(0.1, method="x")),
+    ("need 0 <= b1 < 1", lambda: row_adam.row_adam(b1=2.0)),
+    ("num_steps of at least 1", lambda: row_adam.row_adam(lambda step: 0.1, num_steps=0)),
+    ("a table is float32 or float64", lambda: row_adam.row_adam().init(ints())),
+    (r"items must lie in \[0, 2\)", lambda: sampling.to_device([0, 1], [5], 2)),
+    ("items must be strictly increasing", lambda: sampling.to_device([0, 2], [1, 0], 3)),
+    ("user 0 has all 1 items", lambda: sampling.to_device([0, 1], [0], 1)),
+    ("expected the same two users or more", lambda: statistics.paired_t_test([1.0], [1.0])),
+]
+ONES = jnp.ones(3)
+RANKS = ("test_users", "test_above", "test_tied", "test_candidates")
+SIZES = {
+    "num_users": 9,
+    "num_target_items": 8,
+    "num_source_items": 8,
+    "target_interactions": 20,
+    "source_interactions": 20,
+}
+
+
+def ints() -> np.ndarray:
+    return np.ones(2, np.int32)
+
+
+def demo(**fields) -> ConfigDict:
+    given = {**SIZES, "seed": 0} | fields
+    return changed(data=ConfigDict({"synthetic": given}))
+
+
+def resumed(epoch: int):
+    """A checkpoint after some epochs."""
+    progress = experiment.Progress(epoch=epoch).to_json()
+    return mock.patch.object(experiment.Task, "resume", lambda task, checkpoints: (None, progress))
+
+
+def diverged() -> None:
+    task = mock.Mock(plan=object())
+    ranker = mock.patch.object(evaluation, "rank_held_out")
+    found = mock.patch.object(experiment.training, "diagnose", return_value={"h": math.nan})
+    row = {"epoch": 1, "train_loss": {}}
+    under(ranker, found, call=lambda: experiment._validate(task, None, row))
+
+
+def together(message: str) -> None:
+    def broadcast(array):
+        return array
+
+    def check() -> None:
+        raise InputError(message)
+
+    from jax.experimental import multihost_utils
+
+    under(
+        mock.patch.object(jax, "process_count", return_value=2),
+        mock.patch.object(multihost_utils, "broadcast_one_to_all", broadcast),
+        call=lambda: parallel.together(check),
+    )
+
+
+def lost() -> None:
+    def fail() -> None:
+        with parallel.watch_peers():
+            raise RuntimeError("gloo: connection closed by peer")
+
+    under(mock.patch.object(jax, "process_count", return_value=2), call=fail)
+
+
+def ranks(**arrays) -> None:
+    np.savez(run() / "ranks.npz", **arrays)
+    results.read_ranks(pathlib.Path("run/ranks.npz"), "test")
+
+
+def large() -> str:
+    with open("large", "wb") as file:
+        file.truncate((64 << 20) + 1)
+    return "large"
+
+
+def longer_array() -> None:
+    np.save("x.npy", np.zeros(3))
+    with open("x.npy", "ab") as file:
+        file.write(b"more")
+    files.read_array("x.npy")
+
+
+def promise() -> str:
+    """A header that promises 800 TB."""
+    with open("x.npy", "wb") as file:
+        header = {"descr": "<f8", "fortran_order": False, "shape": (10**14,)}
+        np.lib.format.write_array_header_1_0(file, header)
+    return "x.npy"
+
+
+def done(text: str, name: str) -> study.Run:
+    write(text, f"run/{name}")
+    return study.Run(pathlib.Path("run"), popular(), "")
+
+
+def nan_scores() -> None:
+    made = recommend.load(run())
+    made = made._replace(projected=jax.tree.map(lambda x: x * math.nan, made.projected))
+    recommend.recommend(made, recommend.find_users(made, ["0"]), k=1)
+
+
+def proximal(inner: optax.GradientTransformation, params: jax.Array | None) -> None:
+    made = optimizers.proximal_l1(inner, 1.0, learning_rate=0.1)
+    made.update(ONES, made.init(ONES), params)
+
+
+def own_item() -> str:
+    return data().target_item_ids[data().target.indices[0]]
+
+
+def twice() -> None:
+    """A training pair that is also a test pair."""
+    recbole.save(data(), "recbole")
+    line = pathlib.Path("recbole/target/target.test.inter").read_text().splitlines()[1]
+    atomic_again("target/target.train.inter", line + "\n")
+
+
+def atomic_again(name: str, more: str) -> None:
+    with open(pathlib.Path("recbole") / name, "a") as file:
+        file.write(more)
+    recbole.load("recbole")
+
+
+@pytest.mark.filterwarnings("ignore:the load_module")  # how ml_collections loads a config file
+def test_every_error_message_is_triggered_and_says_cause_and_cure(tmp_path, monkeypatch):
+    seen, wrong = set(), []
+    for number, (message, call) in enumerate(MESSAGES):
+        (tmp_path / str(number)).mkdir()
+        monkeypatch.chdir(tmp_path / str(number))
+        try:
+            call()
+        except (Exception, SystemExit) as error:
+            text = error.args[0] if isinstance(error, SystemExit) else str(error)
+            if re.search(message, text) is None:
+                wrong.append(f"{message!r} is not in {type(error).__name__}: {text!r}")
+            if not isinstance(error, KeyError) and len(text.splitlines()) != 1:
+                wrong.append(f"not one line: {text!r}")
+            seen |= lines_of(error)
+        else:
+            wrong.append(f"{message!r}: no error")
+    for file, first, last, text in sites():
+        reached = any((file, line) in seen for line in range(first, last + 1))
+        excused = any(
+            file == where.split(": ")[0] and where.split(": ", 1)[1] in text for where in UNSEEN
+        )
+        if reached == excused:
+            wrong.append(f"{file}:{first} {'is' if reached else 'not'} triggered: {text[:90]}")
+    assert not wrong, "\n".join(wrong)
