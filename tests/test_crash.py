@@ -10,6 +10,7 @@ import sys
 import time
 
 import crash
+import numpy as np
 import pytest
 import soak
 from test_experiment import SIZES, tiny, without_seconds
@@ -308,7 +309,7 @@ def flip(folder):
             path.write_bytes(whole)
 
 
-@pytest.mark.parametrize("damage", ["flipped", "arrays gone", "hashes gone", "best flipped"])
+@pytest.mark.parametrize("damage", ["flipped", "arrays gone", "hashes gone"])
 def test_damaged_checkpoint_is_passed_over_for_the_one_before(
     finished, data, tmp_path, capsys, damage
 ):
@@ -318,17 +319,29 @@ def test_damaged_checkpoint_is_passed_over_for_the_one_before(
         flip(latest)
     elif damage == "arrays gone":
         shutil.rmtree(latest / "state")
-    elif damage == "hashes gone":
-        (latest / "hashes.json").unlink()
     else:
-        best = max(int(path.name) for path in (workdir / "checkpoints" / "best").iterdir())
-        assert best == 3, "the last epoch is the best: the one before can do without it"
-        flip(workdir / "checkpoints" / "best" / "3")
+        (latest / "hashes.json").unlink()
     experiment.fit(tiny(), workdir, dataset=data)
     said = capsys.readouterr()
     assert said.err.startswith("warning: the checkpoint in ") and "of epoch 2" in said.err
     assert "resuming after epoch 2" in said.out
     assert crash.results(workdir) == finished[1]
+
+
+def test_state_whose_best_parameters_are_damaged_is_passed_over(tmp_path, capsys):
+    saved = checkpoints.Checkpoints(tmp_path)
+    for epoch in (1, 2):
+        saved.save_best(epoch, {"x": np.full(3, epoch)})
+        saved.save_latest(epoch, {"x": np.full(3, epoch)}, {"best_epoch": epoch})
+    assert saved.restore_latest({"x": np.zeros(3, int)})[1] == {"best_epoch": 2}
+    flip(tmp_path / "best" / "2")
+    state, progress = saved.restore_latest({"x": np.zeros(3, int)})
+    assert progress == {"best_epoch": 1} and state["x"].tolist() == [1, 1, 1]
+    assert "best/2 is damaged" in capsys.readouterr().err
+    flip(tmp_path / "best" / "1")
+    with pytest.raises(InputError, match="best/2 is damaged .* no earlier one is whole"):
+        saved.restore_latest({"x": np.zeros(3, int)})
+    saved.close()
 
 
 def test_without_a_whole_checkpoint_there_is_one_line(finished, data, tmp_path):
