@@ -30,6 +30,10 @@ from conet_jax.data import synthetic
 from conet_jax.errors import InputError
 
 
+# Nearly all of the time here is compilation.
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
 @pytest.fixture(scope="module")
 def data():
     return synthetic.dataset(**SIZES)[0]
@@ -120,6 +124,8 @@ def test_signal_in_an_epoch_saves_the_part_that_is_done(data, tmp_path, monkeypa
 def test_signal_in_a_population_saves_the_part_that_is_done(data, tmp_path, monkeypatch):
     configs = [tiny(seed=seed) for seed in (0, 1)]
     monkeypatch.setattr(population, "_STEPS", 16)
+    steps = experiment.make_task(configs[0], data).plan.steps
+    done = sum(experiment.training.chunk_lengths(steps, 8)[:2])
 
     def numbers(records):
         return [without_seconds(record) for record in records]
@@ -127,7 +133,7 @@ def test_signal_in_a_population_saves_the_part_that_is_done(data, tmp_path, monk
     expected = numbers(population.train(configs, data, tmp_path / "whole"))
     with monkeypatch.context() as patch:
         request(patch, call=2)
-        with pytest.raises(interruption.Interrupted, match="after epoch 0 and 16 steps"):
+        with pytest.raises(interruption.Interrupted, match=f"after epoch 0 and {done} steps"):
             population.train(configs, data, tmp_path / "run")
     assert numbers(population.train(configs, data, tmp_path / "run")) == expected
 
@@ -241,7 +247,7 @@ def test_sweep_study_and_figures_own_their_folders(data, tmp_path):
         with pytest.raises(InputError, match=own):
             sweep.run(plan, data)
         with pytest.raises(InputError, match=own):
-            figures.write(["3b"], {"popularity": config}, tmp_path, seeds=1, dataset=data)
+            figures.write(["3b"], {"lasso": tiny()}, tmp_path, seeds=1, dataset=data)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(experiment, "load_dataset", lambda config: data)
             with pytest.raises(InputError, match=f"popularity: .*{own}"):
@@ -401,7 +407,7 @@ def newest(workdir):
 
 def test_full_disk_is_an_error_and_the_run_goes_on_once_there_is_room(finished, data, small_disk):
     reached = []
-    for kilobytes in range(100, 700, 50):
+    for kilobytes in range(100, 1300, 100):
         workdir = small_disk(f"size={kilobytes}k") / "run"
         try:
             experiment.fit(tiny(), workdir, dataset=data, quiet=True)
