@@ -29,7 +29,6 @@ from conet_jax import (
 from conet_jax.data import synthetic
 from conet_jax.errors import InputError
 
-
 # Nearly all of the time here is compilation.
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
