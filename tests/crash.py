@@ -433,11 +433,16 @@ def main():
             for part, (name, kills) in enumerate(shares)
         ]
         for (name, _), future in zip(shares, running, strict=True):
-            counts[name] += future.result()
+            if future.exception() is None:
+                counts[name] += future.result()
+            else:
+                say(f"{name} failed: {future.exception()!r}")
     print(table(counts))
     survived = sum(found.total() for name, found in counts.items() if name != "prepare")
     minutes = (time.monotonic() - began) / 60
     print(f"{survived} of {args.kills} kills resumed to the same results, in {minutes:.0f} min")
+    if survived < args.kills:
+        sys.exit(1)
     if args.workdir is None:
         shutil.rmtree(root)
 
