@@ -78,7 +78,7 @@ def test_ten_kills_over_all_kinds_of_run_and_phases_resume_to_the_same_results(t
     done = subprocess.run(
         [*command, f"--workdir={tmp_path}"], capture_output=True, text=True, check=True
     )
-    assert "10 of 10 kills resumed to the same results" in done.stdout
+    assert "11 of 11 kills resumed to the same results" in done.stdout
 
 
 # Stopped by a signal.
