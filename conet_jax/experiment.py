@@ -449,7 +449,9 @@ def _claim(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
     try:
         _write_config(workdir, config, dataset)
     except OSError as error:
-        raise InputError(f"cannot write to {workdir}: {error.strerror}") from None
+        raise InputError(
+            f"cannot write to {workdir}: {error.strerror}; take another --workdir"
+        ) from None
 
 
 def _write_config(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:

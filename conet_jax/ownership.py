@@ -51,7 +51,9 @@ def _lock(path: Path) -> BinaryIO:
     try:
         file = open(path, "a+b")  # NFS asks for a file that can be written  # noqa: SIM115
     except OSError as error:
-        raise InputError(f"cannot write to {path.parent}: {error.strerror}") from None
+        raise InputError(
+            f"cannot write to {path.parent}: {error.strerror}; take another --workdir"
+        ) from None
     try:
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -48,6 +48,7 @@ from conet_jax import (
     metric_writers,
     metrics,
     optimizers,
+    ownership,
     parallel,
     recommend,
     results,
@@ -59,15 +60,20 @@ from conet_jax import (
     sweep,
 )
 from conet_jax.data import dataset, download, readers, recbole, split, store, synthetic
-from conet_jax.errors import InputError
+from conet_jax.errors import Diverged, InputError
+from conet_jax.models.base import Params
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+FULL = OSError(errno.ENOSPC, "No space left")
 # Functions whose argument is a message.
 SPEAKERS = ("fail", "_damaged", "_bad_negatives")
 # Raised within a module and never seen by a user, or out of reach of one process.
 UNSEEN = {
     "conet_jax/benchmark.py: prepare failed": "a bug of ours, in a child of the benchmark",
     "conet_jax/cli.py: fail(error)": "prints the others; tests/test_launch.py sees it do so",
+    'conet_jax/cli.py: fail(f"{where}': "what the disk refuses; tests/test_crash.py sees it",
+    "conet_jax/checkpoints.py: raise OSError(": "becomes the line of cli.py above",
+    "conet_jax/sweep.py: config.on_nonfinite is": "the reason in a row; tests/test_numbers.py",
     "conet_jax/data/download.py: more data than announced": "the reason within another message",
     "conet_jax/data/download.py: where {have} was asked for": "the reason within another message",
 }
@@ -83,6 +89,8 @@ def sites() -> list[tuple[str, int, int, str]]:
             if not isinstance(call, ast.Call) or not call.args:
                 continue
             name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+            if name in ("Interrupted", "CutShort"):  # no error: what a signal asked for
+                continue
             if isinstance(node, ast.Raise) or name in SPEAKERS:
                 where = str(path.relative_to(ROOT))
                 text = " ".join(ast.get_source_segment(source, node).split())
@@ -749,7 +757,7 @@ MESSAGES = [
         lambda: fit(dataset=no_users("valid")),
     ),
     (
-        "'popularity' .* expected one process",
+        "'popularity', which is fitted on one device: expected one process",
         lambda: under(
             mock.patch.object(jax, "process_count", return_value=2),
             mock.patch.object(parallel, "mesh"),
@@ -789,10 +797,36 @@ MESSAGES = [
         lambda: (shutil.rmtree(run() / "checkpoints" / "latest"), experiment.restore("run")),
     ),
     (
-        "the checkpoint in .* is damaged, or of another config",
+        "the checkpoint in .* is damaged .* no earlier one is whole: train anew",
         lambda: (
             [os.remove(path) for path in run().rglob("*") if path.name == "_METADATA"],
             experiment.restore("run"),
+        ),
+    ),
+    (
+        "the checkpoint in .* is damaged, or of another config",  # of a version without hashes
+        lambda: (
+            [
+                os.remove(path)
+                for path in run().rglob("*")
+                if path.name in ("_METADATA", "hashes.json")
+            ],
+            experiment.restore("run"),
+        ),
+    ),
+    (
+        "run holds no checkpoint yet",  # stopped in its first epoch
+        lambda: under(resumed(epoch=0), call=lambda: experiment.restore(run())),
+    ),
+    ("owned is in use by process .*: wait until", lambda: owned_twice()),
+    ("cannot write to nowhere: No such file .*take another", lambda: owned("nowhere")),
+    (
+        "cannot write to run: No space left; take another",
+        lambda: under(
+            mock.patch.object(
+                experiment, "_write_config", side_effect=OSError(28, "No space left")
+            ),
+            call=fit,
         ),
     ),
     (
@@ -805,9 +839,27 @@ MESSAGES = [
     ),
     (
         "the target loss is not finite at step 6 .*start anew",
-        lambda: experiment.check_losses({"target_loss": np.array([math.nan])}, 5, 1),
+        lambda: experiment.check_steps(
+            {"target_loss": np.array([math.nan])},
+            5,
+            1,
+            experiment.make_task(changed("mlp"), data()).init(),
+        ),
     ),
-    ("h is nan after epoch 1: the run has diverged; start anew", lambda: diverged()),
+    ("tables/user is not finite; .*larger config.ials_regul", lambda: end_of_epoch(math.nan)),
+    (
+        "h is nan; .*larger config.ials_regularization",
+        lambda: under(
+            mock.patch.object(experiment, "_validate", side_effect=Diverged("h is nan")),
+            call=lambda: end_of_epoch(1.0),
+        ),
+    ),
+    ("h is nan: the run has diverged; lower config.learning_rate", lambda: diverged()),
+    ("h is nan, after 5 rollbacks: start anew", lambda: rolled_back()),
+    (
+        "user 9 is out of range: expected 0 to 4",
+        lambda: dataset.check_indices("user", np.array([0, 9]), 5),
+    ),
     (
         "1 of 2 users have a NaN or infinite score .*lower config.learning_rate",
         lambda: evaluation.rank_scores(np.array([[1.0, math.nan], [0, 1]]), np.ones((2, 1), bool)),
@@ -1044,6 +1096,33 @@ def diverged() -> None:
     found = mock.patch.object(experiment.training, "diagnose", return_value={"h": math.nan})
     row = {"epoch": 1, "train_loss": {}}
     under(ranker, found, call=lambda: experiment._validate(task, None, row))
+
+
+def end_of_epoch(entry: float) -> None:
+    state = Params({"user": jnp.full((2, 2), entry)}, {})
+    task = mock.Mock(**{"params.return_value": state})
+    experiment.end_epoch(task, state, {"step": 1, "epoch": 1}, experiment.Progress(), 0.0)
+
+
+def rolled_back() -> None:
+    task = mock.Mock(config=changed(on_nonfinite="rollback"))
+    progress = experiment.Progress(rollbacks=experiment.MAX_ROLLBACKS)
+    under(
+        mock.patch.object(experiment, "train", side_effect=Diverged("h is nan")),
+        mock.patch.object(experiment, "_last", return_value=(None, progress, None)),
+        call=lambda: next(experiment._train_on(task, None, progress, mock.Mock(), None, None)),
+    )
+
+
+def owned(folder: str) -> None:
+    with ownership.owned(pathlib.Path(folder)):
+        pass
+
+
+def owned_twice() -> None:
+    pathlib.Path("owned").mkdir()
+    with ownership.owned(pathlib.Path("owned")):
+        owned("owned")
 
 
 def together(message: str) -> None:
