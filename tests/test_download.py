@@ -204,7 +204,7 @@ def test_a_server_has_no_say_in_where_a_file_goes(server, tmp_path):
 
 
 def test_names_of_downloads_stay_in_their_folder():
-    """prepare takes the last part of each address; nothing that is fetched is unpacked."""
+    """Prepare takes the last part of each address; nothing that is fetched is unpacked."""
     for pair in download.URLS.values():
         for url in pair.values():
             name = url.rsplit("/", 1)[1]
