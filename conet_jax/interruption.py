@@ -67,6 +67,8 @@ def end(error: KeyboardInterrupt) -> NoReturn:
     global _ended
     _say(str(error) or "stopped by SIGINT")
     _ended = True
+    for signum in _SIGNALS:
+        signal.signal(signum, signal.SIG_IGN)  # one more would be an error in an exit handler
     sys.exit(128 + getattr(error, "signum", signal.SIGINT))
 
 
