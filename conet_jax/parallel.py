@@ -17,8 +17,10 @@ way" by its own docstring: it wants a leading axis of devices on each array and 
 its own part of the result, which Orbax could not save as one array.
 """
 
+import atexit
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -87,11 +89,45 @@ def start(
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
+<<<<<<< HEAD
         raise InputError(
             f"the processes of this run cannot be joined ({error}): start the same command on "
             "each, with the --coordinator that all reach"
         ) from None
     return jax.process_count() > 1
+=======
+        raise InputError(f"the processes of this run cannot be joined: {error}") from None
+    if jax.process_count() == 1:
+        return False
+    _watch_this_process()
+    return True
+
+
+# JAX ends a process that hears of a dead peer from its coordinator by abort(), with a stack trace
+# and before Python could say anything; so another, small process does.
+_WATCH = "import sys; sys.stdin.read() or print('error:', sys.argv[1], file=sys.stderr)"
+_watcher: subprocess.Popen | None = None
+
+
+def _watch_this_process() -> None:
+    global _watcher
+    message = (
+        f"process {jax.process_index()} was killed, or ended by JAX since another process of this "
+        f"run died or cannot be reached; {_GO_ON}"
+    )
+    _watcher = subprocess.Popen(
+        [sys.executable, "-c", _WATCH, message], stdin=subprocess.PIPE, start_new_session=True
+    )
+    atexit.register(_dismiss_watcher)
+
+
+def _dismiss_watcher() -> None:
+    if _watcher is not None:
+        _watcher.communicate(b"ended")
+
+
+_GO_ON = "the same commands again go on from the latest checkpoint"
+>>>>>>> scaling
 
 
 def _in_cluster(environment: Any) -> bool:
@@ -164,7 +200,7 @@ def watch_peers() -> Iterator[None]:
     """Turns the errors that a dead peer causes in JAX's runtime into ``PeerLost``.
 
     Where a peer's silence is all there is (NCCL waits for ever), ``jax.distributed`` ends the
-    process after ``HEARTBEAT_SECONDS``.
+    process after ``HEARTBEAT_SECONDS``, and at once where it was process 0.
     """
     try:
         yield
@@ -174,7 +210,7 @@ def watch_peers() -> Iterator[None]:
             raise
         raise PeerLost(
             f"process {jax.process_index()}: another process of this run died or cannot be reached "
-            f"({reason}); the same commands again go on from the latest checkpoint"
+            f"({reason}); {_GO_ON}"
         ) from error
 
 
@@ -186,6 +222,7 @@ _OF_PEERS = re.compile(
 def leave(message: object) -> NoReturn:
     """Ends this process with a message and status 1, not waiting for peers that are gone."""
     print("error:", message, file=sys.stderr, flush=True)
+    _dismiss_watcher()
     os._exit(1)
 
 
