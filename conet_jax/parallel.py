@@ -89,14 +89,10 @@ def start(
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
-<<<<<<< HEAD
         raise InputError(
             f"the processes of this run cannot be joined ({error}): start the same command on "
             "each, with the --coordinator that all reach"
         ) from None
-    return jax.process_count() > 1
-=======
-        raise InputError(f"the processes of this run cannot be joined: {error}") from None
     if jax.process_count() == 1:
         return False
     _watch_this_process()
@@ -127,7 +123,6 @@ def _dismiss_watcher() -> None:
 
 
 _GO_ON = "the same commands again go on from the latest checkpoint"
->>>>>>> scaling
 
 
 def _in_cluster(environment: Any) -> bool:
