@@ -113,6 +113,10 @@ def test_mean_over_no_weight_is_zero_with_zero_gradient():
     )
     assert value == 0
     assert (grads == 0).all()
+    grads = jax.grad(
+        lambda weights: losses.reduced(jnp.ones(3), weights=weights, reduction="mean")
+    )(jnp.zeros(3))
+    assert (grads == 0).all()
 
 
 def test_weights_broadcast_over_batch_axes():
@@ -144,6 +148,12 @@ def test_integer_and_boolean_labels_are_converted():
     expected = losses.binary_cross_entropy(logits, jnp.array([1.0, 0.0]))
     assert losses.binary_cross_entropy(logits, np.array([1, 0])) == expected
     assert losses.binary_cross_entropy(logits, np.array([True, False])) == expected
+
+
+def test_integer_logits_keep_soft_labels():
+    loss = losses.binary_cross_entropy(np.array([1, -2]), np.array([0.5, 0.25]))
+    expected = _numpy_binary_cross_entropy(np.array([1, -2]), np.array([0.5, 0.25])).sum()
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
 def test_joint_loss_is_equation_7_for_domains_of_different_size():
@@ -262,7 +272,7 @@ def test_wrong_input_is_refused():
         losses.binary_cross_entropy(x, x, reduction="average")
     with pytest.raises(ValueError, match="'sum' or 'mean'"):
         losses.joint_loss(x, x, x, x, target_weight=0.5, reduction="none")
-    with pytest.raises(ValueError, match="scalar"):
+    with pytest.raises(ValueError, match="^the last axis holds"):
         losses.binary_cross_entropy(1.0, 1.0)
     with pytest.raises(ValueError, match="scalar"):
         losses.reduced(1.0)

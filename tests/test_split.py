@@ -88,10 +88,12 @@ def test_test_item_that_stands_first_of_all_is_not_chosen_for_validation():
     assert set(found) == {1, 2}
 
 
-def test_no_users_have_no_held_out_items():
+@pytest.mark.parametrize("users", [0, 2])
+def test_users_without_items_have_no_held_out_items(users):
+    indptr = np.zeros(users + 1, int)
     for how in split.SPLITS:
-        test, valid = split.leave_one_out(np.array([0]), split=how, seed=0, timestamps=np.empty(0))
-        assert test.shape == valid.shape == (0,)
+        test, valid = split.leave_one_out(indptr, split=how, seed=0, timestamps=np.empty(0))
+        assert test.tolist() == valid.tolist() == [-1] * users
 
 
 def test_latest_takes_last_and_last_but_one():
