@@ -108,7 +108,7 @@ def test_latest_takes_last_and_last_but_one():
 def test_latest_needs_times():
     with pytest.raises(InputError, match="^--split=latest needs timestamps"):
         split.leave_one_out(indptr_of([3]), split="latest", seed=0)
-    with pytest.raises(InputError, match="^unknown split 'last'; known: random, latest$"):
+    with pytest.raises(InputError, match="^unknown split 'last': expected one of random, latest$"):
         split.leave_one_out(indptr_of([3]), split="last", seed=0)
 
 
