@@ -2,9 +2,9 @@
 
 python tests/soak.py [--epochs=1000] [--workdir=DIR]
 
-Prints a line every tenth of the run. Exits with status 1 if from the second tenth on resident memory
-grows by more than 5%, if more files are open at the end than ever before, or if metrics.jsonl could not
-be read at some moment.
+Prints a line every tenth of the run. Exits with status 1 if from the second tenth on resident
+memory grows by more than 5%, if more files are open at the end than ever before, or if
+metrics.jsonl could not be read at some moment.
 """
 
 import argparse
@@ -66,9 +66,8 @@ def main():
     rows = soak(args.epochs, workdir.absolute())
     (_, before, _), (_, after, still) = rows[1], rows[-1]
     opened = max(files for *_, files in rows[:-1])
-    print(
-        f"from a fifth of the run on: memory {after / before - 1:+.1%}, {still} files open, {opened} at most before"
-    )
+    print(f"from a fifth of the run on memory grew by {after / before - 1:+.1%}")
+    print(f"{still} files open at the end, {opened} at most before")
     sys.exit(after > before * (1 + LARGEST_GROWTH) or still > opened)
 
 
