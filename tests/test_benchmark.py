@@ -16,7 +16,7 @@ def test_report_has_the_promised_ratios_and_rates(tmp_path):
     report = json.loads(file.read_text())
     assert {"machine", "results", "ratios", "rates"} == set(report)
     for row in report["results"]:
-        assert {"name", "seconds", "runs", "items_per_second"} == set(row)
+        assert {"name", "seconds", "cpu_seconds", "runs", "items_per_second"} == set(row)
         assert row["seconds"] * row["items_per_second"] == pytest.approx(1)
     assert {
         "train_step_dense_over_row",
