@@ -621,11 +621,10 @@ def _evaluate(report: Report, dataset: Dataset) -> None:
 
 def _recommend(report: Report, dataset: Dataset) -> None:
     """The whole catalogue for a block of users after another, and for one, tables projected."""
-    config = default_config()
-    config.warm_start = ""  # what the parameters are does not matter
-    config.second_weight = 0.0  # as in configs/amazon.py
-    task = experiment.make_task(config, dataset)
-    recommender = recommend.prepare(task, task.params(task.init()))
+    task = experiment.make_task(_recipe_of_amazon(), dataset)
+    # What the tables hold does not matter, and to fit them takes long.
+    params = training.init_params(task.model, task.key, task.sizes, task.mesh)
+    recommender = recommend.prepare(task, params)
     users = recommend.find_users(recommender, dataset.user_ids[:256])
 
     def several() -> None:
@@ -642,11 +641,16 @@ def _recommend(report: Report, dataset: Dataset) -> None:
     report.rates["recommend_one_user_ms"] = 1e3 * seconds["recommend_one_user"]
 
 
+def _recipe_of_amazon() -> Any:
+    config = default_config()
+    config.layers = (64, 32, 16, 8)  # as in configs/amazon.py
+    return config
+
+
 def _whole_run(report: Report, dataset: Dataset) -> None:
     """Thirty epochs of configs/amazon.py, validated and saved; peak memory is the process's."""
-    config = default_config()
-    config.name, config.epochs, config.patience = "benchmark", 30, 30
-    config.layers = (64, 32, 16, 8)  # as there
+    config = _recipe_of_amazon()
+    config.update(name="benchmark", epochs=30, patience=30)
     with tempfile.TemporaryDirectory() as folder:
         result = experiment.fit(config, Path(folder) / "run", dataset=dataset)
     report.rates["run_seconds"] = result["seconds"]

@@ -48,10 +48,11 @@ def memory(task: Any, chunk_steps: int) -> int:
         # What is drawn; each row once, and where it is wanted; of several devices what they ask.
         asked = 4 * _bytes(ids) if n > 1 else 0
         total += length * ((_bytes(batch) + 2 * _bytes(ids)) // n + asked)
-        # Rows are read, sent, and, of tables that are trained, come back as gradients.
+        # Rows are read and sent; those that are trained come back as gradients and are written.
+        kinds = (params.tables,) if task.model.fixed_tables else (state.tables, params.tables)
         total += sum(
             2 * own.size * _bytes_of_row(tables[name])
-            for tables in (state.tables, params.tables)
+            for tables in kinds
             for name, own in ids.items()
         )
     return total

@@ -147,11 +147,15 @@ def fit(
             }
             factors = ials.fit(kept, sizes, options, sweeps=fold_sweeps, start=whole)
         vectors = [ials.users_of(kept, sizes, options, factors, group) for group in groups]
-        counts = [sum(_counts(kept[d].users, sizes.users) for d in group) for group in groups]
+        counts = [
+            sum(np.bincount(kept[d].users, minlength=sizes.users) for d in group)
+            for group in groups
+        ]
         block = {"user": list(zip(vectors, counts, strict=True))}
         for domain in domains:
             name = f"{domain}_item"
-            block[name] = [(factors[name], _counts(kept[domain].items, counted[domain]))]
+            count = np.bincount(kept[domain].items, minlength=counted[domain])
+            block[name] = [(factors[name], count)]
         blocks.append(block)
     return {name: _stacked([block[name] for block in blocks]) for name in blocks[0]}
 
@@ -180,10 +184,6 @@ def source_views(
         row[:-1] = np.linalg.solve(normal + weight * alpha * own.T @ own, right)
         row[-1] = empty + np.log1p(len(items))
     return out
-
-
-def _counts(ids: np.ndarray, rows: int) -> np.ndarray:
-    return np.bincount(ids, minlength=rows)
 
 
 def _stacked(blocks: list[list[tuple[jax.Array, np.ndarray]]]) -> np.ndarray:
