@@ -33,8 +33,9 @@ from conet_jax.metric_writers import write_json
 # Orbax reports every step of every save, and each error with a traceback before it raises it.
 logging.set_verbosity(logging.FATAL)
 
-# For its log alone Orbax asks TensorStore, with each save, how many bytes it has written, and
-# TensorStore (0.1.86) never frees its answer: 20 kB a save, seen in tests/soak.py.
+# TensorStore (0.1.86) never frees the keys of JSON that it makes Python of. For its log alone Orbax
+# asks it with each save how many bytes it has written: 20 kB a save, seen in tests/soak.py. What is
+# left, 200 bytes an array and save, is of ``KvStore.Spec.to_json``, which Orbax needs.
 with contextlib.suppress(ImportError):
     from orbax.checkpoint._src.serialization import tensorstore_utils
 
