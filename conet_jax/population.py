@@ -158,7 +158,7 @@ def _start(tasks: list[Task]) -> tuple[list[Member], list[int], TrainState, Part
 @partial(jax.jit, donate_argnums=0)
 def _settle(states: TrainState, rates: jax.Array) -> TrainState:
     """``training.settle_in_place`` of every member."""
-    settle = jax.vmap(training.TABLE_ADAM.settle_packed)
+    settle = jax.vmap(states.adam.settle_packed)
     tables = {name: settle(packed, states.step, rates) for name, packed in states.tables.items()}
     return states.replace(tables=tables)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from test_launch import ROOT, assert_one_line_error, launch
 
-from conet_jax import experiment, population, search, sweep
+from conet_jax import experiment, population, search, sweep, training
 from conet_jax.checkpoints import Checkpoints
 from conet_jax.config import default_config
 from conet_jax.data import synthetic
@@ -185,6 +185,22 @@ def test_failure_after_any_save_resumes_to_the_same_rows(finished, data, tmp_pat
     assert min(sizes) <= 6  # those that are over have left
     again = sweep.run(found._replace(workdir=tmp_path), data)
     assert without_seconds(again) == without_seconds(rows)
+
+
+@pytest.mark.parametrize("variant", ["", "lasso"])
+def test_population_that_settles_its_rows_is_its_runs_alone(variant, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "SETTLE_STEP", 5)  # of hundreds, in an epoch far from here
+    options = dict(epochs=2, folds=2, ials_sweeps=2, fold_sweeps=1, batch_size=32)
+    configs = [tiny(variant, l1=l1, **options) for l1 in (0.0, 1e-3)]
+    records = population.train(configs, data, tmp_path)
+    for config, record in zip(configs, records, strict=True):
+        task = experiment.make_task(config, data)
+        assert task.plan.steps > 5
+        ends = list(experiment.train(task, task.init()))
+        assert record["epochs"] == len(ends)
+        best = ends[record["best_epoch"] - 1].row
+        assert record["valid"] == pytest.approx(best["valid"], abs=1e-6)
+        assert record["train_loss"] == pytest.approx(best["train_loss"], rel=1e-5)
 
 
 def test_structure_divides_populations_and_real_values_do_not(data, tmp_path):
