@@ -248,6 +248,35 @@ def test_each_positive_occurs_once_an_epoch_with_its_negatives(pairing):
     assert (rows[:, 1] != other[:, 1]).any()
 
 
+def test_an_epoch_of_the_same_users_is_as_long_as_the_target_however_long_the_source():
+    interactions = two_domains(swap=True)
+    plan = plan_of(interactions, "same_user")
+    assert plan.steps == -(-11 * 3 // 12) < plan_of(interactions, "random").steps
+    check_one_pass(flat(epoch_of(interactions, plan).target), interactions["target"], 2)
+
+
+@pytest.mark.parametrize("pairing", [None, "views"])
+def test_an_example_and_its_negatives_are_in_the_fold_of_the_positive(pairing):
+    interactions = two_domains()
+    batches = epoch_of(interactions, plan_of(interactions, pairing, folds=3))
+    for domain in ("target", "source") if pairing else ("target",):
+        examples = getattr(batches, domain)
+        number = {pair: at for at, pair in enumerate(pairs_of(interactions[domain]))}
+        folds = examples.folds.ravel()[examples.weights.ravel() > 0]
+        rows = [(*row, fold) for row, fold in zip(flat(examples).tolist(), folds, strict=True)]
+        assert all(fold == number[user, item] % 3 for user, item, label, fold in rows if label)
+        if domain == "source":  # the shorter, whose last repetition is cut off
+            continue
+        of_positives = Counter((user, fold) for user, _, label, fold in rows if label)
+        of_negatives = Counter((user, fold) for user, _, label, fold in rows if not label)
+        assert of_negatives == {key: 2 * count for key, count in of_positives.items()}
+
+
+def test_an_epoch_beyond_int32_is_refused():
+    with pytest.raises(ValueError, match="111,000,000,037 examples is .*: negatives is 3000000000"):
+        plan_of(two_domains(), None, negatives=3_000_000_000)
+
+
 @pytest.mark.parametrize(
     ("pairing", "swap", "batch_size"),
     [("random", False, 4), ("random", False, 20), ("profile", True, 4), ("random", True, 20)],
