@@ -57,7 +57,7 @@ def test_help_says_of_every_flag_whether_it_has_a_default(name):
         ("train", [DEMO, "--config.target_weight=half"], ["target_weight", "half"]),
         ("train", [DEMO, "--config.l1=-1"], ["config.l1 is -1", "[0, inf)"]),
         ("train", [DEMO, "--config.layers=(63,8)"], ["config.layers", "(63, 8)"]),
-        ("train", [DEMO, "--config.cross_layers=4"], ["config.cross_layers is 4", "3 transitions"]),
+        ("train", [DEMO, "--config.cross_layers=4"], ["config.cross_layers is 4", "2 transitions"]),
         ("train", [DEMO, "--config.pairing=friends"], ["config.pairing", "same_user"]),
         ("train", ["--config=configs/movies_books.py", "--config.data.dir=nowhere"],
          ["no prepared data in nowhere", "python launch/prepare.py", "--out=nowhere"]),
