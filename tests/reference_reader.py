@@ -61,7 +61,8 @@ def split_quoted(text: str, separator: str, strict: bool = True) -> list[list[st
         elif state == "closed" and mark == '"':
             field, state = field + '"', "quoted"
         elif mark in (separator, "\n"):
-            row, field, state = [*row, field], "", "start"
+            blank = mark == "\n" and not row and state == "start"  # "" in quotes is none
+            row, field, state = [] if blank else [*row, field], "", "start"
             if mark == "\n":
                 rows, row = [*rows, row], []
         else:
@@ -157,7 +158,7 @@ def text_rows(lines: list[str], format: str) -> list[tuple]:
     if format == "named":
         records = split_quoted("\n".join(body), separator)
         width = len(records[0]) if records else 0
-        records = [row for row in records if row not in ([], [""])]
+        records = [row for row in records if row]
     else:
         records = [line.split(separator) for line in body if line]
         width = len(records[0])
