@@ -647,6 +647,12 @@ def _fit(
 ) -> dict:
     config = task.config
     progress, state, part = Progress(), None, None
+
+    def say(text: str) -> None:
+        print(text, file=out, flush=True)  # there is no bar yet
+
+    say(_headline(task, workdir))
+    say(footprint.line(task, CHUNK_STEPS))
     if checkpoints.latest_epoch() is not None:
         state, stored = task.resume(checkpoints)
         progress, part = _stored(stored)
@@ -657,6 +663,8 @@ def _fit(
             )
         checkpoints.forget_after(progress.epoch)
     else:
+        if config.warm_start:
+            say(_start_line(config))
         state = task.init()
     metrics_file, board = None, None
     if parallel.is_main():
@@ -669,8 +677,6 @@ def _fit(
         steps, rows_a_step = task.plan.steps, task.plan.batch_examples * len(task.plan.domains)
     console = Console(epochs=config.epochs, steps=steps, rows_a_step=rows_a_step, out=out)
     try:
-        console.line(_headline(task, workdir))
-        console.line(footprint.line(task, CHUNK_STEPS))
         if progress.epoch or part is not None:
             steps_done = f" and {part.done:,} steps" if part is not None else ""
             console.line(f"resuming after epoch {progress.epoch}{steps_done}")
@@ -1100,6 +1106,14 @@ def _headline(task: Task, workdir: Path) -> str:
         f"{counts['target_interactions']:,} target and {counts['source_interactions']:,} source "
         f"interactions{steps}; writing to {workdir}"
     )
+
+
+def _start_line(config: ConfigDict) -> str:
+    if config.warm_start == "pretrain":
+        return f"start: an MLP on the source, {config.pretrain_epochs} epochs"
+    folds = config.folds if config.warm_start == "crossfit" else 0
+    without = f", then {config.fold_sweeps} without each of {folds} folds" if folds else ""
+    return f"start: a factorisation, {config.ials_sweeps} sweeps{without}"
 
 
 def _epoch_line(row: dict[str, Any], metric: str, better: bool) -> str:

@@ -18,7 +18,7 @@ _SEED = flags.DEFINE_integer(
 
 
 def main() -> None:
-    """Trains CoNet-lasso and the MLP and prints them between popularity and the oracle."""
+    """Trains the MLP and CoNet-lasso and prints them between popularity and the oracle."""
     import importlib.util
     from pathlib import Path
 
@@ -33,7 +33,7 @@ def main() -> None:
     spec.loader.exec_module(module)
 
     results = {}
-    for name, variant in (("conet", ""), ("mlp", "mlp")):
+    for name, variant in (("mlp", "mlp"), ("conet", "")):
         config = module.get_config(variant)
         config.seed = config.data.synthetic.seed = _SEED.value
         results[name] = experiment.fit(config, Path(_WORKDIR.value) / name)
