@@ -8,6 +8,7 @@ Prints the data set's statistics as in Table 1 of the paper, and an audit of wha
 what to beware of.
 """
 
+import functools
 import math
 import sys
 from pathlib import Path
@@ -163,8 +164,9 @@ def _inputs() -> tuple[str, str]:
     paths = []
     for url in download.URLS[_DOWNLOAD.value].values():
         paths.append(str(folder / url.rsplit("/", 1)[1]))
-        print(f"fetching {url} -> {paths[-1]}", file=sys.stderr)
-        download.fetch(url, paths[-1])
+        say = functools.partial(print, file=sys.stderr)
+        say(f"fetching {url} -> {paths[-1]}")
+        download.fetch(url, paths[-1], say=say)
     return paths[0], paths[1]
 
 

@@ -212,11 +212,14 @@ def test_names_of_downloads_stay_in_their_folder():
 
 
 def test_no_server_is_given_up(tmp_path):
-    made = Server()
-    url = made.url
+    made, lines = Server(), []
     made.server_close()
     with pytest.raises(InputError, match="cannot be downloaded: .*refused.*, 3 attempts"):
-        download.fetch(url, tmp_path / "x.csv", retries=2, timeout=5, wait=lambda seconds: None)
+        fetch(made, tmp_path / "x.csv", say=lines.append)
+    assert [line.split("; ")[1] for line in lines] == [
+        "attempts left: 2, the next in 2 s",
+        "attempts left: 1, the next in 4 s",
+    ]
 
 
 def test_unannounced_size_ends_with_the_connection(server, tmp_path):

@@ -43,6 +43,7 @@ def fetch(
     retries: int = 5,
     timeout: float = 60.0,
     wait: Callable[[float], None] = time.sleep,
+    say: Callable[[str], object] = lambda line: None,
 ) -> None:
     """Downloads ``url`` to ``path``, resuming what an earlier attempt or call has left.
 
@@ -56,6 +57,7 @@ def fetch(
       retries: attempts in a row that bring nothing before it is given up.
       timeout: seconds without an answer after which an attempt has failed.
       wait: called with the seconds to wait before the next attempt.
+      say: called with a line of text before each such wait.
 
     Raises:
       InputError: the address is wrong, the server refuses, or the attempts are used up.
@@ -91,7 +93,9 @@ def fetch(
                 f"{url}: cannot be downloaded: {reason}, {fruitless} attempts in a row; the same "
                 f"command goes on where this one stopped ({_size(part):,} bytes so far)"
             )
-        wait(min(2.0**fruitless, 30.0))
+        seconds = min(2.0**fruitless, 30.0)
+        say(f"{reason}; attempts left: {retries - fruitless + 1}, the next in {seconds:.0f} s")
+        wait(seconds)
 
 
 def _attempt(opener: urllib.request.OpenerDirector, url: str, part: Path, timeout: float) -> bool:
