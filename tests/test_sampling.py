@@ -158,6 +158,32 @@ def test_partners_are_uniform_over_the_positives_and_over_the_others():
                 assert abs(chi_square_deviate(counts[items], counts.sum() / len(items))) < 4
 
 
+@pytest.mark.parametrize("devices", [1, 2, 3, 4, 9])
+def test_each_device_has_its_users_with_all_that_is_theirs(devices):
+    indptr = np.array([0, 2, 2, 5, 6, 6, 10, 11])
+    items = np.array([1, 4, 0, 2, 3, 7, 1, 2, 5, 6, 3])
+    users, skipped = np.repeat(np.arange(7), np.diff(indptr)), 100 + np.arange(11)
+    parts = sampling._by_device(users, items, indptr, skipped, devices)
+    assert all(part.dtype == np.int32 for part in parts)
+    rows = -(-7 // devices)
+    longest = max(int(np.diff(indptr)[device::devices].sum()) for device in range(devices))
+    lengths = longest, longest, rows + 1, longest
+    assert [part.shape for part in parts] == [(devices * length,) for length in lengths]
+    for device, (own, theirs, starts, theirs_skipped) in enumerate(
+        zip(*(part.reshape(devices, -1) for part in parts), strict=True)
+    ):
+        assert starts[0] == 0
+        for row in range(rows):
+            there, user = slice(starts[row], starts[row + 1]), device + row * devices
+            here = slice(indptr[user], indptr[user + 1]) if user < 7 else slice(0)
+            assert own[there].tolist() == [row] * (here.stop - (here.start or 0))
+            assert theirs[there].tolist() == items[here].tolist()
+            assert theirs_skipped[there].tolist() == skipped[here].tolist()
+        # What is beyond is of a row that no user has.
+        assert (own[starts[-1] :] == rows).all()
+        assert not theirs[starts[-1] :].any() and not theirs_skipped[starts[-1] :].any()
+
+
 @pytest.mark.parametrize(
     ("indptr", "indices", "message"),
     [
