@@ -202,7 +202,7 @@ def test_steps_are_those_of_dense_adam_on_all_parameters(name):
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), params, expected
         )
         moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), start, params)
-        assert min(jax.tree.leaves(moved)) > 1e-3  # all parts were trained
+        assert min(jax.tree.leaves(moved)) > 1e-4  # all parts were trained
 
 
 def dense_result(run, params, hyper):
