@@ -53,27 +53,53 @@ def _parse(argv: Sequence[str], *, arguments: bool) -> list[str]:
         hint = f"; did you mean --{near[0]}?" if near else ""
         fail(f"unknown flag --{error.flagname}{hint} (--help lists the flags)")
     except flags.Error as error:
-        text = str(error)
-        if "Error whilst parsing config file" in text:  # followed by a whole traceback
-            text = re.split(r"[\w.]*(?:Error|Exception): ", text)[-1]
-            text = f"the config file cannot be used: {text}; expected get_config(variant)"
-        fail(text)
+        fail(_flag_problem(str(error)))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # What config_flags raises for a field that does not exist or a value of another type.
         near = re.search(r'Did you mean "(\w+)" instead of "(\w+)"', str(error))
         if near:
-            fail(f"unknown config field config.{near[2]}; did you mean config.{near[1]}?")
+            field = _field(argv, near[2])
+            meant = field.removesuffix(near[2]) + near[1]
+            fail(f"unknown config field config.{field}; did you mean config.{meant}?")
         if "get_config" in str(error):
             fail(f"the config file cannot be used: {error}; expected a Python file with get_config")
         name = str(error).strip("\"'")
         if isinstance(error, AttributeError | KeyError) and re.fullmatch(r"[\w.]+", name):
-            fail(f"unknown config field config.{name}; conet_jax/config.py lists the fields")
+            field = _field(argv, name)
+            fail(f"unknown config field config.{field}; conet_jax/config.py lists the fields")
         fail(f"the config cannot be used: {error}; conet_jax/config.py lists its fields")
-    except Exception as error:  # a config file is code, and can raise anything
+    except (Exception, SystemExit) as error:  # a config file is code, and can raise anything
         fail(f"the config file cannot be used: {type(error).__name__}: {error}")
     if len(rest) > 1 and not arguments:
         fail(f"unexpected argument {rest[1]!r}; options are written --name=value (see --help)")
     return rest
+
+
+def _flag_problem(text: str) -> str:
+    """What absl and config_flags say of a flag, in words for who typed it."""
+    if "Error whilst parsing config file" in text:  # followed by a whole traceback
+        parts = re.split(r"(?:^|\s)([\w.]+(?:Error|Exception)): ", text)
+        kind, reason = parts[-2:] if len(parts) > 1 else ("", text.strip().splitlines()[-1])
+        if kind.endswith("InputError"):  # of ours: the file is right, but not what is asked of it
+            return reason
+        return f"the config file cannot be used: {kind}{': ' * bool(kind)}{reason}"
+    if "as a ConfigDict" in text or "Non-boolean argument" in text:
+        flag = text.partition(": ")[0]
+        return flag + (
+            ": expected a field within it, --config.data.dir=DIR"
+            if "ConfigDict" in text
+            else ": expected true or false"
+        )
+    return text
+
+
+def _field(argv: Sequence[str], part: str) -> str:
+    """The dotted name, as typed, that ends in the part of one that there is no field of."""
+    for word in argv:
+        typed = re.match(rf"--?config\.((?:\w+\.)*{re.escape(part)})(?=[.=]|$)", word)
+        if typed:
+            return typed[1]
+    return part
 
 
 def config_of(flag: Any) -> Any:

@@ -91,9 +91,9 @@ def report(workdirs: Sequence[str | Path], *, split: str = "test", k: int | None
             )
     k = k or first.config["eval_k"]
     groups = _groups(runs)
-    differing = _differing([group[0].config for group in groups])
+    fields = differing([group[0].config for group in groups])
     names = [f"{name}@{k}" for name in tables.METRICS]
-    head = ["", "run", *differing, "seeds", *names, "epochs", "parameters", "seconds"]
+    head = ["", "run", *fields, "seeds", *names, "epochs", "parameters", "seconds"]
     rows, ndcg = [], []
     for number, group in enumerate(groups, 1):
         summaries = [metrics.summarize(*run.ranks, k=k) for run in group]
@@ -103,7 +103,7 @@ def report(workdirs: Sequence[str | Path], *, split: str = "test", k: int | None
             [
                 str(number),
                 _name(group),
-                *(str(group[0].config.get(field, "-")) for field in differing),
+                *(str(group[0].config.get(field, "-")) for field in fields),
                 ", ".join(str(run.config["seed"]) for run in group),
                 *map(tables.mean_cell, spreads),
                 f"{np.mean([run.result['epochs'] for run in group]):.4g}",
@@ -135,7 +135,8 @@ def _groups(runs: list[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
-def _differing(configs: list[dict[str, Any]]) -> list[str]:
+def differing(configs: list[dict[str, Any]]) -> list[str]:
+    """Fields, by dotted name, in which configs differ, but for the seed and what names a run."""
     fields = dict.fromkeys(name for config in configs for name in config)
     return [
         name

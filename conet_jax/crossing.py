@@ -5,17 +5,46 @@ that the target tower is alone; and with each user given the source profile of a
 which keeps all that the connections know but for the user at hand.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from conet_jax import sampling
+from conet_jax import compare, experiment, sampling
+from conet_jax import config as config_lib
 from conet_jax.errors import InputError
 from conet_jax.models.base import Params
 
 WAYS = ("on", "off", "other")
+
+
+def check_runs(workdirs: Sequence[str]) -> None:
+    """Checks that runs are of one config and data, a seed each.
+
+    Raises:
+      InputError: they are not, or a folder holds no run.
+    """
+    first, seeds = None, {}
+    for workdir in workdirs:
+        if not workdir:
+            raise InputError(f"{','.join(workdirs)!r} names an empty folder: expected DIR,DIR")
+        config, digest = experiment.stored_config(workdir)
+        config = config_lib.flatten(config)
+        first = first or (config, digest)
+        if digest != first[1]:
+            raise InputError(f"{workdir} is on other data than {workdirs[0]}: expected runs on one")
+        fields = compare.differing([first[0], config])
+        if fields:
+            values = (f"{c.get(fields[0])!r}" for c in (config, first[0]))
+            raise InputError(
+                f"{workdir} has config.{fields[0]} {' where '.join(values)} is that of "
+                f"{workdirs[0]}: expected runs that differ in the seed alone"
+            )
+        other = seeds.setdefault(config["seed"], workdir)
+        if other is not workdir:
+            raise InputError(f"{other} and {workdir} have one seed: name one of them")
 
 
 def switched(

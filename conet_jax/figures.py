@@ -24,7 +24,7 @@ from conet_jax import config as config_lib
 from conet_jax import experiment, files, ownership
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import InputError
-from conet_jax.metric_writers import append_line, make_folder, write_text, write_with
+from conet_jax.metric_writers import append_line, make_report_folder, write_text, write_with
 
 Record = dict[str, Any]  # the numbers of an epoch
 
@@ -334,7 +334,7 @@ def write(
     config = next(iter(methods.values()))
     dataset = experiment.load_dataset(config) if dataset is None else dataset
     workdir = Path(workdir)
-    make_folder(workdir)
+    make_report_folder(workdir)
     with ownership.owned(workdir):
         _write(names, methods, dataset, workdir, seeds)
 

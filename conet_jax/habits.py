@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from conet_jax import evaluation, experiment, metrics
 from conet_jax.data.dataset import Dataset
 from conet_jax.evaluation import Ranks
-from conet_jax.metric_writers import make_folder, write_json, write_text
+from conet_jax.metric_writers import make_report_folder, write_json, write_text
 
 METRICS = {"hit_ratio": "HR", "ndcg": "NDCG", "mrr": "MRR"}
 
@@ -123,7 +123,7 @@ def report(
       InputError: the workdir cannot be written, or the config is wrong.
     """
     workdir = Path(workdir)
-    make_folder(workdir)
+    make_report_folder(workdir)
     dataset = experiment.load_dataset(config) if dataset is None else dataset
     runs = []
     for seed in range(config.seed, config.seed + seeds):

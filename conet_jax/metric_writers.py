@@ -32,6 +32,18 @@ def make_folder(path: Path) -> None:
         ) from None
 
 
+def make_report_folder(path: Path) -> None:
+    """``make_folder`` for what is made of many runs: not in the folder of a run or of data.
+
+    Raises:
+      InputError: it cannot be made, or is such a folder.
+    """
+    for name, what in (("config.json", "a run"), ("dataset.json", "prepared data")):
+        if (path / name).exists():
+            raise InputError(f"{path} holds {what} ({name}): take another --workdir")
+    make_folder(path)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON beside ``path`` and renames it, so that no reader finds half a file."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

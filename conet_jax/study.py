@@ -32,7 +32,7 @@ from conet_jax import (
 )
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import InputError
-from conet_jax.metric_writers import make_folder, write_text
+from conet_jax.metric_writers import make_folder, make_report_folder, write_text
 
 # A longer run is the same run gone on, but a longer trial may be another choice.
 _FREE = tuple(field for field in config_lib.FREE_FIELDS if field != "epochs")
@@ -67,10 +67,12 @@ class Study(NamedTuple):
         config_lib.validate(config)
         return config
 
-    def command(self) -> str:
-        """Returns the command that makes the whole table."""
-        numbers = (f"--seeds={self.seeds}", f"--trials={self.trials}")
-        return command("table2", self.file, self.given, f"--workdir={self.workdir}", *numbers)
+    def command(self, methods: Sequence[str]) -> str:
+        """Returns the command that makes the table of these methods."""
+        last = [f"--workdir={self.workdir}", f"--seeds={self.seeds}", f"--trials={self.trials}"]
+        if set(methods) != set(search.METHODS):
+            last.append(f"--methods={','.join(methods)}")
+        return command("table2", self.file, self.given, *last)
 
 
 class Run(NamedTuple):
@@ -116,6 +118,8 @@ def run(
       InputError: SciPy is missing; there is no such method; config or data cannot be used; the
         workdir holds trials or runs of another config or other data; or a run failed.
     """
+    if not methods:
+        raise InputError(f"no method is named: the methods are {', '.join(search.METHODS)}")
     datasets = _check(study, [*methods, *drop_methods], drops)
     failures = []
     for method in methods:
@@ -137,7 +141,7 @@ def run(
         seeds=study.seeds,
         trials=study.trials,
         k=study.config(search.OURS).eval_k,
-        command=study.command(),
+        command=study.command(list(done)),
     )
     text = tables.markdown(report)
     _publish(study.workdir / "table2.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
@@ -168,7 +172,7 @@ def _check(study: Study, methods: list[str], drops: Sequence[int]) -> dict[int, 
         experiment.check_users(datasets[0], split)
     for method in search.METHODS:
         read_trials(study, method, datasets[0])
-    make_folder(study.workdir)
+    make_report_folder(study.workdir)
     return datasets
 
 

@@ -48,7 +48,13 @@ from conet_jax import (
 )
 from conet_jax.data.dataset import Dataset
 from conet_jax.errors import InputError
-from conet_jax.metric_writers import make_folder, write_json, write_text, write_with
+from conet_jax.metric_writers import (
+    make_folder,
+    make_report_folder,
+    write_json,
+    write_text,
+    write_with,
+)
 from conet_jax.population import Record
 
 Overrides = dict[str, Any]
@@ -133,6 +139,10 @@ def parse_grid(texts: Sequence[str], config: ConfigDict) -> list[Overrides]:
     values = [
         [_value(text, name, config) for text in _split(texts)] for name, texts in fields.items()
     ]
+    for name, several in zip(fields, values, strict=True):
+        twice = [value for at, value in enumerate(several) if value in several[:at]]
+        if twice:
+            raise InputError(f"config.{name} has the value {twice[0]!r} twice: expected each once")
     return [dict(zip(fields, point, strict=True)) for point in itertools.product(*values)]
 
 
@@ -257,8 +267,12 @@ def stored_points(stored: Callable[..., None], config: ConfigDict) -> list[Overr
 
 
 def runs(sweep: Sweep, datasets: "Datasets") -> list[Run]:
-    """Returns the runs of every point by seed; of a closed form, which has no seed, one."""
-    found = []
+    """Returns the runs of every point by seed; of a closed form, which has no seed, one.
+
+    Raises:
+      InputError: the points are ranked on different held-out items.
+    """
+    found, common = [], None
     for number, overrides in enumerate(sweep.points):
         first = sweep.config.seed
         for seed in range(first, first + sweep.seeds):
@@ -275,6 +289,13 @@ def runs(sweep: Sweep, datasets: "Datasets") -> list[Run]:
             except (InputError, TypeError) as error:
                 found.append(Run(number, seed, config, "", str(error)))
                 break
+            held_out = dataset.valid
+            common = common or held_out
+            if held_out is not common and not all(map(np.array_equal, common, held_out)):
+                raise InputError(
+                    f"point {number} ({_fields(overrides)}) has other validation items than "
+                    "the points before, and their metrics do not compare: sweep each data set apart"
+                )
             found.append(Run(number, seed, config, figures.key(config, dataset.meta["hash"])))
             if models.build(config).closed_form:
                 break
@@ -425,6 +446,7 @@ def run(sweep: Sweep, dataset: Dataset | None = None) -> list[Record]:
         raise InputError(planned[0].problem)
     for problem in dict.fromkeys(run.problem for run in planned if run.problem):
         print(f"cannot be run, and is left out: {problem}", file=sys.stderr, flush=True)
+    make_report_folder(sweep.workdir)
     make_folder(sweep.workdir / "results")
     with ownership.owned(sweep.workdir):
         return _run(sweep, planned, datasets, jobs=1 if dataset is not None else sweep.jobs)

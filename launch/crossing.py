@@ -18,22 +18,16 @@ _SPLIT = flags.DEFINE_enum("split", "test", ["test", "valid"], "Held-out items t
 
 def main() -> None:
     """Prints the table."""
-    from conet_jax import experiment
+    from conet_jax import crossing, experiment
 
+    crossing.check_runs(_WORKDIRS.value)
     cli.choose_platform(experiment.stored_config(_WORKDIRS.value[0])[0])
-    from conet_jax import crossing, evaluation, metrics
-    from conet_jax.errors import InputError
+    from conet_jax import evaluation, metrics
 
     rows = {way: [] for way in crossing.WAYS}
     ndcg = {way: [] for way in crossing.WAYS}
-    hashes = set()
     for workdir in _WORKDIRS.value:
         task, params, _ = experiment.restore(workdir)
-        hashes.add(task.dataset.meta["hash"])
-        if len(hashes) > 1:
-            raise InputError(
-                f"{workdir} is on other data than {_WORKDIRS.value[0]}: expected runs on one"
-            )
         held_out, k = getattr(task.dataset, _SPLIT.value), task.config.eval_k
         for way in crossing.WAYS:
             arguments = crossing.switched(

@@ -39,6 +39,8 @@ def _configs() -> dict:
 
     file = cli.config_file(_CONFIG)
     methods = list(_METHODS.value or ())
+    if _METHODS.value == []:
+        raise InputError("--methods names none: leave it out for conet,lasso")
     if file.variant and methods:
         raise InputError(
             f"--config names the variant {file.variant!r}: leave it out beside --methods"

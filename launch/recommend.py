@@ -68,6 +68,8 @@ def main() -> None:
     from conet_jax import experiment, metric_writers
 
     if _OUT.value:
+        if _OUT.value.endswith("/"):
+            raise InputError(f"--out={_OUT.value} is a folder: expected a file")
         metric_writers.check_frames_path(Path(_OUT.value))
     cli.choose_platform(experiment.stored_config(_WORKDIR.value)[0])
     from conet_jax import recommend

@@ -116,8 +116,8 @@ def lines_of(error: BaseException | None) -> set[tuple[str, int]]:
 
 
 @functools.cache
-def data() -> dataset.Dataset:
-    pairs = [(user, item) for user in range(12) for item in range(15) if (user + item) % 3 == 0]
+def data(third: int = 0) -> dataset.Dataset:
+    pairs = [(user, item) for user in range(12) for item in range(15) if (user + item) % 3 == third]
     users, items = map(np.array, zip(*pairs, strict=True))
     return dataset.from_arrays(users, items, users, items, candidates=2)
 
@@ -321,6 +321,13 @@ def launch(name: str, *arguments: str):
 DEMO = f"--config={ROOT / 'configs' / 'demo.py'}"
 
 
+def crossed(workdirs: str, fields: dict):
+    """Two copies of the finished run, fields of the second altered, given to launch/crossing.py."""
+    run("run1")
+    run("run2", **fields)
+    return launch("crossing", f"--workdirs={workdirs}")
+
+
 def config_file(body: str, *arguments: str):
     write(f"from ml_collections import ConfigDict\n{body}\n", "config.py")
     return launch("sweep", "--config=config.py", "--workdir=x", *arguments)
@@ -349,11 +356,26 @@ MESSAGES = [
         lambda: launch("train", DEMO, "--config.l1.x=1"),
     ),
     (
-        "the config file cannot be used: 'int' .*; expected get_config.variant.",
+        "the config file cannot be used: TypeError: 'int' object is not callable",
         lambda: config_file("get_config = 3"),
     ),
     ("expected a Python file with get_config", lambda: config_file("x = 1")),
     ("config file cannot be used: ZeroDivisionError", lambda: config_file("1 / 0")),
+    ("config file cannot be used: SystemExit", lambda: config_file("raise SystemExit(0)")),
+    ("^unknown variant 'conett'", lambda: launch("train", DEMO + ":conett")),
+    (
+        "flag --config.joined=x: expected true or",
+        lambda: launch("train", DEMO, "--config.joined=x"),
+    ),
+    ("flag --config.data=x: expected a field", lambda: launch("train", DEMO, "--config.data=x")),
+    (
+        "unknown config field config.data.synthetic.num_user; did you mean config.data.synth",
+        lambda: launch("train", DEMO, "--config.data.synthetic.num_user=3"),
+    ),
+    (
+        "unknown config field config.data.zzzzz; conet_jax/config.py lists",
+        lambda: launch("train", DEMO, "--config.data.zzzzz=3"),
+    ),
     (
         "get_config returned int: expected a ConfigDict",
         lambda: config_file("def get_config(variant=''):\n    return 3"),
@@ -427,20 +449,20 @@ MESSAGES = [
             launch("recommend", "--workdir=run", "--all", "--items=ids"),
         ),
     ),
+    ("'run1,' names an empty folder", lambda: crossed("run1,", {})),
     (
         "run2 is on other data than run1: expected runs on one",
-        lambda: under(
-            mock.patch.object(
-                experiment,
-                "restore",
-                side_effect=[
-                    (mock.Mock(**{"dataset.meta": {"hash": name}}), None, None) for name in "ab"
-                ],
-            ),
-            mock.patch.object(experiment, "stored_config", return_value=({}, "")),
-            mock.patch.object(crossing, "WAYS", ()),
-            call=lambda: launch("crossing", "--workdirs=run1,run2"),
-        ),
+        lambda: crossed("run1,run2", {"dataset_hash": "b"}),
+    ),
+    (
+        "run2 has config.l1 0.5 where 0.0 is that of run1: expected runs that differ in the seed",
+        lambda: crossed("run1,run2", {"l1": 0.5, "seed": 3}),
+    ),
+    ("run1 and run2 have one seed: name one", lambda: crossed("run1,run2", {})),
+    ("--methods names none", lambda: launch("figures", DEMO, "--workdir=x", "--methods=")),
+    (
+        "x.csv/ is a folder: expected a file",
+        lambda: launch("recommend", "--workdir=x", "--all", "--out=x.csv/"),
     ),
     # Configs.
     ("unknown variant 'conett': the variants are", lambda: config.default_config("conett")),
@@ -477,6 +499,7 @@ MESSAGES = [
     ("no domain has a surplus: expected repeat", lambda: valid("conet", surplus="alone")),
     # Sweeps.
     ("'l1' is no field with values", lambda: sweep.parse_grid(["l1"], popular())),
+    ("config.l1 has the value 0.0 twice", lambda: sweep.parse_grid(["l1=0,1,0.0"], popular())),
     ("config.l1 is given twice", lambda: sweep.parse_grid(["l1=0", "l1=1"], popular())),
     ("config.seed cannot be swept: --seeds", lambda: sweep.parse_grid(["seed=0"], popular())),
     ("config.droput; did you mean", lambda: sweep.parse_grid(["droput=0"], popular())),
@@ -589,7 +612,11 @@ MESSAGES = [
         lambda: build("ax bx cx ay az", "ax bx cx", drop_twins=True),
     ),
     ("no user has two target items or more", lambda: build("ax", "ax")),
-    ("untouched target items, fewer than the 1 candidates wanted", lambda: build("ax ay", "ax")),
+    ("user 'a' has all 2 target items, and none is left", lambda: build("ax ay", "ax")),
+    (
+        "has 1 untouched target items, fewer than the 2 candidates wanted: --candidates=1 or less",
+        lambda: dataset.build(rows("ax ay bz"), rows("ax bx"), candidates=2),
+    ),
     ("has all 1 items of the source as training positives", lambda: build("ax ay az bw", "ax bx")),
     (
         "no negative left in the given test candidates: .* remove",
@@ -679,7 +706,8 @@ MESSAGES = [
         r"id 'a\\tb' cannot be written: expected no tab",
         lambda: recbole.save(data()._replace(user_ids=np.array(["a\tb"], object)), "x"),
     ),
-    ("cannot be read as what launch/export.py --data writes", lambda: recbole.load("nowhere")),
+    ("nowhere: no such folder: expected what launch/export", lambda: recbole.load("nowhere")),
+    ("cannot be read as what launch/export.py --data writes", lambda: recbole.load(".")),
     (
         "a field or column is of another type",
         lambda: atomic("candidates.parquet", lambda frame: frame.drop("part")),
@@ -960,6 +988,19 @@ MESSAGES = [
     (
         "unknown method 'mpl' .did you mean mlp..: the methods are",
         lambda: study.run(plan(), ["mpl"]),
+    ),
+    ("no method is named: the methods are", lambda: study.run(plan(), [])),
+    (
+        "study holds a run .config.json.: take another --workdir",
+        lambda: (run("study"), study.run(plan(), ["popularity"])),
+    ),
+    (
+        "point 1 .data.dir=b. has other validation items than the points before",
+        lambda: (
+            store.save(data(), "a"),
+            store.save(data(third=1), "b"),
+            sweep.run(grid(points=[{"data.dir": "a"}, {"data.dir": "b"}])),
+        ),
     ),
     (
         "popularity: no luck",

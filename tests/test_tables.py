@@ -448,8 +448,14 @@ def test_printed_command_makes_the_same_run(finished, tmp_path):
 
 
 def test_commands_quote_what_a_shell_would_read(file):
-    plan = a_study(file, given={"layers": (8, 4)}, workdir=Path("a b"))
-    assert "'--config.layers=(8, 4)'" in plan.command() and "'--workdir=a b'" in plan.command()
+    command = a_study(file, given={"layers": (8, 4)}, workdir=Path("a b")).command(search.METHODS)
+    assert "'--config.layers=(8, 4)'" in command and "'--workdir=a b'" in command
+
+
+def test_command_of_a_table_names_its_methods_where_they_are_not_all(file):
+    plan = a_study(file)
+    assert "--methods" not in plan.command(list(search.METHODS))
+    assert plan.command(["ease", "mlp"]).endswith(" --methods=ease,mlp")
 
 
 def test_study_of_an_unknown_method_is_refused(file):

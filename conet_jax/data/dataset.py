@@ -465,9 +465,14 @@ def _assemble(
         room = sizes["target"] - np.diff(indptr)[users]
         if len(users) and room.min() < count:
             worst = int(room.argmin())
+            if room[worst] < 1:
+                raise InputError(
+                    f"user {user_ids[users[worst]]!r} has all {sizes['target']} target items, and "
+                    "none is left to rank the held-out one against: take the user out of the file"
+                )
             raise InputError(
                 f"user {user_ids[users[worst]]!r} has {room[worst]} untouched target items, fewer "
-                f"than the {count} candidates wanted: --candidates={max(room[worst], 0)} or less "
+                f"than the {count} candidates wanted: --candidates={room[worst]} or less "
                 "would do"
             )
         rng = split.generator(seed, purpose)

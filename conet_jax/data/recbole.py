@@ -101,6 +101,10 @@ def load(directory: str | os.PathLike) -> Dataset:
         a held-out user is not that of the candidates.
     """
     path = Path(directory)
+    if not path.is_dir():
+        raise InputError(
+            f"{directory}: no such folder: expected what launch/export.py --data writes"
+        )
     try:
         meta = files.read_json(path / "dataset.json")
         with files.open_regular(path / "candidates.parquet") as file:
