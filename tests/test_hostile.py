@@ -709,9 +709,11 @@ def test_grids_and_spaces_are_parsed_or_refused(size):
 
 
 GRIDS = {
-    "l1": st.lists(st.floats(0, 1e3), min_size=1, max_size=3),
-    "negatives": st.lists(st.integers(1, 99), min_size=1, max_size=3),
-    "layers": st.lists(st.tuples(st.integers(2, 64), st.integers(1, 9)), min_size=1, max_size=2),
+    "l1": st.lists(st.floats(0, 1e3), min_size=1, max_size=3, unique=True),
+    "negatives": st.lists(st.integers(1, 99), min_size=1, max_size=3, unique=True),
+    "layers": st.lists(
+        st.tuples(st.integers(2, 64), st.integers(1, 9)), min_size=1, max_size=2, unique=True
+    ),
     "inner_product": st.just([True, False]),
     "pairing": st.just(["random", "views"]),
 }
