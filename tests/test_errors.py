@@ -612,7 +612,7 @@ MESSAGES = [
         lambda: build("ax bx cx ay az", "ax bx cx", drop_twins=True),
     ),
     ("no user has two target items or more", lambda: build("ax", "ax")),
-    ("user 'a' has all 2 target items, and none is left", lambda: build("ax ay", "ax")),
+    ("user 'a' has all 2 target items: no untouched one", lambda: build("ax ay", "ax")),
     (
         "has 1 untouched target items, fewer than the 2 candidates wanted: --candidates=1 or less",
         lambda: dataset.build(rows("ax ay bz"), rows("ax bx"), candidates=2),

@@ -467,8 +467,8 @@ def _assemble(
             worst = int(room.argmin())
             if room[worst] < 1:
                 raise InputError(
-                    f"user {user_ids[users[worst]]!r} has all {sizes['target']} target items, and "
-                    "none is left to rank the held-out one against: take the user out of the file"
+                    f"user {user_ids[users[worst]]!r} has all {sizes['target']} target items: no "
+                    "untouched one is left to rank the held-out one against; take the user out"
                 )
             raise InputError(
                 f"user {user_ids[users[worst]]!r} has {room[worst]} untouched target items, fewer "
