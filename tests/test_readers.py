@@ -61,6 +61,18 @@ def test_amazon_order_is_told_by_content_in_every_shape(
     assert columns(readers.read(path)) == FULL
 
 
+@pytest.mark.parametrize("row", [0, 1])
+@pytest.mark.parametrize("header", [False, True])
+def test_a_byte_order_mark_within_is_part_of_an_id(tmp_path, header, row):
+    ids = ["a", "b"]
+    ids[row] = "\ufeff" + ids[row]
+    text = "user\titem\n" * header + "".join(f"{user}\tx\n" for user in ids)
+    found = readers.read(write(tmp_path, text), "auto" if header else "tsv")
+    if not header and row == 0:
+        ids[0] = "a"  # that is where a mark belongs
+    assert found.frame.collect()["user"].to_list() == ids
+
+
 @pytest.mark.parametrize(
     ("lines", "format"),
     [

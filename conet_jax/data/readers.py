@@ -15,6 +15,7 @@ files with named columns alone, where a quoted field may hold separators, double
 columns that are not read, line ends.
 """
 
+import codecs
 import contextlib
 import csv
 import gzip
@@ -393,6 +394,10 @@ def _plain_rows(name: str, layout: _Layout) -> int | None:
         with _open(name) as file:
             if file.read(2) in _ZLIB:
                 return None
+            file.seek(0)
+            *skipped, first = (file.readline(_LINE_BYTES) for _ in range(layout.skip + 1))
+            if skipped and first.startswith(codecs.BOM_UTF8):
+                return None  # Polars drops the mark there too, though it is part of an id
         rows, any_odd = (
             raw.select(pl.len(), pl.any_horizontal(odd).any()).collect(engine="streaming").row(0)
         )
