@@ -173,8 +173,8 @@ def tables(draw, good: bool):
             st.tuples(*[clean if good else plain_ids] * 2, *[reals if good else numbers] * 2),
             min_size=1,
             max_size=8,
-        )
-    )
+        ).filter(lambda rows: any(name.strip() for row in rows for name in row[:2]) or not good)
+    )  # a file of white space alone is an empty one
     order = list(optional)
     if format == "amazon_2018":
         order[:2] = "item", "user"
