@@ -78,18 +78,17 @@ def _parse(argv: Sequence[str], *, arguments: bool) -> list[str]:
 def _flag_problem(text: str) -> str:
     """What absl and config_flags say of a flag, in words for who typed it."""
     if "Error whilst parsing config file" in text:  # followed by a whole traceback
-        parts = re.split(r"(?:^|\s)([\w.]+(?:Error|Exception)): ", text)
-        kind, reason = parts[-2:] if len(parts) > 1 else ("", text.strip().splitlines()[-1])
+        parts = re.split(r"\s(?=[\w.]+(?:Error|Exception): )", text)
+        raised = parts[-1] if len(parts) > 1 else text.strip().splitlines()[-1]
+        kind, _, reason = raised.partition(": ")
         if kind.endswith("InputError"):  # of ours: the file is right, but not what is asked of it
             return reason
-        return f"the config file cannot be used: {kind}{': ' * bool(kind)}{reason}"
-    if "as a ConfigDict" in text or "Non-boolean argument" in text:
-        flag = text.partition(": ")[0]
-        return flag + (
-            ": expected a field within it, --config.data.dir=DIR"
-            if "ConfigDict" in text
-            else ": expected true or false"
-        )
+        return f"the config file cannot be used: {raised}"
+    flag = text.partition(": ")[0]
+    if "as a ConfigDict" in text:
+        return f"{flag}: expected a field within it, --config.data.dir=DIR"
+    if "Non-boolean argument" in text:
+        return f"{flag}: expected true or false"
     return text
 
 

@@ -17,7 +17,7 @@ from conet_jax.errors import InputError
 from conet_jax.evaluation import Ranks
 
 # Fields that name a run, or leave its result as it is.
-_NAMES = ("name", "variant", "data.dir", "data.prepare", "devices", "platform")
+NAMES = ("name", "variant", "data.dir", "data.prepare", "devices", "platform")
 
 
 class Run(NamedTuple):
@@ -91,9 +91,9 @@ def report(workdirs: Sequence[str | Path], *, split: str = "test", k: int | None
             )
     k = k or first.config["eval_k"]
     groups = _groups(runs)
-    fields = differing([group[0].config for group in groups])
+    differing = _differing([group[0].config for group in groups])
     names = [f"{name}@{k}" for name in tables.METRICS]
-    head = ["", "run", *fields, "seeds", *names, "epochs", "parameters", "seconds"]
+    head = ["", "run", *differing, "seeds", *names, "epochs", "parameters", "seconds"]
     rows, ndcg = [], []
     for number, group in enumerate(groups, 1):
         summaries = [metrics.summarize(*run.ranks, k=k) for run in group]
@@ -103,7 +103,7 @@ def report(workdirs: Sequence[str | Path], *, split: str = "test", k: int | None
             [
                 str(number),
                 _name(group),
-                *(str(group[0].config.get(field, "-")) for field in fields),
+                *(str(group[0].config.get(field, "-")) for field in differing),
                 ", ".join(str(run.config["seed"]) for run in group),
                 *map(tables.mean_cell, spreads),
                 f"{np.mean([run.result['epochs'] for run in group]):.4g}",
@@ -122,7 +122,7 @@ def _groups(runs: list[Run]) -> list[list[Run]]:
     """Runs that differ in the seed alone, in the order of the first of each."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        fields = {name: value for name, value in run.config.items() if name not in _NAMES}
+        fields = {name: value for name, value in run.config.items() if name not in NAMES}
         key = json.dumps(fields | {"seed": None}, sort_keys=True)
         groups.setdefault(key, []).append(run)
     for group in groups.values():
@@ -135,13 +135,12 @@ def _groups(runs: list[Run]) -> list[list[Run]]:
     return list(groups.values())
 
 
-def differing(configs: list[dict[str, Any]]) -> list[str]:
-    """Fields, by dotted name, in which configs differ, but for the seed and what names a run."""
+def _differing(configs: list[dict[str, Any]]) -> list[str]:
     fields = dict.fromkeys(name for config in configs for name in config)
     return [
         name
         for name in fields
-        if name not in (*_NAMES, "seed")
+        if name not in (*NAMES, "seed")
         and any(config.get(name) != configs[0].get(name) for config in configs)
     ]
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from conet_jax import compare, experiment, sampling
 from conet_jax import config as config_lib
@@ -20,31 +21,32 @@ from conet_jax.models.base import Params
 WAYS = ("on", "off", "other")
 
 
-def check_runs(workdirs: Sequence[str]) -> None:
-    """Checks that runs are of one config and data, a seed each.
+def common_config(workdirs: Sequence[str]) -> dict[str, Any]:
+    """Returns the config of runs, which is that of the first.
 
     Raises:
-      InputError: they are not, or a folder holds no run.
+      InputError: they are not of one config and data, a seed each, or a folder holds no run.
     """
-    first, seeds = None, {}
+    if "" in workdirs:
+        raise InputError(f"{','.join(workdirs)!r} names an empty folder: expected DIR,DIR")
+    first, digest = experiment.stored_config(workdirs[0])
+    seeds: dict[int, str] = {}
     for workdir in workdirs:
-        if not workdir:
-            raise InputError(f"{','.join(workdirs)!r} names an empty folder: expected DIR,DIR")
-        config, digest = experiment.stored_config(workdir)
-        config = config_lib.flatten(config)
-        first = first or (config, digest)
-        if digest != first[1]:
+        config, found = experiment.stored_config(workdir)
+        if found != digest:
             raise InputError(f"{workdir} is on other data than {workdirs[0]}: expected runs on one")
-        fields = compare.differing([first[0], config])
-        if fields:
-            values = (f"{c.get(fields[0])!r}" for c in (config, first[0]))
+        differing = config_lib.differences(first, ConfigDict(config), free=(*compare.NAMES, "seed"))
+        if differing:
             raise InputError(
-                f"{workdir} has config.{fields[0]} {' where '.join(values)} is that of "
-                f"{workdirs[0]}: expected runs that differ in the seed alone"
+                f"{workdir} is of another config than {workdirs[0]}: {'; '.join(differing)}; "
+                "expected runs that differ in the seed alone"
             )
-        other = seeds.setdefault(config["seed"], workdir)
-        if other is not workdir:
-            raise InputError(f"{other} and {workdir} have one seed: name one of them")
+        if config["seed"] in seeds:
+            raise InputError(
+                f"{seeds[config['seed']]} and {workdir} have one seed: name one of them"
+            )
+        seeds[config["seed"]] = workdir
+    return first
 
 
 def switched(

@@ -18,11 +18,9 @@ _SPLIT = flags.DEFINE_enum("split", "test", ["test", "valid"], "Held-out items t
 
 def main() -> None:
     """Prints the table."""
-    from conet_jax import crossing, experiment
+    from conet_jax import crossing, evaluation, experiment, metrics
 
-    crossing.check_runs(_WORKDIRS.value)
-    cli.choose_platform(experiment.stored_config(_WORKDIRS.value[0])[0])
-    from conet_jax import evaluation, metrics
+    cli.choose_platform(crossing.common_config(_WORKDIRS.value))
 
     rows = {way: [] for way in crossing.WAYS}
     ndcg = {way: [] for way in crossing.WAYS}

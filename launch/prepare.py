@@ -161,10 +161,10 @@ def _inputs() -> tuple[str, str]:
     from conet_jax.data import download
 
     folder = Path(_OUT.value.rstrip("/") + ".raw")
+    say = functools.partial(print, file=sys.stderr)
     paths = []
     for url in download.URLS[_DOWNLOAD.value].values():
         paths.append(str(folder / url.rsplit("/", 1)[1]))
-        say = functools.partial(print, file=sys.stderr)
         say(f"fetching {url} -> {paths[-1]}")
         download.fetch(url, paths[-1], say=say)
     return paths[0], paths[1]

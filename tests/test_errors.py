@@ -455,7 +455,7 @@ MESSAGES = [
         lambda: crossed("run1,run2", {"dataset_hash": "b"}),
     ),
     (
-        "run2 has config.l1 0.5 where 0.0 is that of run1: expected runs that differ in the seed",
+        "run2 is of another config than run1: config.l1 is 0.0 there and 0.5 here; expected runs",
         lambda: crossed("run1,run2", {"l1": 0.5, "seed": 3}),
     ),
     ("run1 and run2 have one seed: name one", lambda: crossed("run1,run2", {})),

@@ -191,18 +191,23 @@ def test_steps_are_those_of_dense_adam_on_all_parameters(name):
         hyper = hyper_of()
         start = init_params(jax.random.key(0), model=run.model)
         expected, losses = dense_adam(start, jnp.arange(EPOCHS, dtype=jnp.int32), hyper, run=run)
-        state, found = state_of(run), []
+        state, found, farthest = state_of(run), [], jax.tree.map(lambda _: 0.0, start)
         for epoch in range(EPOCHS):
             state, sums = train(run, state, hyper, [run.plan.steps], epoch=epoch)
             found.append(sums["target_loss"])
+            farthest = jax.tree.map(
+                lambda far, a, b: max(far, np.abs(a - b).max()),
+                farthest,
+                start,
+                training.settled(state, hyper.learning_rate),
+            )
         assert 50 <= state.step == EPOCHS * run.plan.steps
         params = training.settled(state, hyper.learning_rate)
         np.testing.assert_allclose(np.concatenate(found), losses, rtol=1e-9)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), params, expected
         )
-        moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), start, params)
-        assert min(jax.tree.leaves(moved)) > 1e-4  # all parts were trained
+        assert min(jax.tree.leaves(farthest)) > 1e-3  # all parts were trained
 
 
 def dense_result(run, params, hyper):
