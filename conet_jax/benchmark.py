@@ -19,11 +19,28 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from conet_jax import evaluation, experiment, parallel, recommend, sampling, training
+from conet_jax import devices
 from conet_jax.config import default_config
 from conet_jax.data import synthetic
-from conet_jax.data.dataset import Dataset, HeldOut
+from conet_jax.data.load import touched_items
+from conet_jax.data.types import Dataset, HeldOut
 from conet_jax.models.base import Model, Params
+from conet_jax.run.epoch import CHUNK_STEPS
+from conet_jax.run.experiment import Experiment, interactions_on, make_experiment
+from conet_jax.run.fit import fit, versions
+from conet_jax.run.start import initial_state
+from conet_jax.serve import recommend
+from conet_jax.train import ranking, sampling
+from conet_jax.train.chunk import chunk_program, run_steps, train_chunk, train_population
+from conet_jax.train.state import (
+    SETTLE_STEP,
+    TrainState,
+    init_params,
+    init_state,
+    settle_in_place,
+    settled,
+)
+from conet_jax.train.step import plan_rows, train_step, wanted_rows
 
 # Table 1: users, target items and interactions, source items and interactions.
 SCALES = {
@@ -123,7 +140,7 @@ def run(suites: tuple[str, ...], *, scale: str, runs: int) -> dict:
         "cores": os.cpu_count(),
         "device": f"{device.platform} {device.device_kind}",
         "scale": scale,
-        "versions": experiment.versions(),
+        "versions": versions(),
         "peak_memory_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
     }
     return {
@@ -168,52 +185,56 @@ def _dataset(scale: str) -> Dataset:
     )[0]
 
 
-def _task(dataset: Dataset, variant: str = "conet", **fields: Any) -> experiment.Task:
+def _experiment(dataset: Dataset, variant: str = "conet", **fields: Any) -> Experiment:
     config = default_config(variant)
     config.update({"devices": 1, **fields})
-    return experiment.make_task(config, dataset)
+    return make_experiment(config, dataset)
 
 
 # Training
 
 
-def _make_steps(task: experiment.Task, num_steps: int) -> tuple[Any, dict[str, parallel.Route]]:
+def _make_steps(experiment: Experiment, num_steps: int) -> tuple[Any, dict[str, devices.Route]]:
     """Batches and row plans of an epoch's first steps, made beforehand."""
-    sizes = {name: len(table) for name, table in task.abstract_state().tables.items()}
+    sizes = {name: len(table) for name, table in experiment.abstract_state().tables.items()}
 
     @jax.jit
     def make() -> Any:
         batches = jax.vmap(
             lambda step: sampling.sample_step(
-                task.sampling_key, jnp.int32(0), step, task.interactions, task.plan
+                experiment.sampling_key,
+                jnp.int32(0),
+                step,
+                experiment.interactions,
+                experiment.plan,
             )
         )(jnp.arange(num_steps, dtype=jnp.int32))
-        wanted = jax.vmap(lambda b: training.wanted_rows(task.model, b, sizes))(batches)
-        return batches, jax.vmap(lambda rows: training.plan_rows(rows, sizes))(wanted)
+        wanted = jax.vmap(lambda b: wanted_rows(experiment.model, b, sizes))(batches)
+        return batches, jax.vmap(lambda rows: plan_rows(rows, sizes))(wanted)
 
     return jax.block_until_ready(make())
 
 
-def _row_runner(task: experiment.Task, steps: Any, *, times: int = 1) -> Callable[[], None]:
+def _row_runner(experiment: Experiment, steps: Any, *, times: int = 1) -> Callable[[], None]:
     """Our step over given batches, on tables ``times`` as long as the data needs."""
 
     @jax.jit
-    def longer() -> training.TrainState:
-        state = task.init()
+    def longer() -> TrainState:
+        state = initial_state(experiment)
         tables = {name: jnp.tile(table, (times, 1)) for name, table in state.tables.items()}
         return state.replace(tables=tables)
 
-    def scan(state: training.TrainState, steps: Any) -> training.TrainState:
-        def body(state: training.TrainState, step: Any) -> Any:
-            return training.train_step(
-                state, *step, task.hyper, model=task.model, settings=task.settings
+    def scan(state: TrainState, steps: Any) -> TrainState:
+        def body(state: TrainState, step: Any) -> Any:
+            return train_step(
+                state, *step, experiment.hyper, model=experiment.model, settings=experiment.settings
             )
 
         return jax.lax.scan(body, state, steps)[0]
 
     compiled = jax.jit(scan, donate_argnums=0)
     holder = [compiled(longer(), steps)]
-    holder[0] = training.settle_in_place(holder[0], task.hyper.learning_rate)
+    holder[0] = settle_in_place(holder[0], experiment.hyper.learning_rate)
 
     def once() -> None:
         holder[0] = jax.block_until_ready(compiled(holder[0], steps))
@@ -221,24 +242,26 @@ def _row_runner(task: experiment.Task, steps: Any, *, times: int = 1) -> Callabl
     return once
 
 
-def _dense_runner(task: experiment.Task, steps: Any) -> Callable[[], None]:
+def _dense_runner(experiment: Experiment, steps: Any) -> Callable[[], None]:
     """Dense ``optax.adam`` over all parameters: the same batches, scan and donation."""
-    optimizer = optax.adam(task.hyper.learning_rate)
+    optimizer = optax.adam(experiment.hyper.learning_rate)
     batches = steps[0]
 
     def step(carry: tuple[Params, Any], batch: Any) -> Any:
         params, opt_state = carry
 
         def objective(params: Params) -> jax.Array:
-            ids = task.model.lookups(batch)
+            ids = experiment.model.lookups(batch)
             rows = {name: params.tables[name][index] for name, index in ids.items()}
-            return task.model.loss(params.dense, rows, batch, task.hyper, reduction="sum")[0]
+            return experiment.model.loss(
+                params.dense, rows, batch, experiment.hyper, reduction="sum"
+            )[0]
 
         updates, opt_state = optimizer.update(jax.grad(objective)(params), opt_state)
         return (optax.apply_updates(params, updates), opt_state), None
 
     compiled = jax.jit(lambda carry, b: jax.lax.scan(step, carry, b)[0], donate_argnums=0)
-    params = training.settled(task.init(), task.hyper.learning_rate)
+    params = settled(initial_state(experiment), experiment.hyper.learning_rate)
     holder = [(params, optimizer.init(params))]
 
     def once() -> None:
@@ -248,46 +271,46 @@ def _dense_runner(task: experiment.Task, steps: Any) -> Callable[[], None]:
 
 
 def _epoch_runner(
-    task: experiment.Task, num_steps: int, program: Callable[..., Any] | None = None
+    experiment: Experiment, num_steps: int, program: Callable[..., Any] | None = None
 ) -> Callable[[], None]:
     """Our step as in training: sampling and planning within the program."""
-    holder = [task.init()]
+    holder = [initial_state(experiment)]
     program = program or partial(
-        training.train_chunk,
-        model=task.model,
-        plan=task.plan,
-        settings=task.settings,
+        train_chunk,
+        model=experiment.model,
+        plan=experiment.plan,
+        settings=experiment.settings,
         num_steps=num_steps,
     )
     start = np.int32(0)
 
     def once() -> None:
-        arguments = task.interactions, task.sampling_key, start, start, task.hyper
+        arguments = experiment.interactions, experiment.sampling_key, start, start, experiment.hyper
         holder[0], _ = jax.block_until_ready(program(holder[0], *arguments))
 
     once()
-    holder[0] = training.settle_in_place(holder[0], task.hyper.learning_rate)
+    holder[0] = settle_in_place(holder[0], experiment.hyper.learning_rate)
     return once
 
 
 def _train(report: Report, dataset: Dataset) -> None:
     for pairing, suffix in (("random", ""), ("same_user", "_same_user")):
-        task = _task(dataset, pairing=pairing)
-        count = min(STEPS, task.plan.steps)
+        experiment = _experiment(dataset, pairing=pairing)
+        count = min(STEPS, experiment.plan.steps)
         dense_count = min(DENSE_STEPS, count)
-        steps = _make_steps(task, count)
+        steps = _make_steps(experiment, count)
         few = jax.tree.map(lambda x, n=dense_count: x[:n], steps)
         kinds = ("row", "dense", "row_tables_x4", "row_bfloat16")
         names = [f"train_step_{kind}{suffix}" for kind in kinds]
-        half = _task(dataset, pairing=pairing, dtype="bfloat16")
+        half = _experiment(dataset, pairing=pairing, dtype="bfloat16")
         epoch = f"train_epoch_step{suffix}"
         seconds = report.time(
             {
-                names[0]: (_row_runner(task, steps), count),
-                names[1]: (_dense_runner(task, few), dense_count),
-                names[2]: (_row_runner(task, steps, times=4), count),
+                names[0]: (_row_runner(experiment, steps), count),
+                names[1]: (_dense_runner(experiment, few), dense_count),
+                names[2]: (_row_runner(experiment, steps, times=4), count),
                 names[3]: (_row_runner(half, steps), count),
-                epoch: (_epoch_runner(task, count), count),
+                epoch: (_epoch_runner(experiment, count), count),
             }
         )
         row = seconds[names[0]]
@@ -295,7 +318,7 @@ def _train(report: Report, dataset: Dataset) -> None:
         report.ratios[f"train_step_tables_x4{suffix}"] = seconds[names[2]] / row
         report.ratios[f"train_step_bfloat16{suffix}"] = seconds[names[3]] / row
         report.ratios[f"epoch_over_steps{suffix}"] = seconds[epoch] / row
-        rows = 2 * task.plan.batch_examples
+        rows = 2 * experiment.plan.batch_examples
         report.rates[f"train_rows_per_second{suffix}"] = rows / seconds[epoch]
     if jax.devices()[0].platform != "cpu":
         _train_large_batches(report, dataset)
@@ -305,11 +328,11 @@ def _train_large_batches(report: Report, dataset: Dataset) -> None:
     """Batches of 1,024 to 1 M examples, against the roofline measured on this device."""
     bandwidth, matrix = _roofline(report)
     for batch in (1 << 10, 1 << 12, 1 << 14, 1 << 16, 1 << 18, 1 << 20):
-        task = _task(dataset, pairing="same_user", batch_size=batch // 2)
-        count = max(1, min(20, task.plan.steps))
+        experiment = _experiment(dataset, pairing="same_user", batch_size=batch // 2)
+        count = max(1, min(20, experiment.plan.steps))
         name = f"train_epoch_step_batch_{batch}"
-        seconds = report.time({name: (_epoch_runner(task, count), count)})[name]
-        state = task.abstract_state()
+        seconds = report.time({name: (_epoch_runner(experiment, count), count)})[name]
+        state = experiment.abstract_state()
         # A row is read and written once, packed; the towers' arithmetic is forward and backward.
         width = sum(3 * 4 * (table.shape[1]) for table in state.tables.values())
         weights = sum(int(np.prod(x.shape)) for x in jax.tree.leaves(state.dense))
@@ -368,7 +391,7 @@ def collectives(
 
     Returns:
       ([(operation, bytes of its result on a device), …] of all, and of those that run where rows
-      fit their usual room, see ``parallel.capacity``).
+      fit their usual room, see ``devices.capacity``).
     """
     bodies: dict[str, list[str]] = {}
     entry, name = "", ""
@@ -402,25 +425,25 @@ def collectives(
     return of(entry, 1 / num_steps, 0), of(entry, 1 / num_steps, 1)
 
 
-def compile_steps(task: experiment.Task, state: Any, num_steps: int) -> Any:
+def compile_steps(experiment: Experiment, state: Any, num_steps: int) -> Any:
     """Compiles a chunk of steps; call it with ``chunk_arguments``."""
-    return training.chunk_program.lower(
-        *chunk_arguments(task, state),
-        model=task.model,
-        plan=task.plan,
-        settings=task.settings,
+    return chunk_program.lower(
+        *chunk_arguments(experiment, state),
+        model=experiment.model,
+        plan=experiment.plan,
+        settings=experiment.settings,
         num_steps=num_steps,
-        mesh=task.mesh,
+        mesh=experiment.mesh,
     ).compile()
 
 
-def chunk_arguments(task: experiment.Task, state: Any) -> tuple[Any, ...]:
+def chunk_arguments(experiment: Experiment, state: Any) -> tuple[Any, ...]:
     """Returns the arguments of a chunk of the first epoch from its first step."""
     start = np.int32(0)
-    return state, task.interactions, task.sampling_key, start, start, task.hyper
+    return state, experiment.interactions, experiment.sampling_key, start, start, experiment.hyper
 
 
-def traffic(task: experiment.Task, compiled: Any, *, num_steps: int = 1) -> dict[str, Any]:
+def traffic(experiment: Experiment, compiled: Any, *, num_steps: int = 1) -> dict[str, Any]:
     """Reads off a compiled chunk of steps what its devices exchange in a step.
 
     Returns:
@@ -429,23 +452,25 @@ def traffic(task: experiment.Task, compiled: Any, *, num_steps: int = 1) -> dict
       device), ``row_width``, ``dense_bytes``.
     """
     everything, usual = collectives(compiled.as_text(), num_steps)
-    state, start = task.abstract_state(), np.int32(0)
-    interactions = experiment.interactions_on(task.dataset, parallel.one_device())
+    state, start = experiment.abstract_state(), np.int32(0)
+    interactions = interactions_on(experiment.dataset, devices.one_device())
 
     def ids() -> Any:
         key = jax.random.key(0)
-        batch = sampling.sample_step(key, start, start, interactions, task.plan)
-        return task.model.lookups(batch)
+        batch = sampling.sample_step(key, start, start, interactions, experiment.plan)
+        return experiment.model.lookups(batch)
 
-    n, rows = task.mesh.size, max(x.size for x in jax.eval_shape(ids).values())
+    n, rows = experiment.mesh.size, max(x.size for x in jax.eval_shape(ids).values())
     each = -(-rows // n)
     return {
         "collectives": everything,
         "usual": usual,
         "batch_rows": n * each,
         "rows_a_device": each,
-        "capacity": n * parallel.capacity(each, n),
-        "row_width": max(x.shape[1] for x in jax.eval_shape(task.params, state).tables.values()),
+        "capacity": n * devices.capacity(each, n),
+        "row_width": max(
+            x.shape[1] for x in jax.eval_shape(experiment.params, state).tables.values()
+        ),
         "dense_bytes": sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state.dense)),
     }
 
@@ -455,15 +480,17 @@ def _scaling(report: Report, dataset: Dataset) -> None:
     for variant, batch in SCALING:
         for n in (n for n in DEVICES if n <= jax.device_count()):
             _scale(report, dataset, variant, batch, n)
-    task = _task(dataset)
-    count = min(experiment.CHUNK_STEPS, task.plan.steps)
-    static = dict(model=task.model, plan=task.plan, settings=task.settings, num_steps=count)
-    plain = jax.jit(partial(training.run_steps, **static), donate_argnums=0)
+    experiment = _experiment(dataset)
+    count = min(CHUNK_STEPS, experiment.plan.steps)
+    static = dict(
+        model=experiment.model, plan=experiment.plan, settings=experiment.settings, num_steps=count
+    )
+    plain = jax.jit(partial(run_steps, **static), donate_argnums=0)
     seconds = report.time(
         {
-            "scaling_step_mapped": (_epoch_runner(task, count), count),
-            "scaling_step_plain_jit": (_epoch_runner(task, count, plain), count),
-            "scaling_step_pmap": (_pmap_runner(task, count, static), count),
+            "scaling_step_mapped": (_epoch_runner(experiment, count), count),
+            "scaling_step_plain_jit": (_epoch_runner(experiment, count, plain), count),
+            "scaling_step_pmap": (_pmap_runner(experiment, count, static), count),
         }
     )
     cpu_seconds = {row["name"]: row["cpu_seconds"] for row in report.results}
@@ -474,21 +501,23 @@ def _scaling(report: Report, dataset: Dataset) -> None:
 
 
 def _pmap_runner(
-    task: experiment.Task, num_steps: int, static: dict[str, Any]
+    experiment: Experiment, num_steps: int, static: dict[str, Any]
 ) -> Callable[[], None]:
     """``_epoch_runner`` on one device under ``jax.pmap``, whose arrays have an axis of devices."""
     program = jax.pmap(
-        partial(training.run_steps, **static),
-        axis_name=parallel.AXIS,
+        partial(run_steps, **static),
+        axis_name=devices.AXIS,
         in_axes=(0, 0, None, None, None, None),
-        devices=list(task.mesh.devices.flat),
+        devices=list(experiment.mesh.devices.flat),
         donate_argnums=0,
     )
-    state, interactions = jax.tree.map(lambda x: x[None], (task.init(), task.interactions))
+    state, interactions = jax.tree.map(
+        lambda x: x[None], (initial_state(experiment), experiment.interactions)
+    )
     start = np.int32(0)
-    arguments = interactions, task.sampling_key, start, start, task.hyper
+    arguments = interactions, experiment.sampling_key, start, start, experiment.hyper
     state = jax.tree.map(lambda x: x[0], program(state, *arguments)[0])
-    state = training.settle_in_place(state, task.hyper.learning_rate)
+    state = settle_in_place(state, experiment.hyper.learning_rate)
     holder = [jax.tree.map(lambda x: x[None], state)]
 
     def once() -> None:
@@ -499,27 +528,27 @@ def _pmap_runner(
 
 def _scale(report: Report, dataset: Dataset, variant: str, batch: int, n: int) -> None:
     """One variant and batch size on n devices."""
-    task = _task(dataset, variant, devices=n, batch_size=batch // 2, negatives=1)
-    count = min(SCALING_STEPS, task.plan.steps)
+    experiment = _experiment(dataset, variant, devices=n, batch_size=batch // 2, negatives=1)
+    count = min(SCALING_STEPS, experiment.plan.steps)
     # What the recipe's tables hold does not matter, and to fit them takes long.
-    params = training.init_params(task.model, task.key, task.sizes, task.mesh)
-    state = training.init_state(task.model, params, task.settings)
-    compiled = compile_steps(task, state, count)
+    params = init_params(experiment.model, experiment.key, experiment.sizes, experiment.mesh)
+    state = init_state(experiment.model, params, experiment.settings)
+    compiled = compile_steps(experiment, state, count)
     name = f"scaling_{variant or 'recipe'}_batch_{batch}_devices_{n}"
-    moved = traffic(task, compiled, num_steps=count)
+    moved = traffic(experiment, compiled, num_steps=count)
     report.rates |= {
         f"{name}_bytes_exchanged": sum(size for _, size in moved["usual"]),
         f"{name}_bytes_of_largest": max((size for _, size in moved["usual"]), default=0.0),
         f"{name}_bytes_of_tables": _held(state.tables),
-        f"{name}_bytes_of_interactions": _held(task.interactions),
+        f"{name}_bytes_of_interactions": _held(experiment.interactions),
         f"{name}_bytes_of_temporaries": compiled.memory_analysis().temp_size_in_bytes,
-        f"{name}_busiest_over_mean": _busiest_over_mean(task),
+        f"{name}_busiest_over_mean": _busiest_over_mean(experiment),
     }
-    holder = [compiled(*chunk_arguments(task, state))[0]]
-    holder[0] = training.settle_in_place(holder[0], task.hyper.learning_rate)
+    holder = [compiled(*chunk_arguments(experiment, state))[0]]
+    holder[0] = settle_in_place(holder[0], experiment.hyper.learning_rate)
 
     def once() -> None:
-        holder[0] = jax.block_until_ready(compiled(*chunk_arguments(task, holder[0])))[0]
+        holder[0] = jax.block_until_ready(compiled(*chunk_arguments(experiment, holder[0])))[0]
 
     report.time({f"{name}_step": (once, count)})
 
@@ -530,14 +559,14 @@ def _held(tree: Any) -> int:
     return sum(shard.data.nbytes for shard in shards)
 
 
-def _busiest_over_mean(task: experiment.Task) -> float:
+def _busiest_over_mean(experiment: Experiment) -> float:
     """Distinct rows that the busiest device reads and writes in a step, over the mean device's."""
-    interactions = experiment.interactions_on(task.dataset, parallel.one_device())
-    n, start = task.mesh.size, np.int32(0)
-    batch = sampling.sample_step(jax.random.key(0), start, start, interactions, task.plan)
+    interactions = interactions_on(experiment.dataset, devices.one_device())
+    n, start = experiment.mesh.size, np.int32(0)
+    batch = sampling.sample_step(jax.random.key(0), start, start, interactions, experiment.plan)
     rows = sum(
-        np.bincount(np.unique(np.asarray(ids)) // task.model.copies % n, minlength=n)
-        for ids in task.model.lookups(batch).values()
+        np.bincount(np.unique(np.asarray(ids)) // experiment.model.copies % n, minlength=n)
+        for ids in experiment.model.lookups(batch).values()
     )
     return float(rows.max() / rows.mean())
 
@@ -555,7 +584,7 @@ def _loop_runner(model: Model, projected: Any, held_out: HeldOut) -> Callable[[]
     @jax.jit
     def rank(projected: Any, user: jax.Array, items: jax.Array, mask: jax.Array) -> Any:
         scores = model.scores(projected, user[None], items[None])
-        return evaluation.count_above(scores[0], mask)
+        return ranking.count_above(scores[0], mask)
 
     listed = np.concatenate([held_out.items[:, None], held_out.candidates], axis=1)
 
@@ -569,11 +598,11 @@ def _loop_runner(model: Model, projected: Any, held_out: HeldOut) -> Callable[[]
 def _evaluate(report: Report, dataset: Dataset) -> None:
     test = dataset.test
     for inference in ("target", "cross"):
-        task = _task(dataset, inference=inference)
-        params = training.settled(task.init(), task.hyper.learning_rate)
+        experiment = _experiment(dataset, inference=inference)
+        params = settled(initial_state(experiment), experiment.hyper.learning_rate)
 
-        def everyone(task: Any = task, params: Any = params) -> None:
-            evaluation.rank_held_out(task.model, params, task.interactions, test)
+        def everyone(experiment: Any = experiment, params: Any = params) -> None:
+            ranking.rank_held_out(experiment.model, params, experiment.interactions, test)
 
         pairs = len(test.users) * (1 + test.candidates.shape[1])
         suffix = "" if inference == "target" else "_cross"
@@ -582,15 +611,15 @@ def _evaluate(report: Report, dataset: Dataset) -> None:
         if inference == "cross":
             continue
         some = _first_users(test, 4000)
-        projected = evaluation.project(params, task.interactions, model=task.model)
+        projected = ranking.project(params, experiment.interactions, model=experiment.model)
         seconds = report.time(
             {
                 "evaluate_users_loop": (
-                    _loop_runner(task.model, projected, some),
+                    _loop_runner(experiment.model, projected, some),
                     len(some.users),
                 ),
                 "evaluate_users_vmap": (
-                    lambda s=some, p=projected, m=task.model: evaluation.rank_projected(m, p, s),
+                    lambda s=some, p=projected, m=experiment.model: ranking.rank_projected(m, p, s),
                     len(some.users),
                 ),
             }
@@ -600,16 +629,16 @@ def _evaluate(report: Report, dataset: Dataset) -> None:
         )
         quarter = _first_users(test, len(test.users) // 4)
         memory = [
-            evaluation.ranker_memory(task.model, projected, users) for users in (quarter, test)
+            ranking.ranker_memory(experiment.model, projected, users) for users in (quarter, test)
         ]
         report.ratios["evaluate_memory_x4"] = memory[1] / memory[0]
         few = _first_users(test, 256)
-        touched = experiment.touched_items(dataset)
+        touched = touched_items(dataset)
         full = len(few.users) * dataset.target.num_items
         seconds = report.time(
             {
                 "full_ranking_pairs": (
-                    lambda t=task, p=params, f=few, all_=touched: evaluation.rank_full(
+                    lambda t=experiment, p=params, f=few, all_=touched: ranking.rank_full(
                         t.model, p, t.interactions, f, all_
                     ),
                     full,
@@ -621,10 +650,10 @@ def _evaluate(report: Report, dataset: Dataset) -> None:
 
 def _recommend(report: Report, dataset: Dataset) -> None:
     """The whole catalogue for a block of users after another, and for one, tables projected."""
-    task = experiment.make_task(_recipe_of_amazon(), dataset)
+    experiment = make_experiment(_recipe_of_amazon(), dataset)
     # What the tables hold does not matter, and to fit them takes long.
-    params = training.init_params(task.model, task.key, task.sizes, task.mesh)
-    recommender = recommend.prepare(task, params)
+    params = init_params(experiment.model, experiment.key, experiment.sizes, experiment.mesh)
+    recommender = recommend.prepare(experiment, params)
     users = recommend.find_users(recommender, dataset.user_ids[:256])
 
     def several() -> None:
@@ -652,7 +681,7 @@ def _whole_run(report: Report, dataset: Dataset) -> None:
     config = _recipe_of_amazon()
     config.update(name="benchmark", epochs=30, patience=30)
     with tempfile.TemporaryDirectory() as folder:
-        result = experiment.fit(config, Path(folder) / "run", dataset=dataset)
+        result = fit(config, Path(folder) / "run", dataset=dataset)
     report.rates["run_seconds"] = result["seconds"]
     report.rates["run_seconds_per_epoch"] = result["seconds"] / result["epochs"]
 
@@ -672,49 +701,56 @@ def _population(report: Report) -> None:
         seed=0,
     )[0]
     members = 8
-    task = _task(dataset)
-    tasks = [_task(dataset, seed=seed) for seed in range(members)]
-    steps = task.plan.steps
+    experiment = _experiment(dataset)
+    experiments = [_experiment(dataset, seed=seed) for seed in range(members)]
+    steps = experiment.plan.steps
 
     def stack(values: list[Any]) -> Any:
         return jax.tree.map(lambda *x: jnp.stack(x), *values)
 
     def states() -> Any:
-        return jax.block_until_ready(stack([t.init() for t in tasks]))
+        return jax.block_until_ready(stack([t.init() for t in experiments]))
 
-    keys = jnp.stack([t.sampling_key for t in tasks])
-    hypers = stack([t.hyper for t in tasks])
-    static = dict(model=task.model, plan=task.plan, settings=task.settings, num_steps=steps)
+    keys = jnp.stack([t.sampling_key for t in experiments])
+    hypers = stack([t.hyper for t in experiments])
+    static = dict(
+        model=experiment.model, plan=experiment.plan, settings=experiment.settings, num_steps=steps
+    )
 
     def eight(compiled: Any, state: Any, epoch: int = 0) -> Any:
-        out = compiled(state, task.interactions, keys, jnp.int32(epoch), jnp.int32(0), hypers)
+        out = compiled(state, experiment.interactions, keys, jnp.int32(epoch), jnp.int32(0), hypers)
         return jax.block_until_ready(out)[0]
 
     def one(compiled: Any, state: Any, epoch: int = 0) -> Any:
-        arguments = (task.interactions, task.sampling_key, jnp.int32(epoch), jnp.int32(0))
-        return jax.block_until_ready(compiled(state, *arguments, task.hyper))[0]
+        arguments = (
+            experiment.interactions,
+            experiment.sampling_key,
+            jnp.int32(epoch),
+            jnp.int32(0),
+        )
+        return jax.block_until_ready(compiled(state, *arguments, experiment.hyper))[0]
 
     def compile_program(lower: Any, state: Any, key: Any, hyper: Any) -> Any:
-        arguments = (state, task.interactions, key, jnp.int32(0), jnp.int32(0), hyper)
+        arguments = (state, experiment.interactions, key, jnp.int32(0), jnp.int32(0), hyper)
         return lower(*arguments, **static).compile()
 
     compile_seconds, programs = {}, {}
-    one_program = partial(training.chunk_program.lower, mesh=task.mesh)
+    one_program = partial(chunk_program.lower, mesh=experiment.mesh)
     for name, lower, state, key, hyper in (
-        ("one", one_program, task.init(), task.sampling_key, task.hyper),
-        ("eight", training.train_population.lower, states(), keys, hypers),
+        ("one", one_program, initial_state(experiment), experiment.sampling_key, experiment.hyper),
+        ("eight", train_population.lower, states(), keys, hypers),
     ):
         began = time.perf_counter()
         programs[name] = compile_program(lower, state, key, hyper)
         compile_seconds[name] = time.perf_counter() - began
-    rate = task.hyper.learning_rate
-    holder = {"one": task.init(), "eight": states()}
-    settle = jax.jit(jax.vmap(training.settle_in_place, in_axes=(0, None)))
-    warm = -(-training.SETTLE_STEP // steps)
+    rate = experiment.hyper.learning_rate
+    holder = {"one": initial_state(experiment), "eight": states()}
+    settle = jax.jit(jax.vmap(settle_in_place, in_axes=(0, None)))
+    warm = -(-SETTLE_STEP // steps)
     for epoch in range(warm):
         holder["one"] = one(programs["one"], holder["one"], epoch)
         holder["eight"] = eight(programs["eight"], holder["eight"], epoch)
-    holder["one"] = training.settle_in_place(holder["one"], rate)
+    holder["one"] = settle_in_place(holder["one"], rate)
     holder["eight"] = settle(holder["eight"], rate)
 
     def run_one() -> None:

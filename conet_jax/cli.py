@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
-from conet_jax import interruption
 from conet_jax.errors import InputError
+from conet_jax.run import signals
 
 _GO_ON = "what was saved is as it was, and the same command goes on from there"
 _CURES = {
@@ -226,8 +226,8 @@ def run(main: Callable[..., None], *, arguments: bool = False) -> None:
             where = f"{error.filename}: " if error.filename else ""
             fail(f"{where}{error.strerror}{_CURES.get(error.errno, '')}")
         except KeyboardInterrupt as error:
-            interruption.end(error)
+            signals.end(error)
 
-    interruption.install()
+    signals.install()
     cache_programs()
     app.run(guarded, flags_parser=partial(_parse, arguments=arguments))

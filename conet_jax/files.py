@@ -1,18 +1,30 @@
-"""Files that somebody else may have written or altered: opened and parsed within limits.
+"""Safe reads and writes.
 
-Whatever is wrong with a file ends in ``OSError`` or ``ValueError``, never in a hang (a named pipe
-without a writer), a crash of the parser, or code that a file brought along (pickle).
+What is read may have been written or altered by somebody else. Whatever is wrong with a file ends
+in ``OSError`` or ``ValueError``, never in a hang (a named pipe without a writer), a crash of the
+parser, or code that a file brought along (pickle).
+
+What is written stands beside its place until it is whole, and is then renamed: no reader finds half
+a file, and a crash leaves the one before.
 """
 
 import io
 import json
 import os
+import shutil
 import stat
+import sys
 import zipfile
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+
+from conet_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import polars
 
 JSON_BYTES = 64 << 20  # far beyond anything that is written here
 
@@ -105,3 +117,140 @@ def _array(file: Any) -> np.ndarray:
     if rest:
         raise ValueError("bytes after the end of the array")
     return values
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder for results where it is absent.
+
+    Raises:
+      InputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {path}: {error.strerror}; see to it, or name another"
+        ) from None
+
+
+def make_report_folder(path: Path) -> None:
+    """``make_folder`` for what is made of many runs: not in the folder of a run or of data.
+
+    Raises:
+      InputError: it cannot be made, or is such a folder.
+    """
+    for name, what in (("config.json", "a run"), ("dataset.json", "prepared data")):
+        if (path / name).exists():
+            raise InputError(f"{path} holds {what} ({name}): take another --workdir")
+    make_folder(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON beside ``path`` and renames it, so that no reader finds half a file."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text beside ``path``, flushes it to disk and renames it."""
+    write_with(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Writes arrays as .npz beside ``path``, flushes them to disk and renames the file."""
+    write_with(path, lambda file: np.savez(file, **arrays))
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Adds a JSON object as the last line of a file, which no reader finds half of.
+
+    All of it is written anew: a thousand lines take milliseconds.
+    """
+    before = path.read_bytes() if path.exists() else b""
+    line = json.dumps(value, allow_nan=False) + "\n"
+    write_with(path, lambda file: file.writelines((before, line.encode("utf-8"))))
+
+
+FRAME_SUFFIXES = (".csv", ".jsonl", ".parquet")
+
+
+def check_frames_path(path: Path) -> None:
+    """Raises ``InputError`` where ``write_frames`` would not know the format."""
+    if path.suffix not in FRAME_SUFFIXES:
+        raise InputError(f"{path}: expected a name that ends in {', '.join(FRAME_SUFFIXES)}")
+
+
+def write_frames(path: Path, frames: Iterable["polars.DataFrame"]) -> None:
+    """Writes tables of one schema, one after another, to one file beside ``path``, and renames it.
+
+    No more than one of them is in memory at once.
+
+    Args:
+      path: the file; its suffix, one of ``FRAME_SUFFIXES``, is the format.
+      frames: one or more.
+
+    Raises:
+      InputError: the suffix is another, or the file cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> import polars as pl
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = Path(folder) / "out.jsonl"
+      ...     write_frames(path, [pl.DataFrame({"a": [1]}), pl.DataFrame({"a": [2]})])
+      ...     print(path.read_text().split())
+      ['{"a":1}', '{"a":2}']
+    """
+    check_frames_path(path)
+
+    def rows(file: BinaryIO) -> None:
+        for number, frame in enumerate(frames):
+            if path.suffix == ".jsonl":
+                frame.write_ndjson(file)
+            else:
+                frame.write_csv(file, include_header=not number)
+
+    def parquet(file: BinaryIO) -> None:
+        # A Parquet file ends in an index of the whole: the parts wait on disk, not in memory.
+        folder = path.with_name(f".{path.name}.parts")
+        shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+        folder.mkdir()
+        try:
+            for number, frame in enumerate(frames):
+                frame.write_parquet(folder / f"{number:08}.parquet")
+            import polars  # with so many processes that write no frame, worth its wait only here
+
+            polars.scan_parquet(folder / "*.parquet").sink_parquet(file)
+        finally:
+            shutil.rmtree(folder)
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_with(path, parquet if path.suffix == ".parquet" else rows)
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {path}: {error.strerror}; see to it, or name another"
+        ) from None
+
+
+def write_with(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Lets ``write`` fill a file beside ``path``, flushes it to disk and renames it."""
+    beside = path.with_name(f".{path.name}.tmp")  # one name: a killed run leaves one at most
+    try:
+        with open(beside, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        _flush_names(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _flush_names(folder: Path) -> None:
+    """Flushes the renaming of a file, too; not every system lets folders be opened."""
+    if sys.platform != "win32":
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)

@@ -43,7 +43,7 @@ def main() -> None:
     if _JSON.value:
         from pathlib import Path
 
-        from conet_jax.metric_writers import write_json
+        from conet_jax.files import write_json
 
         write_json(Path(_JSON.value), report)
         print(f"written to {_JSON.value}", file=sys.stderr)

@@ -23,7 +23,7 @@ def main(workdirs: list[str]) -> None:
     """Prints the comparison."""
     if not workdirs:
         raise InputError("name the folders of runs: python launch/compare.py runs/a runs/b")
-    from conet_jax import compare
+    from conet_jax.studies import compare
 
     print(compare.report(workdirs, split=_SPLIT.value, k=_K.value))
 

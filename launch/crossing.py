@@ -18,21 +18,24 @@ _SPLIT = flags.DEFINE_enum("split", "test", ["test", "valid"], "Held-out items t
 
 def main() -> None:
     """Prints the table."""
-    from conet_jax import crossing, evaluation, experiment, metrics
+    from conet_jax import metrics
+    from conet_jax.run.workdir import restore
+    from conet_jax.studies import crossing
+    from conet_jax.train import ranking
 
     cli.choose_platform(crossing.common_config(_WORKDIRS.value))
 
     rows = {way: [] for way in crossing.WAYS}
     ndcg = {way: [] for way in crossing.WAYS}
     for workdir in _WORKDIRS.value:
-        task, params, _ = experiment.restore(workdir)
-        held_out, k = getattr(task.dataset, _SPLIT.value), task.config.eval_k
+        experiment, params, _ = restore(workdir)
+        held_out, k = getattr(experiment.dataset, _SPLIT.value), experiment.config.eval_k
         for way in crossing.WAYS:
             arguments = crossing.switched(
-                params, task.interactions, way, pairing=task.config.pairing
+                params, experiment.interactions, way, pairing=experiment.config.pairing
             )
-            ranks = evaluation.rank_held_out(task.model, *arguments, held_out)
-            rows[way].append(evaluation.summarize(ranks, k=k))
+            ranks = ranking.rank_held_out(experiment.model, *arguments, held_out)
+            rows[way].append(ranking.summarize(ranks, k=k))
             ndcg[way].append(metrics.ndcg(ranks.above, ranks.tied, k=k))
     means = {way: np.mean(values, axis=0) for way, values in ndcg.items()}
     print(f"{_SPLIT.value} split, {len(means['on']):,} users, {len(rows['on'])} runs\n")

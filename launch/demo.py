@@ -24,8 +24,9 @@ def main() -> None:
 
     import numpy as np
 
-    from conet_jax import evaluation, experiment
     from conet_jax.data import synthetic
+    from conet_jax.run.fit import fit
+    from conet_jax.train import ranking
 
     path = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
     spec = importlib.util.spec_from_file_location("demo_config", path)
@@ -36,7 +37,7 @@ def main() -> None:
     for name, variant in (("mlp", "mlp"), ("conet", "")):
         config = module.get_config(variant)
         config.seed = config.data.synthetic.seed = _SEED.value
-        results[name] = experiment.fit(config, Path(_WORKDIR.value) / name)
+        results[name] = fit(config, Path(_WORKDIR.value) / name)
 
     dataset, oracle = synthetic.dataset(**config.data.synthetic.to_dict())
     test = dataset.test
@@ -45,7 +46,7 @@ def main() -> None:
     rows = [("popularity (floor)", counts[listed].astype(float)), ("oracle (ceiling)", None)]
     rows[1] = ("oracle (ceiling)", oracle(test.users, listed))
     bounds = {
-        name: evaluation.summarize(evaluation.rank_scores(scores, test.mask), k=config.eval_k)
+        name: ranking.summarize(ranking.rank_scores(scores, test.mask), k=config.eval_k)
         for name, scores in rows
     }
     table = [

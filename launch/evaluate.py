@@ -18,19 +18,22 @@ _FULL = flags.DEFINE_boolean(
 
 def main() -> None:
     """Prints the metrics as JSON."""
-    from conet_jax import experiment
+    from conet_jax.data.load import touched_items
+    from conet_jax.run.workdir import restore, stored_config
 
-    cli.choose_platform(experiment.stored_config(_WORKDIR.value)[0])
-    from conet_jax import evaluation
+    cli.choose_platform(stored_config(_WORKDIR.value)[0])
+    from conet_jax.train import ranking
 
-    task, params, progress = experiment.restore(_WORKDIR.value, devices=0)
-    held_out = getattr(task.dataset, _SPLIT.value)
+    experiment, params, progress = restore(_WORKDIR.value, devices=0)
+    held_out = getattr(experiment.dataset, _SPLIT.value)
     if _FULL.value:
-        touched = experiment.touched_items(task.dataset)
-        ranks = evaluation.rank_full(task.model, params, task.interactions, held_out, touched)
+        touched = touched_items(experiment.dataset)
+        ranks = ranking.rank_full(
+            experiment.model, params, experiment.interactions, held_out, touched
+        )
     else:
-        ranks = evaluation.rank_held_out(task.model, params, task.interactions, held_out)
-    metrics = evaluation.summarize(ranks, k=task.config.eval_k)
+        ranks = ranking.rank_held_out(experiment.model, params, experiment.interactions, held_out)
+    metrics = ranking.summarize(ranks, k=experiment.config.eval_k)
     heading = {"split": _SPLIT.value, "full_ranking": _FULL.value}
     print(json.dumps({**heading, "best_epoch": progress["best_epoch"], **metrics}, indent=2))
 

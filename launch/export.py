@@ -34,15 +34,17 @@ def main() -> None:
         recbole.save(store.load(_DATA.value), _OUT.value)
         print(f"written to {_OUT.value}; RecBole reads it with\n{recbole.settings(_OUT.value)}")
         return
-    from conet_jax import experiment
 
-    cli.choose_platform(experiment.stored_config(_WORKDIR.value)[0])
-    from conet_jax import export
+    from conet_jax.run.experiment import for_inference
+    from conet_jax.run.workdir import restore, stored_config
+
+    cli.choose_platform(stored_config(_WORKDIR.value)[0])
+    from conet_jax.serve import export
 
     export.check_writable(_OUT.value)
-    task, params, _ = experiment.restore(_WORKDIR.value)
-    task, params = experiment.for_inference(task, params)
-    export.save(task, params, _OUT.value)
+    experiment, params, _ = restore(_WORKDIR.value)
+    experiment, params = for_inference(experiment, params)
+    export.save(experiment, params, _OUT.value)
     print(f"written to {_OUT.value}")
 
 

@@ -58,7 +58,7 @@ def main() -> None:
     """Draws."""
     configs = _configs()
     cli.choose_platform(next(iter(configs.values())))
-    from conet_jax import figures
+    from conet_jax.studies import figures
 
     names = _FIGURES if _FIGURE.value == "all" else (_FIGURE.value,)
     figures.write(names, configs, _WORKDIR.value, seeds=_SEEDS.value)

@@ -28,7 +28,7 @@ def main() -> None:
     """Trains, prints and writes the table."""
     config = cli.config_of(_CONFIG)
     cli.choose_platform(config)
-    from conet_jax import habits
+    from conet_jax.studies import habits
 
     habits.report(config, _WORKDIR.value, seeds=_SEEDS.value)
 

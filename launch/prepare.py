@@ -90,14 +90,14 @@ def main() -> None:
     """Reads, builds, writes, prints."""
     core = _check_flags()
 
-    from conet_jax.data import dataset, readers, recbole, store
+    from conet_jax.data import build, readers, recbole, store
 
     store.check_writable(_OUT.value)
     if _RECBOLE.value:
         built = recbole.load(_RECBOLE.value)
     else:
         target, source = _inputs()
-        built = dataset.build(
+        built = build.build(
             readers.read(target, _FORMAT.value),
             readers.read(source, _FORMAT.value),
             min_rating=_MIN_RATING.value,

@@ -65,15 +65,17 @@ def main() -> None:
             "expected one of --user=ID, --users=FILE and --all; found "
             + (" and ".join(f"--{name}" for name in asked) or "none")
         )
-    from conet_jax import experiment, metric_writers
+
+    from conet_jax.files import check_frames_path, write_frames
+    from conet_jax.run.workdir import stored_config
 
     if _OUT.value:
         if _OUT.value.endswith("/"):
             raise InputError(f"--out={_OUT.value} is a folder: expected a file")
-        metric_writers.check_frames_path(Path(_OUT.value))
-    cli.choose_platform(experiment.stored_config(_WORKDIR.value)[0])
-    from conet_jax import recommend
+        check_frames_path(Path(_OUT.value))
+    cli.choose_platform(stored_config(_WORKDIR.value)[0])
     from conet_jax.data import readers
+    from conet_jax.serve import recommend
 
     recommender = recommend.load(_WORKDIR.value)
     ids = _USER.value or (readers.read_ids(_USERS.value) if _USERS.value else None)
@@ -111,7 +113,7 @@ def main() -> None:
             print(recommend.text(frame), end="")
         return
     began = time.perf_counter()
-    metric_writers.write_frames(Path(_OUT.value), frames)
+    write_frames(Path(_OUT.value), frames)
     seconds = time.perf_counter() - began
     print(
         f"{len(users):,} users in {seconds:,.1f} s ({len(users) / seconds:,.0f} a second), "

@@ -59,7 +59,7 @@ def main() -> None:
             f"or write sweep(add) in {file.path}"
         )
     cli.choose_platform(file.config)
-    from conet_jax import search, sweep
+    from conet_jax.studies import search, sweep
 
     if _GRID.value:
         points = sweep.parse_grid(_GRID.value, file.config)

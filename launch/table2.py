@@ -58,9 +58,9 @@ def main() -> None:
         drops = [0]
     if any(drop < 1 for drop in drops):
         raise InputError(f"--drop={','.join(_DROP.value)}: expected numbers from 1, such as 1,2")
-    from conet_jax import search, study
+    from conet_jax.studies import search, table2
 
-    plan = study.Study(
+    plan = table2.Study(
         file.path,
         file.get_config,
         file.given,
@@ -70,7 +70,7 @@ def main() -> None:
         keep_checkpoints=_KEEP.value,
     )
     methods = search.METHODS if _METHODS.value is None else _METHODS.value
-    study.run(plan, methods, drops, _DROP_METHODS.value)
+    table2.run(plan, methods, drops, _DROP_METHODS.value)
 
 
 if __name__ == "__main__":

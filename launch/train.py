@@ -43,17 +43,17 @@ _TENSORBOARD = flags.DEFINE_boolean(
 def main() -> None:
     """Runs the experiment."""
     config = cli.config_of(_CONFIG)
-    from conet_jax import parallel
+    from conet_jax.devices import processes
 
-    parallel.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     cli.choose_platform(config)
-    from conet_jax import experiment
+    from conet_jax.run.fit import fit
 
     workdir = _WORKDIR.value or cli.default_workdir(config)
     try:
-        experiment.fit(config, workdir, tensorboard=_TENSORBOARD.value)
-    except parallel.PeerLost as error:
-        parallel.leave(error)
+        fit(config, workdir, tensorboard=_TENSORBOARD.value)
+    except processes.PeerLost as error:
+        processes.leave(error)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from conet_jax import benchmark, evaluation, experiment, footprint, parallel, training
+from conet_jax import benchmark
 from conet_jax.config import default_config
 from conet_jax.data import synthetic
+from conet_jax.data.load import touched_items
+from conet_jax.run import memory
+from conet_jax.run.experiment import make_experiment
+from conet_jax.run.fit import fit
+from conet_jax.run.start import initial_state
+from conet_jax.train import ranking
+from conet_jax.train.chunk import diagnose, train_chunk
 
 SIZES = dict(
     num_users=120,
@@ -40,58 +47,60 @@ def config_of(devices, variant="lasso", **fields):
 
 def large_batches(devices, dataset, fields):
     """What a step of 1,024 examples a domain moves and holds, from the compiled program."""
-    task = experiment.make_task(config_of(devices, batch_size=512, **fields), dataset)
-    compiled = benchmark.compile_steps(task, task.init(), 1)
+    experiment = make_experiment(config_of(devices, batch_size=512, **fields), dataset)
+    compiled = benchmark.compile_steps(experiment, initial_state(experiment), 1)
     found = compiled.memory_analysis()
-    params = jax.eval_shape(task.params, task.abstract_state())
+    params = jax.eval_shape(experiment.params, experiment.abstract_state())
     settled = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)) // devices
-    return benchmark.traffic(task, compiled) | {
-        "announced": footprint.memory(task, 1),
+    return benchmark.traffic(experiment, compiled) | {
+        "announced": memory.memory(experiment, 1),
         "held": found.argument_size_in_bytes + found.temp_size_in_bytes + 2 * settled,
     }
 
 
 def steps(dataset, devices, epochs, full, room, fields):
     """Trains some epochs: losses, settled tables in the order of ids, ranks, memory."""
-    task = experiment.make_task(config_of(devices, **fields), dataset)
+    experiment = make_experiment(config_of(devices, **fields), dataset)
     if room is not None:  # less room than rows need: the way for the worst case is taken
-        parallel.capacity = lambda count, n=None: room
-    state, losses = task.init(), []
+        devices.capacity = lambda count, n=None: room
+    state, losses = initial_state(experiment), []
     whole = sum(x.nbytes for x in state.tables.values())
     shards = [s for x in state.tables.values() for s in x.addressable_shards]
-    held = [sum(s.data.nbytes for s in shards if s.device == d) for d in task.mesh.devices.flat]
+    held = [
+        sum(s.data.nbytes for s in shards if s.device == d) for d in experiment.mesh.devices.flat
+    ]
     for epoch in range(epochs):
-        state, sums = training.train_chunk(
+        state, sums = train_chunk(
             state,
-            task.interactions,
-            task.sampling_key,
+            experiment.interactions,
+            experiment.sampling_key,
             np.int32(epoch),
             np.int32(0),
-            task.hyper,
-            model=task.model,
-            plan=task.plan,
-            settings=task.settings,
-            num_steps=task.plan.steps,
+            experiment.hyper,
+            model=experiment.model,
+            plan=experiment.plan,
+            settings=experiment.settings,
+            num_steps=experiment.plan.steps,
         )
         losses.append(np.asarray(sums["target_loss"]))
-    params = task.params(state)
-    ranks = evaluation.rank_held_out(task.model, params, task.interactions, dataset.valid)
+    params = experiment.params(state)
+    ranks = ranking.rank_held_out(experiment.model, params, experiment.interactions, dataset.valid)
     out = {
         "losses": np.concatenate(losses),
         "above": ranks.above,
-        "ndcg": evaluation.summarize(ranks, k=10)["ndcg@10"],
+        "ndcg": ranking.summarize(ranks, k=10)["ndcg@10"],
         "held": max(held) / whole,
     }
-    for name, table in task.to_save(params).tables.items():
-        rows = task.abstract_state().tables[name].shape[0]
+    for name, table in experiment.to_save(params).tables.items():
+        rows = experiment.abstract_state().tables[name].shape[0]
         out[f"table_{name}"] = np.asarray(table)[:rows]
     if full:
-        arguments = params, task.interactions, task.sampling_key, np.int32(0)
-        found = training.diagnose(*arguments, model=task.model, plan=task.plan)
+        arguments = params, experiment.interactions, experiment.sampling_key, np.int32(0)
+        found = diagnose(*arguments, model=experiment.model, plan=experiment.plan)
         out["diagnostics"] = np.array([float(v) for _, v in sorted(found.items())])
-        touched = experiment.touched_items(dataset)
-        found = evaluation.rank_full(
-            task.model, params, task.interactions, dataset.valid, touched, block=64
+        touched = touched_items(dataset)
+        found = ranking.rank_full(
+            experiment.model, params, experiment.interactions, dataset.valid, touched, block=64
         )
         out |= {"full_above": found.above, "full_candidates": found.candidates}
     return out
@@ -108,7 +117,7 @@ def main(
     dataset = synthetic.dataset(**SIZES)[0]
     for workdir, count, until in runs:
         config = config_of(count, epochs=until, **(fields or {}))
-        experiment.fit(config, workdir, dataset=dataset, quiet=True)
+        fit(config, workdir, dataset=dataset, quiet=True)
     results = {}
     if traffic:
         results["traffic"] = json.dumps(large_batches(traffic, dataset, fields or {}))

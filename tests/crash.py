@@ -73,22 +73,23 @@ def child(fd, script):
         setattr(owner, name, wrapped)
 
     def instrument():
-        from conet_jax import experiment, population
-        from conet_jax.checkpoints import Checkpoints
+        from conet_jax.run import fit, loop
+        from conet_jax.run.checkpoints import Checkpoints
+        from conet_jax.studies import population
 
-        told(experiment, "load_dataset", "data preparation")
-        told(experiment, "run_epoch", "epoch", after="epoch")
-        told(experiment, "end_epoch", "validation")
-        told(experiment, "_finish", "result writing", after="result writing")
+        told(fit, "load_dataset", "data preparation")
+        told(loop, "run_epoch", "epoch", after="epoch")
+        told(loop, "end_epoch", "validation")
+        told(fit, "_finish", "result writing", after="result writing")
         told(population, "_epoch", "epoch", after="epoch")
         told(population, "train", "start", after="result writing")
         told(Checkpoints, "save_latest", "checkpoint")
         told(Checkpoints, "save_best", "checkpoint")
 
     if script.endswith("prepare.py"):
-        from conet_jax.data import dataset, store
+        from conet_jax.data import build, store
 
-        told(dataset, "build", "data preparation")
+        told(build, "build", "data preparation")
         told(store, "save", "result writing", after="result writing")
     else:
         # After the processes have joined, before anything that is told about is used.
@@ -305,8 +306,8 @@ def check_whole(workdir):
     Raises:
       Exception: one cannot be read to its end.
     """
-    from conet_jax import checkpoints
     from conet_jax.data import store
+    from conet_jax.run import checkpoints
 
     for path in workdir.rglob("*"):
         inside = {"checkpoints", "populations"} & set(path.relative_to(workdir).parts)

@@ -116,7 +116,9 @@ def main() -> None:
             continue
         wrong = differences(json.loads(path.read_text()), found)
         failed |= bool(wrong)
-        print(f"{name}: " + (f"{len(wrong)} differ" if wrong else "the same"), *wrong[:5], sep="\n  ")
+        print(
+            f"{name}: " + (f"{len(wrong)} differ" if wrong else "the same"), *wrong[:5], sep="\n  "
+        )
         sys.stdout.flush()
     sys.exit(failed)
 

@@ -8,7 +8,9 @@ import json
 import re
 import zlib
 
-from conet_jax.data.readers import _SPELLINGS  # the table of names, not code
+from conet_jax.data.readers import _SPELLINGS
+
+# the table of names, not code
 
 NUMBER = re.compile(rb"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 SEPARATORS = "\t,;|"

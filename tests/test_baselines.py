@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conet_jax import evaluation, experiment, metrics, sampling
+from conet_jax import metrics
 from conet_jax.config import VARIANTS, default_config, validate
 from conet_jax.data import synthetic
 from conet_jax.errors import InputError
@@ -24,11 +24,17 @@ from conet_jax.models import (
     ease,
     factors,
     fm,
+    history,
     ials,
     popularity,
-    profiles,
 )
 from conet_jax.models.base import Batch, Examples, Hyper, Params, Profile, Sizes
+from conet_jax.run import loop
+from conet_jax.run.experiment import make_experiment
+from conet_jax.run.fit import fit
+from conet_jax.run.start import initial_state
+from conet_jax.train import ranking, sampling
+from conet_jax.train.interactions import to_device
 
 SIZES = Sizes(users=5, target_items=6, source_items=7)
 LAYERS = (6, 4)  # 3 factors
@@ -258,7 +264,7 @@ SOURCE_ITEMS = [[0, 3, 6], [1], [], [2, 3, 4, 5], [0, 1]]
 
 def interactions_of(lists, num_items):
     indptr = np.cumsum([0] + [len(items) for items in lists])
-    return sampling.to_device(indptr, np.concatenate(lists).astype(int), num_items)
+    return to_device(indptr, np.concatenate(lists).astype(int), num_items)
 
 
 def both_domains():
@@ -272,7 +278,7 @@ def all_scores(model, params, interactions):
     """Scores of all users for all target items, listed in another order for each user."""
     users = np.arange(SIZES.users)
     items = np.stack([np.random.default_rng(u).permutation(SIZES.target_items) for u in users])
-    projected = evaluation.project(params, interactions, model=model)
+    projected = ranking.project(params, interactions, model=model)
     assert projected["item"].shape[0] == SIZES.target_items
     listed = jax.jit(model.scores)(projected, users, items)
     scores = np.zeros(items.shape)
@@ -320,7 +326,7 @@ def test_scores_of_the_machine_are_its_training_logits_with_whole_profiles():
         assert set(np.asarray(batch.target.users)) == set(range(SIZES.users))
         rows = rows_of(model, params, batch)
         trained = jax.jit(fm.logits)(params.dense, rows, batch.source_profile.mask)
-        projected = evaluation.project(params, interactions, model=model)
+        projected = ranking.project(params, interactions, model=model)
         scores = jax.jit(model.scores)(projected, batch.target.users, batch.target.items[:, None])
         np.testing.assert_allclose(scores[:, 0], trained, rtol=1e-12, atol=1e-12)
 
@@ -350,13 +356,13 @@ def test_factors_start_small_with_biases_of_zero():
 
 def test_mean_of_all_is_the_mean_of_each_users_items_over_many_blocks():
     rng = np.random.default_rng(0)
-    users = np.sort(rng.choice([0, 1, 3, 4], 2 * profiles._BLOCK + 5))  # nothing of user 2
+    users = np.sort(rng.choice([0, 1, 3, 4], 2 * history._BLOCK + 5))  # nothing of user 2
     items, table = rng.integers(0, 9, len(users)), rng.normal(size=(9, 3))
     expected = [table[items[users == u]].mean(0) if u != 2 else np.zeros(3) for u in range(5)]
     with jax.enable_x64(True):
-        mean_of_all = jax.jit(profiles.mean_of_all, static_argnums=3)
+        mean_of_all = jax.jit(history.mean_of_all, static_argnums=3)
         means = mean_of_all(*on_device((items, users, table)), 5)
-        sizes = profiles.sizes(jnp.asarray(users), 5)
+        sizes = history.sizes(jnp.asarray(users), 5)
     np.testing.assert_allclose(means, expected, rtol=1e-10)
     np.testing.assert_array_equal(sizes, np.bincount(users, minlength=5))
 
@@ -713,7 +719,7 @@ QUICK = ("bprmf", "ials", "ease", "popularity")
 )
 def test_every_variant_runs_and_its_ranks_give_its_result(data, tmp_path, variant):
     workdir = tmp_path / "run"
-    result = experiment.fit(tiny(variant), workdir, dataset=data)
+    result = fit(tiny(variant), workdir, dataset=data)
     files = {path.name for path in workdir.iterdir() if path.name != ".lock"}
     assert files == {
         "checkpoints",
@@ -743,7 +749,7 @@ def test_every_variant_runs_and_its_ranks_give_its_result(data, tmp_path, varian
 
 
 def test_ranks_of_popularity_are_those_of_counting(data, tmp_path):
-    experiment.fit(tiny("popularity"), tmp_path / "run", dataset=data)
+    fit(tiny("popularity"), tmp_path / "run", dataset=data)
     counts = np.bincount(data.target.indices, minlength=data.target.num_items)
     with np.load(tmp_path / "run" / "ranks.npz") as ranks:
         for split in ("test", "valid"):
@@ -757,10 +763,10 @@ def test_ranks_of_popularity_are_those_of_counting(data, tmp_path):
 
 @pytest.mark.parametrize("variant", ["ease_joined", "popularity"])
 def test_finished_closed_form_called_again_gives_the_same_result(data, tmp_path, variant):
-    result = experiment.fit(tiny(variant), tmp_path / "run", dataset=data)
+    result = fit(tiny(variant), tmp_path / "run", dataset=data)
     rows = rows_in(tmp_path / "run")
     # There is no second epoch to do, however many are asked for.
-    again = experiment.fit(tiny(variant, epochs=9), tmp_path / "run", dataset=data)
+    again = fit(tiny(variant, epochs=9), tmp_path / "run", dataset=data)
     assert result["epochs"] == again["epochs"] == len(rows) == 1
     assert again.pop("config") == result.pop("config") | {"epochs": 9}
     assert without_seconds(again) == without_seconds(result)
@@ -771,15 +777,15 @@ def test_finished_closed_form_called_again_gives_the_same_result(data, tmp_path,
 def whole(data, tmp_path_factory):
     """An undisturbed run of iALS over four sweeps: (workdir, result)."""
     workdir = tmp_path_factory.mktemp("ials") / "whole"
-    return workdir, experiment.fit(tiny("ials_joined", epochs=4), workdir, dataset=data)
+    return workdir, fit(tiny("ials_joined", epochs=4), workdir, dataset=data)
 
 
 @pytest.mark.slow
 def test_interrupted_ials_resumes_to_the_uninterrupted_run(whole, data, tmp_path):
     workdir, result = whole
-    first = experiment.fit(tiny("ials_joined", epochs=2), tmp_path / "parts", dataset=data)
+    first = fit(tiny("ials_joined", epochs=2), tmp_path / "parts", dataset=data)
     assert first["epochs"] == 2
-    parts = experiment.fit(tiny("ials_joined", epochs=4), tmp_path / "parts", dataset=data)
+    parts = fit(tiny("ials_joined", epochs=4), tmp_path / "parts", dataset=data)
     assert without_seconds(parts) == without_seconds(result)
     rows = rows_in(workdir)
     assert rows == rows_in(tmp_path / "parts") and len(rows) == 4
@@ -792,8 +798,8 @@ def test_interrupted_ials_resumes_to_the_uninterrupted_run(whole, data, tmp_path
 
 def test_epochs_of_train_are_those_of_the_run(whole, data):
     workdir, result = whole
-    task = experiment.make_task(tiny("ials_joined", epochs=4), data)
-    epochs = list(experiment.train(task, task.init()))
+    experiment = make_experiment(tiny("ials_joined", epochs=4), data)
+    epochs = list(loop.train(experiment, initial_state(experiment)))
     values = [epoch.row["valid"] for epoch in epochs]
     assert values == [row["valid"] for row in rows_in(workdir)]
     assert [epoch.progress.epoch for epoch in epochs] == [1, 2, 3, 4]
@@ -804,8 +810,8 @@ def test_epochs_of_train_are_those_of_the_run(whole, data):
 
 @pytest.mark.slow
 def test_group_lasso_run_empties_whole_rows_of_the_cross_connections(data):
-    task = experiment.make_task(tiny("group_lasso", l1=1e-4), data)
-    *_, last = experiment.train(task, task.init())
+    experiment = make_experiment(tiny("group_lasso", l1=1e-4), data)
+    *_, last = loop.train(experiment, initial_state(experiment))
     for layer in last.params.dense["cross"].values():
         kept = np.asarray(layer["both"]["h"]) != 0  # a row: from one activation to all of the next
         rows = kept.any(1)
@@ -815,13 +821,13 @@ def test_group_lasso_run_empties_whole_rows_of_the_cross_connections(data):
 
 def test_ease_of_too_many_items_is_refused_before_it_runs(data, tmp_path):
     with pytest.raises(InputError, match=r"130 items: more than config\.max_items=100"):
-        experiment.fit(tiny("ease", max_items=100), tmp_path / "run", dataset=data)
+        fit(tiny("ease", max_items=100), tmp_path / "run", dataset=data)
 
 
 def started(config, data):
     """The parameters before the first step."""
-    task = experiment.make_task(config, data)
-    return task.params(task.init())
+    experiment = make_experiment(config, data)
+    return experiment.params(initial_state(experiment))
 
 
 @pytest.mark.parametrize(("variant", "joined"), [("mlp", False), ("mlp", True), ("conet", True)])
@@ -829,9 +835,9 @@ def test_warm_start_is_the_factorisation_of_the_domains(data, variant, joined):
     fields = dict(ials_regularization=1.0, ials_alpha=10.0, joined=joined and variant == "mlp")
     config = tiny(variant, warm_start="ials", **fields)
     warm, cold = started(config, data), started(tiny(variant), data)
-    task = experiment.make_task(config, data)
+    experiment = make_experiment(config, data)
     options = ials.Options((8,), joined, 1.0, 10.0, 0.2)
-    tables = ials.fit(task.interactions, task.sizes, options, sweeps=2)
+    tables = ials.fit(experiment.interactions, experiment.sizes, options, sweeps=2)
     assert ("source_item" in warm.tables) == (variant == "conet")
     for name, table in warm.tables.items():
         np.testing.assert_array_equal(table, tables[name])

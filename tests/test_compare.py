@@ -9,10 +9,12 @@ import pytest
 from scipy import stats
 from test_launch import assert_one_line_error, launch
 
-from conet_jax import compare, experiment, metrics
+from conet_jax import metrics
 from conet_jax.config import default_config
 from conet_jax.data import synthetic
 from conet_jax.errors import InputError
+from conet_jax.run.fit import fit
+from conet_jax.studies import compare
 
 SIZES = dict(
     num_users=60,
@@ -43,7 +45,7 @@ def runs(tmp_path_factory):
         ("ials/seed_0", config_of("ials", ials_alpha=2.0)),
         ("ials/seed_1", config_of("ials", ials_alpha=2.0, seed=1)),
     ):
-        experiment.fit(config, folder / name, dataset=data, quiet=True)
+        fit(config, folder / name, dataset=data, quiet=True)
     return folder
 
 
@@ -91,7 +93,7 @@ def test_test_is_scipy_s_over_users_averaged_over_seeds(runs, split, k):
 
 def test_runs_on_other_data_are_refused(runs, tmp_path):
     other = synthetic.dataset(**SIZES, seed=1)[0]
-    experiment.fit(config_of("popularity"), tmp_path / "other", dataset=other, quiet=True)
+    fit(config_of("popularity"), tmp_path / "other", dataset=other, quiet=True)
     done = launch("compare", runs / "popularity", tmp_path / "other")
     assert_one_line_error(done, "other data", other.meta["hash"][:12])
 
@@ -132,10 +134,8 @@ def test_event_files_hold_the_numbers_of_metrics_jsonl(tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 
     data = synthetic.dataset(**SIZES, seed=0)[0]
-    experiment.fit(
-        config_of("ials", epochs=1), tmp_path, dataset=data, quiet=True, tensorboard=True
-    )
-    experiment.fit(config_of("ials"), tmp_path, dataset=data, quiet=True, tensorboard=True)
+    fit(config_of("ials", epochs=1), tmp_path, dataset=data, quiet=True, tensorboard=True)
+    fit(config_of("ials"), tmp_path, dataset=data, quiet=True, tensorboard=True)
     found = {}
     for path in sorted((tmp_path / "tensorboard").iterdir()):
         for record in records(path):
@@ -153,5 +153,5 @@ def test_event_files_hold_the_numbers_of_metrics_jsonl(tmp_path):
 def test_missing_tensorboardx_is_named_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(InputError, match=r'pip install "conet-jax\[tensorboard\]"'):
-        experiment.fit(config_of("popularity"), tmp_path / "run", tensorboard=True)
+        fit(config_of("popularity"), tmp_path / "run", tensorboard=True)
     assert not (tmp_path / "run").exists()

@@ -16,18 +16,14 @@ import soak
 from test_experiment import SIZES, tiny, without_seconds
 from test_launch import ROOT, assert_one_line_error, launch
 
-from conet_jax import (
-    checkpoints,
-    experiment,
-    figures,
-    interruption,
-    ownership,
-    population,
-    study,
-    sweep,
-)
 from conet_jax.data import synthetic
 from conet_jax.errors import InputError
+from conet_jax.run import checkpoints, lock, signals
+from conet_jax.run.experiment import make_experiment
+from conet_jax.run.fit import fit
+from conet_jax.run.workdir import restore
+from conet_jax.studies import figures, population, sweep, table2
+from conet_jax.train.chunk import chunk_lengths, train_chunk
 
 # Nearly all of the time here is compilation.
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -42,7 +38,7 @@ def data():
 def finished(data, tmp_path_factory):
     """A run, and what it leaves but for times."""
     workdir = tmp_path_factory.mktemp("run") / "tiny"
-    experiment.fit(tiny(), workdir, dataset=data, quiet=True)
+    fit(tiny(), workdir, dataset=data, quiet=True)
     return workdir, crash.results(workdir)
 
 
@@ -87,35 +83,33 @@ def test_ten_kills_over_all_kinds_of_run_and_phases_resume_to_the_same_results(t
 def request(monkeypatch, *, call):
     """Makes a run find, the ``call``-th time that it asks, that a signal has come."""
     asked = iter(range(1, 1000))
-    monkeypatch.setattr(
-        interruption, "requested", lambda: signal.SIGTERM if next(asked) == call else 0
-    )
+    monkeypatch.setattr(signals, "requested", lambda: signal.SIGTERM if next(asked) == call else 0)
 
 
 @pytest.mark.parametrize("call", [1, 2, 4, 5])  # in an epoch, at its last call, after it
 def test_signal_in_an_epoch_saves_the_part_that_is_done(data, tmp_path, monkeypatch, call):
-    steps = experiment.make_task(tiny(), data).plan.steps
-    monkeypatch.setattr(experiment, "CHUNK_STEPS", -(-steps // 2))
-    lengths = experiment.training.chunk_lengths(steps, experiment.CHUNK_STEPS)
+    steps = make_experiment(tiny(), data).plan.steps
+    monkeypatch.setattr("conet_jax.run.epoch.CHUNK_STEPS", -(-steps // 2))
+    lengths = chunk_lengths(steps, -(-steps // 2))
     assert len(lengths) == 2  # a run asks three times an epoch: after each, and after the epoch
-    experiment.fit(tiny(), tmp_path / "whole", dataset=data, quiet=True)
+    fit(tiny(), tmp_path / "whole", dataset=data, quiet=True)
     with monkeypatch.context() as patch:
         request(patch, call=call)
-        with pytest.raises(interruption.Interrupted, match="stopped by SIGTERM: saved after") as at:
-            experiment.fit(tiny(), tmp_path / "run", dataset=data, quiet=True)
+        with pytest.raises(signals.Interrupted, match="stopped by SIGTERM: saved after") as at:
+            fit(tiny(), tmp_path / "run", dataset=data, quiet=True)
     epochs, chunks = divmod(call - 1, 3)
     done = sum(lengths[: chunks + 1])
     expected = f"epoch {epochs} and {done} steps in" if chunks < 2 else f"epoch {epochs + 1} in"
     assert expected in str(at.value)
     trained = []
-    run = experiment.training.train_chunk
+    run = train_chunk
 
     def counted(*args, num_steps, **static):
         trained.append(num_steps)
         return run(*args, num_steps=num_steps, **static)
 
-    monkeypatch.setattr(experiment.training, "train_chunk", counted)
-    experiment.fit(tiny(), tmp_path / "run", dataset=data, quiet=True)
+    monkeypatch.setattr("conet_jax.run.epoch.train_chunk", counted)
+    fit(tiny(), tmp_path / "run", dataset=data, quiet=True)
     assert sum(trained) == 3 * steps - epochs * steps - done
     assert crash.results(tmp_path / "run") == crash.results(tmp_path / "whole")
 
@@ -123,8 +117,8 @@ def test_signal_in_an_epoch_saves_the_part_that_is_done(data, tmp_path, monkeypa
 def test_signal_in_a_population_saves_the_part_that_is_done(data, tmp_path, monkeypatch):
     configs = [tiny(seed=seed) for seed in (0, 1)]
     monkeypatch.setattr(population, "_STEPS", 16)
-    steps = experiment.make_task(configs[0], data).plan.steps
-    done = sum(experiment.training.chunk_lengths(steps, 8)[:2])
+    steps = make_experiment(configs[0], data).plan.steps
+    done = sum(chunk_lengths(steps, 8)[:2])
 
     def numbers(records):
         return [without_seconds(record) for record in records]
@@ -132,15 +126,15 @@ def test_signal_in_a_population_saves_the_part_that_is_done(data, tmp_path, monk
     expected = numbers(population.train(configs, data, tmp_path / "whole"))
     with monkeypatch.context() as patch:
         request(patch, call=2)
-        with pytest.raises(interruption.Interrupted, match=f"after epoch 0 and {done} steps"):
+        with pytest.raises(signals.Interrupted, match=f"after epoch 0 and {done} steps"):
             population.train(configs, data, tmp_path / "run")
     assert numbers(population.train(configs, data, tmp_path / "run")) == expected
 
 
 def test_signals_do_what_they_always_do_without_a_launcher():
     # Jobs in the background are started with SIGINT ignored, so the default is no question.
-    assert interruption._handle not in map(signal.getsignal, (signal.SIGINT, signal.SIGTERM))
-    assert interruption.requested() == 0
+    assert signals._handle not in map(signal.getsignal, (signal.SIGINT, signal.SIGTERM))
+    assert signals.requested() == 0
 
 
 @pytest.mark.parametrize(
@@ -150,7 +144,7 @@ def test_signals_do_what_they_always_do_without_a_launcher():
         # Python does not come to its handler in there.
         ("hashlib.pbkdf2_hmac('sha1', b'', b'', 1 << 30)", 143, ["in a long call"]),
         (
-            "with interruption.deferred():\n  while not interruption.requested(): time.sleep(0.01)",
+            "with signals.deferred():\n  while not signals.requested(): time.sleep(0.01)",
             143,
             ["saving; once more to stop at once", "stopped by SIGTERM"],
         ),
@@ -159,14 +153,15 @@ def test_signals_do_what_they_always_do_without_a_launcher():
 def test_sigterm_ends_a_process_with_a_message(body, status, said):
     code = f"""
 import hashlib, time
-from conet_jax import interruption
-interruption.GRACE_SECONDS = 0.5
-interruption.install()
+from conet_jax.run import signals
+
+signals.GRACE_SECONDS = 0.5
+signals.install()
 print("ready", flush=True)
 try:
   {body.replace(chr(10), chr(10) + "  ")}
 except KeyboardInterrupt as error:
-  interruption.end(error)
+  signals.end(error)
 """
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -221,47 +216,47 @@ def test_workdir_of_a_live_process_is_refused_and_that_of_a_dead_one_is_not(
         "print('held', flush=True); time.sleep(600)"
     )
     holder = subprocess.Popen(
-        [sys.executable, "-c", hold, workdir / ownership.LOCK], stdout=subprocess.PIPE
+        [sys.executable, "-c", hold, workdir / lock.LOCK], stdout=subprocess.PIPE
     )
     try:
         holder.stdout.readline()
         before = crash.results(workdir)
         with pytest.raises(InputError, match="is in use by process 7 on elsewhere: wait"):
-            experiment.fit(tiny(), workdir, dataset=data)
+            fit(tiny(), workdir, dataset=data)
         assert crash.results(workdir) == before
     finally:
         holder.kill()
         holder.communicate()
-    experiment.fit(tiny(), workdir, dataset=data, quiet=True)
+    fit(tiny(), workdir, dataset=data, quiet=True)
     assert crash.results(workdir) == finished[1]
 
 
 def test_sweep_study_and_figures_own_their_folders(data, tmp_path):
     config = tiny("popularity")
     plan = sweep.Sweep("tiny.py", config, {}, tmp_path, [{}])
-    table = study.Study("tiny.py", lambda variant: tiny(variant), {}, tmp_path, seeds=1, trials=1)
+    table = table2.Study("tiny.py", lambda variant: tiny(variant), {}, tmp_path, seeds=1, trials=1)
     (tmp_path / "popularity").mkdir()
-    with ownership.owned(tmp_path), ownership.owned(tmp_path / "popularity"):
+    with lock.owned(tmp_path), lock.owned(tmp_path / "popularity"):
         own = f"is in use by process {os.getpid()} on "
         with pytest.raises(InputError, match=own):
             sweep.run(plan, data)
         with pytest.raises(InputError, match=own):
             figures.write(["3b"], {"lasso": tiny()}, tmp_path, seeds=1, dataset=data)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(experiment, "load_dataset", lambda config: data)
+            patch.setattr(table2, "load_dataset", lambda config: data)
             with pytest.raises(InputError, match=f"popularity: .*{own}"):
-                study.run(table, ["popularity"])
+                table2.run(table, ["popularity"])
     assert not list((tmp_path / "results").iterdir())
 
 
 def test_process_that_outlives_its_process_zero_keeps_the_workdir(tmp_path):
-    with open(tmp_path / f"{ownership.LOCK}.1", "w") as file:
+    with open(tmp_path / f"{lock.LOCK}.1", "w") as file:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="in use"), ownership.owned(tmp_path):
+        with pytest.raises(InputError, match="in use"), lock.owned(tmp_path):
             pass
-    with ownership.owned(tmp_path):
+    with lock.owned(tmp_path):
         pass
 
 
@@ -269,15 +264,16 @@ def test_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
     def unlockable(*_):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(ownership.fcntl, "flock", unlockable)
-    with ownership.owned(tmp_path):
+    monkeypatch.setattr(lock.fcntl, "flock", unlockable)
+    with lock.owned(tmp_path):
         assert "cannot be locked (Operation not supported)" in capsys.readouterr().err
 
 
 def test_reading_a_run_needs_no_lock(finished):
-    with ownership.owned(finished[0]), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "load_dataset", lambda config: synthetic.dataset(**SIZES)[0])
-        assert experiment.restore(finished[0])[2]["epoch"] == 3
+    with lock.owned(finished[0]), pytest.MonkeyPatch.context() as patch:
+        load = "conet_jax.run.workdir.load_dataset"
+        patch.setattr(load, lambda config: synthetic.dataset(**SIZES)[0])
+        assert restore(finished[0])[2]["epoch"] == 3
 
 
 # Damaged.
@@ -326,7 +322,7 @@ def test_damaged_checkpoint_is_passed_over_for_the_one_before(
         shutil.rmtree(latest / "state")
     else:
         (latest / "hashes.json").unlink()
-    experiment.fit(tiny(), workdir, dataset=data)
+    fit(tiny(), workdir, dataset=data)
     said = capsys.readouterr()
     assert said.err.startswith("warning: the checkpoint in ") and "of epoch 2" in said.err
     assert "resuming after epoch 2" in said.out
@@ -354,14 +350,14 @@ def test_without_a_whole_checkpoint_there_is_one_line(finished, data, tmp_path):
     for epoch in (2, 3):
         flip(workdir / "checkpoints" / "latest" / str(epoch))
     with pytest.raises(InputError, match="latest/3 is damaged .* no earlier one is whole: train"):
-        experiment.fit(tiny(), workdir, dataset=data)
+        fit(tiny(), workdir, dataset=data)
 
 
 def test_checkpoints_of_an_earlier_version_have_no_hashes_and_are_taken(finished, data, tmp_path):
     workdir = copied(finished, tmp_path)
     for path in workdir.rglob("hashes.json"):
         path.unlink()
-    experiment.fit(tiny(), workdir, dataset=data, quiet=True)
+    fit(tiny(), workdir, dataset=data, quiet=True)
     assert crash.results(workdir) == finished[1]
 
 
@@ -372,7 +368,7 @@ def test_population_whose_checkpoint_is_damaged_is_trained_again(
     expected = population.train(configs, data, tmp_path / "whole")
     with monkeypatch.context() as patch:
         request(patch, call=2)
-        with pytest.raises(interruption.Interrupted):
+        with pytest.raises(signals.Interrupted):
             population.train(configs, data, tmp_path / "run")
     flip(tmp_path / "run" / "2" / "latest" / "1")
     found = population.train(configs, data, tmp_path / "run")
@@ -409,13 +405,13 @@ def test_full_disk_is_an_error_and_the_run_goes_on_once_there_is_room(finished, 
     for kilobytes in range(100, 1300, 100):
         workdir = small_disk(f"size={kilobytes}k") / "run"
         try:
-            experiment.fit(tiny(), workdir, dataset=data, quiet=True)
+            fit(tiny(), workdir, dataset=data, quiet=True)
         except (OSError, InputError) as error:
             assert "No space left on device" in str(error) and str(workdir) in str(error)
             crash.check_whole(workdir)
             reached.append(newest(workdir))
             small_disk("remount,size=50m")
-            experiment.fit(tiny(), workdir, dataset=data, quiet=True)
+            fit(tiny(), workdir, dataset=data, quiet=True)
         assert crash.results(workdir) == finished[1]
         subprocess.run(["umount", workdir.parent], check=True)
     assert 3 < len(reached) < 12 and len(set(reached)) > 1, reached
@@ -423,17 +419,17 @@ def test_full_disk_is_an_error_and_the_run_goes_on_once_there_is_room(finished, 
 
 def test_workdir_that_cannot_be_written_is_an_error_and_can_be_read(data, small_disk):
     workdir = small_disk("size=50m") / "run"
-    experiment.fit(tiny(epochs=1), workdir, dataset=data, quiet=True)
+    fit(tiny(epochs=1), workdir, dataset=data, quiet=True)
     small_disk("remount,ro")
     with pytest.raises(InputError, match=f"cannot write to {workdir}: Read-only file system"):
-        experiment.fit(tiny(), workdir, dataset=data, quiet=True)
+        fit(tiny(), workdir, dataset=data, quiet=True)
     with pytest.raises(InputError, match="cannot write to .*: Read-only file system"):
-        experiment.fit(tiny(), workdir.parent / "other", dataset=data, quiet=True)
+        fit(tiny(), workdir.parent / "other", dataset=data, quiet=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiment, "load_dataset", lambda config: data)
-        assert experiment.restore(workdir)[2]["epoch"] == 1
+        patch.setattr("conet_jax.run.workdir.load_dataset", lambda config: data)
+        assert restore(workdir)[2]["epoch"] == 1
     small_disk("remount,rw")
-    experiment.fit(tiny(), workdir, dataset=data, quiet=True)
+    fit(tiny(), workdir, dataset=data, quiet=True)
 
 
 @pytest.mark.parametrize("when", ["save_best", "save_latest"])
@@ -447,7 +443,7 @@ def test_workdir_that_has_gone_is_an_error(data, tmp_path, monkeypatch, when):
 
     monkeypatch.setattr(checkpoints.Checkpoints, when, gone)
     with pytest.raises(FileNotFoundError, match=str(workdir)):
-        experiment.fit(tiny(), workdir, dataset=data, quiet=True)
+        fit(tiny(), workdir, dataset=data, quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -461,7 +457,8 @@ def test_workdir_that_has_gone_is_an_error(data, tmp_path, monkeypatch, when):
 def test_what_the_system_refuses_is_one_line_and_status_two(number, fragments):
     code = f"""
 import os, sys
-from conet_jax import cli
+from conet_jax import (cli)
+
 def main():
     raise OSError({number}, os.strerror({number}), "runs/a/ranks.npz")
 cli.run(main)

@@ -5,12 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conet_jax import crossing, experiment, sampling, training
 from conet_jax.config import default_config, validate
 from conet_jax.data import synthetic
 from conet_jax.errors import InputError
-from conet_jax.models import conet, crossfit, ials, mlp
+from conet_jax.models import conet, ials, mlp, out_of_fold
 from conet_jax.models.base import Sizes
+from conet_jax.run.epoch import run_epoch
+from conet_jax.run.experiment import make_experiment
+from conet_jax.run.start import initial_state
+from conet_jax.studies import crossing
+from conet_jax.train import sampling
+from conet_jax.train.chunk import chunk_program
+from conet_jax.train.interactions import to_device
+from conet_jax.train.state import TABLE_ADAM
 
 FOLDS, DIM = 3, 4
 SIZES = Sizes(40, 60, 50)
@@ -23,7 +30,7 @@ def random_pairs(users, items, each, seed):
     rng = np.random.default_rng(seed)
     lists = [np.sort(rng.choice(items, each, replace=False)) for _ in range(users)]
     indptr = np.arange(users + 1) * each
-    return sampling.to_device(indptr, np.concatenate(lists), items)
+    return to_device(indptr, np.concatenate(lists), items)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +41,7 @@ def interactions():
 @pytest.fixture(scope="module")
 def tables(interactions):
     options = {"folds": FOLDS, "sweeps": 3, "fold_sweeps": 2, "by_domain": True, "seed": 1}
-    return crossfit.fit(interactions, SIZES, OPTIONS, **options)
+    return out_of_fold.fit(interactions, SIZES, OPTIONS, **options)
 
 
 def without(interactions, fold):
@@ -100,7 +107,7 @@ def auc(scores, labels):
 def test_factors_say_nothing_of_a_pair_that_they_were_fitted_without(
     interactions, folds, low, high
 ):
-    fitted = crossfit.fit(
+    fitted = out_of_fold.fit(
         interactions, SIZES, OPTIONS, folds=folds, sweeps=8, fold_sweeps=8, by_domain=False
     )
     plan = sampling.plan_epoch(
@@ -108,10 +115,10 @@ def test_factors_say_nothing_of_a_pair_that_they_were_fitted_without(
     )
     target = sampling.sample_step(jax.random.key(0), 0, 0, interactions, plan).target
     rows = {
-        name: fitted[name][crossfit.row_ids(ids, target.folds, folds)]
+        name: fitted[name][out_of_fold.row_ids(ids, target.folds, folds)]
         for name, ids in (("user", target.users), ("target_item", target.items))
     }
-    dots = crossfit.features(rows["user"], rows["target_item"], 1.0)[:, 0]
+    dots = out_of_fold.features(rows["user"], rows["target_item"], 1.0)[:, 0]
     # Without the pair an item has one user less and scores a little lower, never higher.
     assert low <= auc(np.asarray(dots), np.asarray(target.labels)) <= high
 
@@ -208,29 +215,29 @@ def small(variant, **fields):
         num_users=60, num_target_items=130, num_source_items=120, target_interactions=420,
         source_interactions=500, seed=0,
     )[0]  # fmt: skip
-    return experiment.make_task(config, data)
+    return make_experiment(config, data)
 
 
 @pytest.mark.parametrize("variant", ["", "ours_mlp", "ours_mlp_joined"])
 def test_training_moves_the_towers_and_leaves_the_tables(variant):
-    task = small(variant)
-    state = task.init()
-    before = jax.tree.map(np.array, task.params(state))
-    state, row = experiment.run_epoch(task, state, 1)
-    programs = training.chunk_program._cache_size()
-    state, _ = experiment.run_epoch(task, state, 2)
-    assert training.chunk_program._cache_size() == programs  # nothing is compiled again
-    after = task.params(state)
+    experiment = small(variant)
+    state = initial_state(experiment)
+    before = jax.tree.map(np.array, experiment.params(state))
+    state, row = run_epoch(experiment, state, 1)
+    programs = chunk_program._cache_size()
+    state, _ = run_epoch(experiment, state, 2)
+    assert chunk_program._cache_size() == programs  # nothing is compiled again
+    after = experiment.params(state)
     jax.tree.map(np.testing.assert_array_equal, before.tables, after.tables)
     moved = jax.tree.map(lambda a, b: (np.asarray(a) != b).any(), after.dense, before.dense)
     assert all(jax.tree.leaves(moved))
-    assert row["step"] == task.plan.steps
-    assert training.TABLE_ADAM.init(jnp.ones((2, 3))).shape == (2, 10)  # trained tables are packed
+    assert row["step"] == experiment.plan.steps
+    assert TABLE_ADAM.init(jnp.ones((2, 3))).shape == (2, 10)  # trained tables are packed
 
 
 def test_switching_the_crossing_of_views():
-    task = small("")
-    params = task.params(task.init())
+    experiment = small("")
+    params = experiment.params(initial_state(experiment))
     wave = jax.tree.map(
         lambda x: x + 0.3 * jnp.cos(jnp.arange(float(x.size))).reshape(x.shape), params.dense
     )
@@ -238,10 +245,12 @@ def test_switching_the_crossing_of_views():
     users, items = jnp.arange(60), jnp.broadcast_to(jnp.arange(130), (60, 130))
 
     def scores(params):
-        return np.asarray(task.model.scores(task.model.project(params, {}), users, items))
+        return np.asarray(
+            experiment.model.scores(experiment.model.project(params, {}), users, items)
+        )
 
     switched = {
-        way: crossing.switched(params, task.interactions, way, pairing="views")[0]
+        way: crossing.switched(params, experiment.interactions, way, pairing="views")[0]
         for way in crossing.WAYS
     }
     np.testing.assert_array_equal(scores(switched["on"]), scores(params))

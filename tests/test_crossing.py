@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conet_jax import crossing, experiment
 from conet_jax.config import default_config
 from conet_jax.data import synthetic
 from conet_jax.errors import InputError
+from conet_jax.run.experiment import make_experiment
+from conet_jax.run.start import initial_state
+from conet_jax.studies import crossing
 
 
 @pytest.fixture(scope="module")
@@ -26,37 +28,39 @@ def data():
 def task_of(data, variant="conet", **fields):
     config = default_config(variant)
     config.update(dict(layers=(8, 6, 4), cross_layers=2) | fields)
-    return experiment.make_task(config, data)
+    return make_experiment(config, data)
 
 
-def scores_of(task, params, interactions):
+def scores_of(experiment, params, interactions):
     everything = jnp.broadcast_to(jnp.arange(120), (40, 120))
-    projected = task.model.project(params, interactions)
-    return np.asarray(task.model.scores(projected, jnp.arange(40), everything))
+    projected = experiment.model.project(params, interactions)
+    return np.asarray(experiment.model.scores(projected, jnp.arange(40), everything))
 
 
-def trained(task):
+def trained(experiment):
     """Parameters with a crossing that is felt."""
-    params = task.params(task.init())
+    params = experiment.params(initial_state(experiment))
     return jax.tree.map(lambda x: x + 0.3 * jnp.cos(jnp.arange(x.size).reshape(x.shape)), params)
 
 
 def test_off_is_the_target_tower_alone(data):
-    task = task_of(data)
+    experiment = task_of(data)
     alone = task_of(data, inference="target")
-    params = trained(task)
-    off = scores_of(task, *crossing.switched(params, task.interactions, "off"))
+    params = trained(experiment)
+    off = scores_of(experiment, *crossing.switched(params, experiment.interactions, "off"))
     np.testing.assert_allclose(
         off, scores_of(alone, params, alone.interactions), rtol=1e-5, atol=1e-5
     )
-    on = scores_of(task, *crossing.switched(params, task.interactions, "on"))
+    on = scores_of(experiment, *crossing.switched(params, experiment.interactions, "on"))
     assert np.abs(on - off).max() > 0.1
 
 
 def test_other_gives_each_user_the_source_items_of_the_next(data):
-    task = task_of(data)
-    _, interactions = crossing.switched(task.params(task.init()), task.interactions, "other")
-    assert interactions["target"] is task.interactions["target"]
+    experiment = task_of(data)
+    _, interactions = crossing.switched(
+        experiment.params(initial_state(experiment)), experiment.interactions, "other"
+    )
+    assert interactions["target"] is experiment.interactions["target"]
 
     def lists(domain):
         bounds = np.asarray(domain.indptr)
@@ -65,17 +69,19 @@ def test_other_gives_each_user_the_source_items_of_the_next(data):
             for a, b in zip(bounds[:-1], bounds[1:], strict=True)
         ]
 
-    before, after = lists(task.interactions["source"]), lists(interactions["source"])
+    before, after = lists(experiment.interactions["source"]), lists(interactions["source"])
     assert after == before[1:] + before[:1]
-    params = trained(task)
-    on = scores_of(task, params, task.interactions)
-    assert np.abs(scores_of(task, params, interactions) - on).max() > 1e-3
+    params = trained(experiment)
+    on = scores_of(experiment, params, experiment.interactions)
+    assert np.abs(scores_of(experiment, params, interactions) - on).max() > 1e-3
 
 
 def test_a_model_without_crossing_is_refused(data):
-    task = task_of(data, "mlp", cross_layers=0)
+    experiment = task_of(data, "mlp", cross_layers=0)
     with pytest.raises(InputError, match="no cross connections"):
-        crossing.switched(task.params(task.init()), task.interactions, "off")
+        crossing.switched(
+            experiment.params(initial_state(experiment)), experiment.interactions, "off"
+        )
 
 
 def test_the_table_has_the_means_and_a_paired_test():

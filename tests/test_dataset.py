@@ -8,8 +8,9 @@ import polars as pl
 import pytest
 from hypothesis import strategies as st
 
-from conet_jax.data import audit, dataset, readers
-from conet_jax.data.dataset import Dataset, HeldOut
+from conet_jax.data import build, readers, twins
+from conet_jax.data.assemble import from_arrays
+from conet_jax.data.types import Dataset, HeldOut, arrays, content_hash
 from conet_jax.errors import InputError
 
 
@@ -69,7 +70,7 @@ def test_core_is_that_of_a_simple_loop(seed, min_user, min_item, density):
     want = simple_core(*pairs, min_user, min_item)
     options = {"min_user_items": min_user, "min_item_users": min_item, "candidates": 1}
     try:
-        data = dataset.build(*(rows(sorted(p)) for p in pairs), **options)
+        data = build.build(*(rows(sorted(p)) for p in pairs), **options)
     except InputError as error:
         text = str(error)
         if "core is empty" in text or "no shared users" in text:
@@ -100,7 +101,7 @@ def some(users=30, target_items=40, source_items=20, seed=0, degree=6, source_de
 
 def test_splits_and_candidates_hold_what_they_promise():
     target, source = some()
-    data = dataset.build(rows(target), rows(source), candidates=20)
+    data = build.build(rows(target), rows(source), candidates=20)
     touched = {}
     for u, i in target:
         touched.setdefault(str(u), set()).add(str(i))
@@ -122,7 +123,7 @@ def test_splits_and_candidates_hold_what_they_promise():
 def test_rating_threshold_and_duplicates_and_audit():
     pairs = [("a", 1), ("a", 1), ("a", 2), ("b", 1), ("b", 3), ("c", 3), ("a", 4)]
     ratings = [5, 4, 3.9, 4, 4, 5, 4]
-    data = dataset.build(
+    data = build.build(
         rows(pairs, ratings), rows([("a", 1), ("b", 1), ("b", 2), ("a", 3)]), candidates=1
     )
     assert all_pairs(data, "target") == {("a", "1"), ("b", "1"), ("b", "3"), ("a", "4")}
@@ -135,7 +136,7 @@ def test_rating_threshold_and_duplicates_and_audit():
 
 def test_duplicates_keep_the_latest_time():
     pairs = [("a", 1), ("a", 2), ("a", 3), ("a", 1), ("b", 4)]
-    data = dataset.build(
+    data = build.build(
         rows(pairs, times=[1, 2, 3, 9, 0]),
         rows([("a", 1), ("b", 2)]),
         split="latest",
@@ -147,41 +148,39 @@ def test_duplicates_keep_the_latest_time():
 
 def test_order_of_rows_does_not_matter_and_seeds_do():
     target, source = some()
-    first = dataset.build(rows(target), rows(source), candidates=9)
-    again = dataset.build(rows(target[::-1]), rows(source[::-1]), candidates=9)
-    other = dataset.build(rows(target), rows(source), candidates=9, seed=1)
+    first = build.build(rows(target), rows(source), candidates=9)
+    again = build.build(rows(target[::-1]), rows(source[::-1]), candidates=9)
+    other = build.build(rows(target), rows(source), candidates=9, seed=1)
     assert first.meta == again.meta
-    for one, two in zip(
-        dataset.arrays(first).values(), dataset.arrays(again).values(), strict=True
-    ):
+    for one, two in zip(arrays(first).values(), arrays(again).values(), strict=True):
         np.testing.assert_array_equal(one, two)
     assert (first.test.items != other.test.items).any()
     assert first.meta["hash"] != other.meta["hash"]
 
 
 def test_hash_sees_every_array_id_and_option():
-    data = dataset.build(*map(rows, some()), candidates=9)
+    data = build.build(*map(rows, some()), candidates=9)
     seen = {data.meta["hash"]}
     for domain in ("target", "source"):
         csr = getattr(data, domain)
-        seen.add(dataset.content_hash(data._replace(**{domain: csr._replace(indices=csr.indptr)})))
+        seen.add(content_hash(data._replace(**{domain: csr._replace(indices=csr.indptr)})))
     for part, field in itertools.product(("valid", "test"), HeldOut._fields):
         held = getattr(data, part)
         values = getattr(held, field).copy()
         values.flat[-1] = ~values.flat[-1]
-        seen.add(dataset.content_hash(data._replace(**{part: held._replace(**{field: values})})))
+        seen.add(content_hash(data._replace(**{part: held._replace(**{field: values})})))
     for name in ("user_ids", "target_item_ids", "source_item_ids"):
         ids = getattr(data, name).copy()
         ids[0], ids[1] = ids[0] + ids[1][:1], ids[1][1:]  # the same bytes, cut elsewhere
-        seen.add(dataset.content_hash(data._replace(**{name: ids})))
+        seen.add(content_hash(data._replace(**{name: ids})))
     options = data.meta["options"] | {"min_rating": 3.0}
-    seen.add(dataset.content_hash(data._replace(meta=data.meta | {"options": options})))
+    seen.add(content_hash(data._replace(meta=data.meta | {"options": options})))
     assert len(seen) == 1 + 2 + 8 + 3 + 1
 
 
 def test_leading_zeros_are_other_ids():
     target = [("01", "007"), ("01", "7"), ("1", "07"), ("1", "x")]
-    data = dataset.build(rows(target), rows([("01", "0"), ("1", "00")]), candidates=1)
+    data = build.build(rows(target), rows([("01", "0"), ("1", "00")]), candidates=1)
     assert data.user_ids.tolist() == ["01", "1"]
     assert data.target_item_ids.tolist() == ["007", "07", "7", "x"]
 
@@ -215,12 +214,12 @@ def test_leading_zeros_are_other_ids():
 )
 def test_input_without_a_usable_data_set_is_refused(target, source, options, message):
     with pytest.raises(InputError, match=message):
-        dataset.build(rows(target, name="left"), rows(source, name="right"), **options)
+        build.build(rows(target, name="left"), rows(source, name="right"), **options)
 
 
 def test_threshold_that_nothing_reaches_is_named():
     with pytest.raises(InputError, match="left: no rating is 4 or more"):
-        dataset.build(rows([("a", 1)], [3], name="left"), rows([("a", 1)]))
+        build.build(rows([("a", 1)], [3], name="left"), rows([("a", 1)]))
 
 
 def given_style():
@@ -238,7 +237,7 @@ def given_style():
 
 
 def test_given_test_items_and_candidates_are_kept_and_positives_masked():
-    data = dataset.build(*given_style(), candidates=1, min_user_items=50, split="latest")
+    data = build.build(*given_style(), candidates=1, min_user_items=50, split="latest")
     ids = data.target_item_ids
     assert data.user_ids.tolist() == ["a", "b"]  # c is not in the source
     assert ids.tolist() == ["1", "2", "3", "4", "5", "6", "7", "8"]  # 9 was c's, 7 and 8 listed
@@ -261,7 +260,7 @@ def test_given_test_items_and_candidates_are_kept_and_positives_masked():
 def test_given_target_beside_a_source_with_ratings():
     target, _ = given_style()
     source = rows([("a", 1), ("b", 2), ("b", 3), ("c", 1)], ratings=[5, 4, 3, 1])
-    data = dataset.build(target, source, candidates=1)
+    data = build.build(target, source, candidates=1)
     assert all_pairs(data, "source") == {("a", "1"), ("b", "2")}
 
 
@@ -289,7 +288,7 @@ def test_twins_are_those_of_brute_force(jaccard):
             for domain in (base, (base ^ flip)[rng.permutation(14)])
         ]
         arrays = [np.array(sorted(s)).T for s in sets]
-        found = audit.find_twins(*arrays[0], *arrays[1], jaccard)
+        found = twins.find_twins(*arrays[0], *arrays[1], jaccard)
         want = simple_twins(*sets, jaccard)
         assert [tuple(pair) for pair in found.tolist()] == want
         found_any += len(want)
@@ -299,17 +298,17 @@ def test_twins_are_those_of_brute_force(jaccard):
 def test_twins_in_small_chunks_are_the_same(monkeypatch):
     rng = np.random.default_rng(0)
     pairs = np.argwhere(rng.random((40, 12)) < 0.4).T
-    whole = audit.find_twins(*pairs, *pairs, 0.4)
-    monkeypatch.setattr(audit, "_CHUNK", 3)
-    np.testing.assert_array_equal(audit.find_twins(*pairs, *pairs, 0.4), whole)
+    whole = twins.find_twins(*pairs, *pairs, 0.4)
+    monkeypatch.setattr(twins, "_CHUNK", 3)
+    np.testing.assert_array_equal(twins.find_twins(*pairs, *pairs, 0.4), whole)
     assert len(whole) >= 12
 
 
 def test_dropping_twins_leaves_the_target_as_it_is():
     target, source = some(degree=4, source_degree=3)
     source = source + [(u, 1000 + i) for u, i in target if i < 5]  # five items listed twice
-    kept = dataset.build(rows(target), rows(source), candidates=9)
-    dropped = dataset.build(rows(target), rows(source), candidates=9, drop_twins=True)
+    kept = build.build(rows(target), rows(source), candidates=9)
+    dropped = build.build(rows(target), rows(source), candidates=9, drop_twins=True)
     twins = simple_twins(set(target), set(source), 0.9)
     assert {y for _, y in twins} <= set(range(1000, 1005)) and twins
     report = kept.meta["audit"]["twins"]
@@ -329,12 +328,12 @@ def test_dropping_twins_leaves_the_target_as_it_is():
 
 def test_from_arrays_is_build_on_the_same_pairs():
     target, source = ([(u + 10, i + 100) for u, i in side] for side in some())
-    built = dataset.build(rows(target), rows(source), candidates=9, seed=4)
+    built = build.build(rows(target), rows(source), candidates=9, seed=4)
     index = [
         {name: at for at, name in enumerate(ids.tolist())}
         for ids in (built.user_ids, built.target_item_ids, built.source_item_ids)
     ]
-    made = dataset.from_arrays(
+    made = from_arrays(
         [index[0][str(u)] for u, _ in target],
         [index[1][str(i)] for _, i in target],
         [index[0][str(u)] for u, _ in source],
@@ -355,11 +354,11 @@ def test_from_arrays_is_build_on_the_same_pairs():
 def test_from_arrays_checks_its_indices():
     good = {"candidates": 1}
     with pytest.raises(InputError, match="target: item index out of range 0 .. 2"):
-        dataset.from_arrays([0, 0], [1, 3], [0], [0], num_target_items=3, **good)
+        from_arrays([0, 0], [1, 3], [0], [0], num_target_items=3, **good)
     with pytest.raises(InputError, match="source: not every user of 0 .. 1 occurs"):
-        dataset.from_arrays([0, 1], [1, 2], [0, 0], [0, 1], **good)
+        from_arrays([0, 1], [1, 2], [0, 0], [0, 1], **good)
     with pytest.raises(InputError, match="target: user index out of range"):
-        dataset.from_arrays([-1, 0], [1, 2], [0], [0], num_users=1, **good)
+        from_arrays([-1, 0], [1, 2], [0], [0], num_users=1, **good)
 
 
 def counts(data: Dataset) -> tuple:
@@ -369,7 +368,7 @@ def counts(data: Dataset) -> tuple:
 
 def test_books_from_movies_has_the_known_core(data_dir):
     folder = data_dir / "amazon-movies-books"
-    data = dataset.build(
+    data = build.build(
         readers.read(folder / "books.csv"),
         readers.read(folder / "movies.csv"),
         min_item_users=3,
@@ -385,16 +384,16 @@ def test_books_from_movies_has_the_known_core(data_dir):
 def test_douban_books_from_music_has_the_known_core(data_dir):
     folder = data_dir / "douban-books-music"
     domains = [readers.read(folder / name) for name in ("books.dat", "music.dat")]
-    data = dataset.build(*domains, min_item_users=3, min_user_items=2)
+    data = build.build(*domains, min_item_users=3, min_user_items=2)
     assert counts(data) == (1271, 5884, 54042, 5158, 48600)
-    data = dataset.build(*domains)
+    data = build.build(*domains)
     assert counts(data) == (1510, 6673, 59926, 5497, 50522)
 
 
 def test_cell_from_electronics_has_the_known_positives_and_twins(data_dir):
     folder = data_dir / "amazon-cell-electronics"
     domains = [readers.read(folder / name) for name in ("cell", "electronics")]
-    data = dataset.build(*domains)
+    data = build.build(*domains)
     assert counts(data) == (3325, 18462, 53732, 39463, 118879)
     report = data.meta["audit"]
     assert report["target"]["positives_among_negatives"] == 22

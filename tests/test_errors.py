@@ -33,35 +33,26 @@ from ml_collections import ConfigDict
 from test_download import Server
 from test_hostile import put_fifo
 
-from conet_jax import (
-    checkpoints,
-    cli,
-    compare,
-    config,
-    crossing,
-    evaluation,
-    experiment,
-    export,
-    figures,
-    files,
-    losses,
-    metric_writers,
-    metrics,
-    optimizers,
-    ownership,
-    parallel,
-    recommend,
-    results,
-    row_adam,
-    sampling,
-    search,
-    statistics,
-    study,
-    sweep,
-)
-from conet_jax.data import dataset, download, readers, recbole, split, store, synthetic
+from conet_jax import cli, config, devices, files, losses, metrics, optimizers, row_adam
+from conet_jax.data import build as build_lib
+from conet_jax.data import download, readers, recbole, split, store, synthetic
+from conet_jax.data.assemble import from_arrays
+from conet_jax.data.load import load_dataset
+from conet_jax.data.types import Dataset, HeldOut, check_indices
+from conet_jax.devices import processes
 from conet_jax.errors import Diverged, InputError
+from conet_jax.files import check_frames_path, make_folder, write_frames
 from conet_jax.models.base import Params
+from conet_jax.run import checkpoints, lock, loop
+from conet_jax.run import fit as fit_lib
+from conet_jax.run.epoch import check_steps
+from conet_jax.run.experiment import Experiment, make_experiment
+from conet_jax.run.logs import load_tensorboardx
+from conet_jax.run.workdir import read_ranks, restore
+from conet_jax.serve import export, recommend
+from conet_jax.studies import compare, crossing, figures, search, statistics, sweep, table2
+from conet_jax.train import ranking
+from conet_jax.train.interactions import to_device
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FULL = OSError(errno.ENOSPC, "No space left")
@@ -116,10 +107,10 @@ def lines_of(error: BaseException | None) -> set[tuple[str, int]]:
 
 
 @functools.cache
-def data(third: int = 0) -> dataset.Dataset:
+def data(third: int = 0) -> Dataset:
     pairs = [(user, item) for user in range(12) for item in range(15) if (user + item) % 3 == third]
     users, items = map(np.array, zip(*pairs, strict=True))
-    return dataset.from_arrays(users, items, users, items, candidates=2)
+    return from_arrays(users, items, users, items, candidates=2)
 
 
 def write(text: str | bytes, name: str = "file") -> str:
@@ -149,7 +140,7 @@ def rows(pairs: str, **columns: list[float]) -> readers.DomainRows:
 
 def build(target: str, source: str, **options):
     columns = {name: options.pop(name) for name in ("rating",) if name in options}
-    return dataset.build(rows(target, **columns), rows(source), candidates=1, **options)
+    return build_lib.build(rows(target, **columns), rows(source), candidates=1, **options)
 
 
 def saved(name: str, change) -> None:
@@ -230,7 +221,7 @@ def without(field: str) -> ConfigDict:
 def finished() -> pathlib.Path:
     """A finished run of popularity, which takes no time."""
     folder = pathlib.Path.cwd().parent / "finished"
-    experiment.fit(popular(), folder, dataset=data(), quiet=True)
+    fit_lib.fit(popular(), folder, dataset=data(), quiet=True)
     return folder
 
 
@@ -265,11 +256,11 @@ def altered(name: str, change, folder: str = "run") -> pathlib.Path:
 
 def fit(workdir: str = "run", **fields):
     given = fields.pop("dataset", data())
-    return experiment.fit(popular(**fields), workdir, dataset=given, quiet=True)
+    return fit_lib.fit(popular(**fields), workdir, dataset=given, quiet=True)
 
 
-def no_users(split: str) -> dataset.Dataset:
-    empty = dataset.HeldOut(*(x[:0] for x in getattr(data(), split)))
+def no_users(split: str) -> Dataset:
+    empty = HeldOut(*(x[:0] for x in getattr(data(), split)))
     return data()._replace(**{split: empty})
 
 
@@ -279,12 +270,12 @@ def trials(change=lambda row: None):
     row["config"] = json.loads(made.to_json())
     change(row)
     write(json.dumps(row) + "\n", "study/popularity/trials.jsonl")
-    return study.read_trials(plan(), "popularity", data())
+    return table2.read_trials(plan(), "popularity", data())
 
 
-def plan(**fields) -> study.Study:
+def plan(**fields) -> table2.Study:
     get_config = {"get_config": lambda variant: popular()} | fields
-    return study.Study("demo.py", given={}, workdir=pathlib.Path("study"), **get_config)
+    return table2.Study("demo.py", given={}, workdir=pathlib.Path("study"), **get_config)
 
 
 def grid(**fields):
@@ -615,24 +606,24 @@ MESSAGES = [
     ("user 'a' has all 2 target items: no untouched one", lambda: build("ax ay", "ax")),
     (
         "has 1 untouched target items, fewer than the 2 candidates wanted: --candidates=1 or less",
-        lambda: dataset.build(rows("ax ay bz"), rows("ax bx"), candidates=2),
+        lambda: build_lib.build(rows("ax ay bz"), rows("ax bx"), candidates=2),
     ),
     ("has all 1 items of the source as training positives", lambda: build("ax ay az bw", "ax bx")),
     (
         "no negative left in the given test candidates: .* remove",
-        lambda: dataset.build(read_ncf(train="0\t3\n"), rows("0x 1y")),
+        lambda: build_lib.build(read_ncf(train="0\t3\n"), rows("0x 1y")),
     ),
     (
         "candidates=0 must be 1 or more",
-        lambda: dataset.from_arrays([0], [0], [0], [0], candidates=0),
+        lambda: from_arrays([0], [0], [0], [0], candidates=0),
     ),
     (
         "target: item index out of range 0 .. 0",
-        lambda: dataset.from_arrays([0], [5], [0], [0], num_target_items=1),
+        lambda: from_arrays([0], [5], [0], [0], num_target_items=1),
     ),
     (
         "not every user of 0 .. 1 occurs: expected each in both",
-        lambda: dataset.from_arrays([0], [0], [1], [0]),
+        lambda: from_arrays([0], [0], [1], [0]),
     ),
     ("unknown split 'x': expected one of", lambda: split.leave_one_out([0, 3], split="x", seed=0)),
     (
@@ -774,11 +765,11 @@ MESSAGES = [
     ),
     (
         "config.data.synthetic.num_userz is 3: expected one of",
-        lambda: experiment.load_dataset(demo(num_userz=3)),
+        lambda: load_dataset(demo(num_userz=3)),
     ),
     (
         "config.data.synthetic.seed is 'x': expected a number, int",
-        lambda: experiment.load_dataset(demo(seed="x")),
+        lambda: load_dataset(demo(seed="x")),
     ),
     (
         "the data set has no valid users: .* prepare it from more",
@@ -788,13 +779,13 @@ MESSAGES = [
         "'popularity', which is fitted on one device: expected one process",
         lambda: under(
             mock.patch.object(jax, "process_count", return_value=2),
-            mock.patch.object(parallel, "mesh"),
+            mock.patch.object(devices, "mesh"),
             call=fit,
         ),
     ),
     (
         "an epoch of .* is too long for int32",
-        lambda: experiment.make_task(changed("mlp", negatives=2**31 - 1), data()),
+        lambda: make_experiment(changed("mlp", negatives=2**31 - 1), data()),
     ),
     (
         "run holds a run of another config: config.seed is 0 there and 1 here",
@@ -806,29 +797,29 @@ MESSAGES = [
     ),
     ("d is not empty and holds no run; take another", lambda: (write("x", "d/x"), fit("d"))),
     ("cannot write to run: No space left", lambda: under(refused(), call=fit)),
-    ("nowhere holds no run .no config.json.; train it", lambda: experiment.restore("nowhere")),
-    ("dataset_hash is of another type", lambda: experiment.restore(run(dataset_hash=3))),
+    ("nowhere holds no run .no config.json.; train it", lambda: restore("nowhere")),
+    ("dataset_hash is of another type", lambda: restore(run(dataset_hash=3))),
     (
         "config.json cannot be read as a run's config .*config.seed is -1",
-        lambda: experiment.restore(run(seed=-1)),
+        lambda: restore(run(seed=-1)),
     ),
     (
         "is not that of run: hash .* prepare it as it was",
-        lambda: experiment.restore(run(dataset_hash="f" * 64)),
+        lambda: restore(run(dataset_hash="f" * 64)),
     ),
     (
         "run holds no checkpoint yet",
-        lambda: (shutil.rmtree(run() / "checkpoints"), experiment.restore("run")),
+        lambda: (shutil.rmtree(run() / "checkpoints"), restore("run")),
     ),
     (
         "run holds no checkpoint yet",
-        lambda: (shutil.rmtree(run() / "checkpoints" / "latest"), experiment.restore("run")),
+        lambda: (shutil.rmtree(run() / "checkpoints" / "latest"), restore("run")),
     ),
     (
         "the checkpoint in .* is damaged .* no earlier one is whole: train anew",
         lambda: (
             [os.remove(path) for path in run().rglob("*") if path.name == "_METADATA"],
-            experiment.restore("run"),
+            restore("run"),
         ),
     ),
     (
@@ -839,20 +830,20 @@ MESSAGES = [
                 for path in run().rglob("*")
                 if path.name in ("_METADATA", "hashes.json")
             ],
-            experiment.restore("run"),
+            restore("run"),
         ),
     ),
     (
         "run holds no checkpoint yet",  # stopped in its first epoch
-        lambda: under(resumed(epoch=0), call=lambda: experiment.restore(run())),
+        lambda: under(resumed(epoch=0), call=lambda: restore(run())),
     ),
     ("owned is in use by process .*: wait until", lambda: owned_twice()),
     ("cannot write to nowhere: No such file .*take another", lambda: owned("nowhere")),
     (
         "cannot write to run: No space left; take another",
         lambda: under(
-            mock.patch.object(
-                experiment, "_write_config", side_effect=OSError(28, "No space left")
+            mock.patch(
+                "conet_jax.run.workdir.write_config", side_effect=OSError(28, "No space left")
             ),
             call=fit,
         ),
@@ -867,18 +858,18 @@ MESSAGES = [
     ),
     (
         "the target loss is not finite at step 6 .*start anew",
-        lambda: experiment.check_steps(
+        lambda: check_steps(
             {"target_loss": np.array([math.nan])},
             5,
             1,
-            experiment.make_task(changed("mlp"), data()).init(),
+            make_experiment(changed("mlp"), data()).init(),
         ),
     ),
     ("tables/user is not finite; .*larger config.ials_regul", lambda: end_of_epoch(math.nan)),
     (
         "h is nan; .*larger config.ials_regularization",
         lambda: under(
-            mock.patch.object(experiment, "_validate", side_effect=Diverged("h is nan")),
+            mock.patch.object(loop, "validate", side_effect=Diverged("h is nan")),
             call=lambda: end_of_epoch(1.0),
         ),
     ),
@@ -886,31 +877,31 @@ MESSAGES = [
     ("h is nan, after 5 rollbacks: start anew", lambda: rolled_back()),
     (
         "user 9 is out of range: expected 0 to 4",
-        lambda: dataset.check_indices("user", np.array([0, 9]), 5),
+        lambda: check_indices("user", np.array([0, 9]), 5),
     ),
     (
         "1 of 2 users have a NaN or infinite score .*lower config.learning_rate",
-        lambda: evaluation.rank_scores(np.array([[1.0, math.nan], [0, 1]]), np.ones((2, 1), bool)),
+        lambda: ranking.rank_scores(np.array([[1.0, math.nan], [0, 1]]), np.ones((2, 1), bool)),
     ),
     (
         "EASE inverts a matrix .*take another model",
-        lambda: experiment.make_task(changed("ease", max_items=3), data()).init(),
+        lambda: make_experiment(changed("ease", max_items=3), data()).init(),
     ),
     (
         "--coordinator, --num_processes and --process_id come together",
-        lambda: parallel.start("a:1", 2, None),
+        lambda: processes.start("a:1", 2, None),
     ),
-    ("--process_id is 2: expected 0 to 1", lambda: parallel.start("a:1", 2, 2)),
-    ("--coordinator is 'a': expected HOST:PORT", lambda: parallel.start("a", 2, 1)),
+    ("--process_id is 2: expected 0 to 1", lambda: processes.start("a:1", 2, 2)),
+    ("--coordinator is 'a': expected HOST:PORT", lambda: processes.start("a", 2, 1)),
     (
         "cannot be joined .no.: start the same command on each",
         lambda: under(
             mock.patch.object(jax.distributed, "initialize", side_effect=RuntimeError("no")),
             mock.patch.object(jax.config, "update"),
-            call=lambda: parallel.start("a:1", 2, 1),
+            call=lambda: processes.start("a:1", 2, 1),
         ),
     ),
-    ("config.devices is 99: expected 0 .all., or a number up to", lambda: parallel.mesh(99)),
+    ("config.devices is 99: expected 0 .all., or a number up to", lambda: devices.mesh(99)),
     ("what process 0 says", lambda: together("what process 0 says")),
     ("another process of this run died .*the same commands again", lambda: lost()),
     # What runs, studies and figures have left.
@@ -975,7 +966,7 @@ MESSAGES = [
         "event files need tensorboardX: pip install",
         lambda: under(
             mock.patch.dict(sys.modules, {"tensorboardX": None}),
-            call=metric_writers.load_tensorboardx,
+            call=load_tensorboardx,
         ),
     ),
     (
@@ -987,12 +978,12 @@ MESSAGES = [
     ),
     (
         "unknown method 'mpl' .did you mean mlp..: the methods are",
-        lambda: study.run(plan(), ["mpl"]),
+        lambda: table2.run(plan(), ["mpl"]),
     ),
-    ("no method is named: the methods are", lambda: study.run(plan(), [])),
+    ("no method is named: the methods are", lambda: table2.run(plan(), [])),
     (
         "study holds a run .config.json.: take another --workdir",
-        lambda: (run("study"), study.run(plan(), ["popularity"])),
+        lambda: (run("study"), table2.run(plan(), ["popularity"])),
     ),
     (
         "point 1 .data.dir=b. has other validation items than the points before",
@@ -1005,9 +996,9 @@ MESSAGES = [
     (
         "popularity: no luck",
         lambda: under(
-            mock.patch.object(study, "tune", side_effect=InputError("no luck")),
-            mock.patch.object(experiment, "load_dataset", return_value=data()),
-            call=lambda: study.run(plan(), ["popularity"]),
+            mock.patch.object(table2, "tune", side_effect=InputError("no luck")),
+            mock.patch.object(table2, "load_dataset", return_value=data()),
+            call=lambda: table2.run(plan(), ["popularity"]),
         ),
     ),
     (
@@ -1020,15 +1011,15 @@ MESSAGES = [
     ),
     (
         "cannot be read as a run's result .*take it away, and it is made again",
-        lambda: study.read_result(done("{", "result.json"), data()),
+        lambda: table2.read_result(done("{", "result.json"), data()),
     ),
     (
         "run holds a run of another config: config.seed is 0 there and 3 here",
-        lambda: study.read_result(study.Run(run(), popular(seed=3), ""), data()),
+        lambda: table2.read_result(table2.Run(run(), popular(seed=3), ""), data()),
     ),
     (
         "it is not of the data's test users",
-        lambda: study._per_user(study.Run(run(), popular(), ""), no_users("test")),
+        lambda: table2._per_user(table2.Run(run(), popular(), ""), no_users("test")),
     ),
     (
         "figure 3a is of methods with a lasso penalty",
@@ -1053,15 +1044,15 @@ MESSAGES = [
     ("a score of user '0' is NaN or infinite: the run has diverged; lower", lambda: nan_scores()),
     (
         "expected a name that ends in .csv",
-        lambda: metric_writers.check_frames_path(pathlib.Path("x.txt")),
+        lambda: check_frames_path(pathlib.Path("x.txt")),
     ),
     (
         "cannot write to file: File exists; see to it",
-        lambda: metric_writers.make_folder(pathlib.Path(write("x"))),
+        lambda: make_folder(pathlib.Path(write("x"))),
     ),
     (
         "cannot write to file/y.csv: .*; see to it",
-        lambda: metric_writers.write_frames(pathlib.Path(write("x")) / "y.csv", [pl.DataFrame()]),
+        lambda: write_frames(pathlib.Path(write("x")) / "y.csv", [pl.DataFrame()]),
     ),
     (
         "the model has no cross connections to switch: expected",
@@ -1100,9 +1091,9 @@ MESSAGES = [
     ("need 0 <= b1 < 1", lambda: row_adam.row_adam(b1=2.0)),
     ("num_steps of at least 1", lambda: row_adam.row_adam(lambda step: 0.1, num_steps=0)),
     ("a table is float32 or float64", lambda: row_adam.row_adam().init(ints())),
-    (r"items must lie in \[0, 2\)", lambda: sampling.to_device([0, 1], [5], 2)),
-    ("items must be strictly increasing", lambda: sampling.to_device([0, 2], [1, 0], 3)),
-    ("user 0 has all 1 items", lambda: sampling.to_device([0, 1], [0], 1)),
+    (r"items must lie in \[0, 2\)", lambda: to_device([0, 1], [5], 2)),
+    ("items must be strictly increasing", lambda: to_device([0, 2], [1, 0], 3)),
+    ("user 0 has all 1 items", lambda: to_device([0, 1], [0], 1)),
     ("expected the same two users or more", lambda: statistics.paired_t_test([1.0], [1.0])),
 ]
 ONES = jnp.ones(3)
@@ -1127,42 +1118,42 @@ def demo(**fields) -> ConfigDict:
 
 def resumed(epoch: int):
     """A checkpoint after some epochs."""
-    progress = experiment.Progress(epoch=epoch).to_json()
-    return mock.patch.object(experiment.Task, "resume", lambda task, checkpoints: (None, progress))
+    progress = loop.Progress(epoch=epoch).to_json()
+    return mock.patch.object(Experiment, "resume", lambda experiment, checkpoints: (None, progress))
 
 
 def diverged() -> None:
-    task = mock.Mock(plan=object())
-    ranker = mock.patch.object(evaluation, "rank_held_out")
-    found = mock.patch.object(experiment.training, "diagnose", return_value={"h": math.nan})
+    experiment = mock.Mock(plan=object())
+    ranker = mock.patch.object(ranking, "rank_held_out")
+    found = mock.patch.object(loop, "diagnose", return_value={"h": math.nan})
     row = {"epoch": 1, "train_loss": {}}
-    under(ranker, found, call=lambda: experiment._validate(task, None, row))
+    under(ranker, found, call=lambda: loop.validate(experiment, None, row))
 
 
 def end_of_epoch(entry: float) -> None:
     state = Params({"user": jnp.full((2, 2), entry)}, {})
-    task = mock.Mock(**{"params.return_value": state})
-    experiment.end_epoch(task, state, {"step": 1, "epoch": 1}, experiment.Progress(), 0.0)
+    experiment = mock.Mock(**{"params.return_value": state})
+    loop.end_epoch(experiment, state, {"step": 1, "epoch": 1}, loop.Progress(), 0.0)
 
 
 def rolled_back() -> None:
-    task = mock.Mock(config=changed(on_nonfinite="rollback"))
-    progress = experiment.Progress(rollbacks=experiment.MAX_ROLLBACKS)
+    experiment = mock.Mock(config=changed(on_nonfinite="rollback"))
+    progress = loop.Progress(rollbacks=loop.MAX_ROLLBACKS)
     under(
-        mock.patch.object(experiment, "train", side_effect=Diverged("h is nan")),
-        mock.patch.object(experiment, "_last", return_value=(None, progress, None)),
-        call=lambda: next(experiment._train_on(task, None, progress, mock.Mock(), None, None)),
+        mock.patch.object(loop, "train", side_effect=Diverged("h is nan")),
+        mock.patch.object(loop, "_last", return_value=(None, progress, None)),
+        call=lambda: next(loop.train_on(experiment, None, progress, mock.Mock(), None, None)),
     )
 
 
 def owned(folder: str) -> None:
-    with ownership.owned(pathlib.Path(folder)):
+    with lock.owned(pathlib.Path(folder)):
         pass
 
 
 def owned_twice() -> None:
     pathlib.Path("owned").mkdir()
-    with ownership.owned(pathlib.Path("owned")):
+    with lock.owned(pathlib.Path("owned")):
         owned("owned")
 
 
@@ -1178,13 +1169,13 @@ def together(message: str) -> None:
     under(
         mock.patch.object(jax, "process_count", return_value=2),
         mock.patch.object(multihost_utils, "broadcast_one_to_all", broadcast),
-        call=lambda: parallel.together(check),
+        call=lambda: processes.together(check),
     )
 
 
 def lost() -> None:
     def fail() -> None:
-        with parallel.watch_peers():
+        with processes.watch_peers():
             raise RuntimeError("gloo: connection closed by peer")
 
     under(mock.patch.object(jax, "process_count", return_value=2), call=fail)
@@ -1192,7 +1183,7 @@ def lost() -> None:
 
 def ranks(**arrays) -> None:
     np.savez(run() / "ranks.npz", **arrays)
-    results.read_ranks(pathlib.Path("run/ranks.npz"), "test")
+    read_ranks(pathlib.Path("run/ranks.npz"), "test")
 
 
 def large() -> str:
@@ -1216,9 +1207,9 @@ def promise() -> str:
     return "x.npy"
 
 
-def done(text: str, name: str) -> study.Run:
+def done(text: str, name: str) -> table2.Run:
     write(text, f"run/{name}")
-    return study.Run(pathlib.Path("run"), popular(), "")
+    return table2.Run(pathlib.Path("run"), popular(), "")
 
 
 def nan_scores() -> None:

@@ -7,11 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conet_jax import evaluation, experiment, models, sampling
+from conet_jax import models
 from conet_jax.config import default_config
-from conet_jax.data.dataset import HeldOut, from_arrays
+from conet_jax.data.assemble import from_arrays
+from conet_jax.data.load import touched_items
+from conet_jax.data.types import HeldOut
 from conet_jax.errors import InputError
 from conet_jax.models.base import Model, Params, Sizes
+from conet_jax.train import ranking
+from conet_jax.train.interactions import to_device
 
 # Nearly all of the time here is compilation.
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -76,7 +80,7 @@ def sort_based_summary(lists, k):
 
 
 def assert_summaries_agree(ranks, lists, k):
-    found, expected = evaluation.summarize(ranks, k=k), sort_based_summary(lists, k)
+    found, expected = ranking.summarize(ranks, k=k), sort_based_summary(lists, k)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, abs=1e-12), name
@@ -96,7 +100,7 @@ def test_ranker_is_the_one_that_sorts(levels):
     scores = rng.integers(0, levels, (57, 40)).astype(np.float32) - levels / 2
     held_out = random_held_out(57, 40, 20)
     lists = lists_of(scores, held_out)
-    ranks = evaluation.rank_held_out(TABLE, table(scores), None, held_out)
+    ranks = ranking.rank_held_out(TABLE, table(scores), None, held_out)
     places = np.array([sorted_places(*row) for row in lists])
     np.testing.assert_array_equal(ranks.above, places[:, 0] - 1)
     np.testing.assert_array_equal(ranks.tied, places[:, 1] - places[:, 0])
@@ -104,7 +108,7 @@ def test_ranker_is_the_one_that_sorts(levels):
     for k in (1, 5, 10):
         assert_summaries_agree(ranks, lists, k)
     listed = np.concatenate([held_out.items[:, None], held_out.candidates], axis=1)
-    elsewhere = evaluation.rank_scores(np.take_along_axis(scores, listed, 1), held_out.mask)
+    elsewhere = ranking.rank_scores(np.take_along_axis(scores, listed, 1), held_out.mask)
     for ours, theirs in zip(ranks, elsewhere, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
@@ -119,8 +123,8 @@ def test_metrics_under_ties_are_means_over_all_orders_of_the_list():
         hits.append(place <= 3)
         gains.append((place <= 3) / np.log2(place + 1))
         reciprocals.append((place <= 3) / place)
-    ranks = evaluation.rank_scores(np.array([scores]), np.ones((1, 5), bool))
-    found = evaluation.summarize(ranks, k=3)
+    ranks = ranking.rank_scores(np.array([scores]), np.ones((1, 5), bool))
+    found = ranking.summarize(ranks, k=3)
     assert found["hit_ratio@3"] == pytest.approx(np.mean(hits), abs=1e-12)
     assert found["ndcg@3"] == pytest.approx(np.mean(gains), abs=1e-12)
     assert found["mrr@3"] == pytest.approx(np.mean(reciprocals), abs=1e-12)
@@ -128,8 +132,8 @@ def test_metrics_under_ties_are_means_over_all_orders_of_the_list():
 
 def test_constant_scorer_has_chance_hit_ratio():
     held_out = random_held_out(1_203, 120, 99)._replace(mask=np.ones((1_203, 99), bool))
-    ranks = evaluation.rank_held_out(TABLE, table(np.full((1_203, 120), 0.3)), None, held_out)
-    found = evaluation.summarize(ranks, k=10)
+    ranks = ranking.rank_held_out(TABLE, table(np.full((1_203, 120), 0.3)), None, held_out)
+    found = ranking.summarize(ranks, k=10)
     assert found["hit_ratio@10"] == pytest.approx(0.1, abs=1e-12)
     assert found["auc"] == pytest.approx(0.5, abs=1e-12)
     ndcg = sum(1 / np.log2(place + 1) for place in range(1, 11)) / 100
@@ -157,7 +161,7 @@ def sources_of(num_users, num_items, seed=1):
         np.sort(rng.choice(num_items, rng.integers(0, 4), replace=False)) for _ in range(num_users)
     ]
     indptr = np.cumsum([0] + [len(items) for items in lists])
-    return {"source": sampling.to_device(indptr, np.concatenate(lists), num_items)}
+    return {"source": to_device(indptr, np.concatenate(lists), num_items)}
 
 
 @pytest.mark.parametrize("inference", ["target", "cross"])
@@ -167,8 +171,8 @@ def test_a_dead_network_has_chance_hit_ratio(inference):
     sizes = Sizes(50, 120, 30)
     params = jax.tree.map(jnp.zeros_like, random_params(model, sizes))
     held_out = random_held_out(50, 120, 99)._replace(mask=np.ones((50, 99), bool))
-    ranks = evaluation.rank_held_out(model, params, sources_of(50, 30), held_out)
-    assert evaluation.summarize(ranks, k=10)["hit_ratio@10"] == pytest.approx(0.1, abs=1e-12)
+    ranks = ranking.rank_held_out(model, params, sources_of(50, 30), held_out)
+    assert ranking.summarize(ranks, k=10)["hit_ratio@10"] == pytest.approx(0.1, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", ["conet", "mlp"])
@@ -176,7 +180,7 @@ def test_ranks_are_those_of_the_models_scores(name):
     model = small_model(name)
     params, source = random_params(model, Sizes(33, 60, 30)), sources_of(33, 30)
     held_out = random_held_out(33, 60, 20)
-    ranks = evaluation.rank_held_out(model, params, source, held_out)
+    ranks = ranking.rank_held_out(model, params, source, held_out)
     everything = jnp.broadcast_to(jnp.arange(60), (33, 60))
     scores = np.asarray(model.scores(model.project(params, source), jnp.arange(33), everything))
     assert np.median([len(np.unique(row)) for row in scores]) > 30
@@ -193,13 +197,13 @@ def test_scores_that_are_not_finite_are_an_error_not_a_rank(bad, place):
     counted = held_out.candidates[user][held_out.mask[user]]
     scores[user, held_out.items[user] if place == "own" else counted[-1]] = bad
     with pytest.raises(InputError, match="1 of 9 users .* user row 5"):
-        evaluation.rank_held_out(TABLE, table(scores), None, held_out)
+        ranking.rank_held_out(TABLE, table(scores), None, held_out)
     listed = np.concatenate([held_out.items[:, None], held_out.candidates], axis=1)
     with pytest.raises(InputError, match="NaN or infinite"):
-        evaluation.rank_scores(np.take_along_axis(scores, listed, 1), held_out.mask)
+        ranking.rank_scores(np.take_along_axis(scores, listed, 1), held_out.mask)
     touched = np.arange(10), held_out.items
     with pytest.raises(InputError, match="NaN or infinite"):
-        evaluation.rank_full(TABLE, table(scores), None, held_out, touched, block=16)
+        ranking.rank_full(TABLE, table(scores), None, held_out, touched, block=16)
 
 
 def test_a_masked_score_need_not_be_finite():
@@ -207,7 +211,7 @@ def test_a_masked_score_need_not_be_finite():
     scores = np.random.default_rng(0).normal(size=(9, 40))
     for user in range(9):
         scores[user, held_out.candidates[user][~held_out.mask[user]]] = np.nan
-    ranks = evaluation.rank_held_out(TABLE, table(scores), None, held_out)
+    ranks = ranking.rank_held_out(TABLE, table(scores), None, held_out)
     assert_summaries_agree(ranks, lists_of(scores, held_out), 10)
 
 
@@ -217,16 +221,16 @@ def test_logits_that_a_sigmoid_would_tie_are_told_apart():
     held_out = HeldOut(
         np.arange(2), np.zeros(2, int), np.tile([1, 2], (2, 1)), np.ones((2, 2), bool)
     )
-    ranks = evaluation.rank_held_out(TABLE, table(scores), None, held_out)
+    ranks = ranking.rank_held_out(TABLE, table(scores), None, held_out)
     assert ranks.above.tolist() == [1, 0] and ranks.tied.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("num_users", [1, 6, 7, 8, 20])
 def test_chunks_that_do_not_fit_are_padded(num_users, monkeypatch):
-    monkeypatch.setattr(evaluation, "_SCORES_A_CHUNK", 7 * 21)
+    monkeypatch.setattr(ranking, "_SCORES_A_CHUNK", 7 * 21)
     scores = np.random.default_rng(0).integers(0, 9, (num_users, 40)).astype(np.float32)
     held_out = random_held_out(num_users, 40, 20)
-    ranks = evaluation.rank_held_out(TABLE, table(scores), None, held_out)
+    ranks = ranking.rank_held_out(TABLE, table(scores), None, held_out)
     assert len(ranks.above) == num_users
     assert_summaries_agree(ranks, lists_of(scores, held_out), 10)
 
@@ -241,12 +245,12 @@ def test_no_more_scores_exist_at_once_than_a_chunk_holds():
     model = TABLE._replace(scores=scores)
     held_out = random_held_out(5_000, 120, 99)
     values = np.random.default_rng(0).normal(size=(5_000, 120))
-    evaluation.rank_held_out(model, table(values), None, held_out)
-    assert 0 < max(largest) <= evaluation._SCORES_A_CHUNK < held_out.candidates.size
+    ranking.rank_held_out(model, table(values), None, held_out)
+    assert 0 < max(largest) <= ranking._SCORES_A_CHUNK < held_out.candidates.size
     largest.clear()
     touched = np.arange(5_001), held_out.items
     few = held_out._replace(**{n: x[:130] for n, x in held_out._asdict().items()})
-    evaluation.rank_full(model, table(values), None, few, touched, users_at_once=64, block=32)
+    ranking.rank_full(model, table(values), None, few, touched, users_at_once=64, block=32)
     assert 0 < max(largest) <= 64 * (32 + 1)
 
 
@@ -265,7 +269,7 @@ def small_dataset():
 
 def test_touched_items_are_those_of_all_splits():
     data, expected = small_dataset()
-    indptr, indices = experiment.touched_items(data)
+    indptr, indices = touched_items(data)
     assert len(indptr) == 24 and (len(data.test.users), len(data.valid.users)) != (23, 23)
     found = [indices[a:b].tolist() for a, b in zip(indptr[:-1], indptr[1:], strict=True)]
     assert found == [sorted(items) for items in expected]
@@ -279,12 +283,12 @@ def test_full_ranking_is_the_one_that_sorts_all_untouched_items(split, users_at_
     data, own = small_dataset()
     held_out = getattr(data, split)
     scores = np.random.default_rng(1).integers(0, 12, (23, 40)).astype(np.float32)
-    ranks = evaluation.rank_full(
+    ranks = ranking.rank_full(
         TABLE,
         table(scores),
         None,
         held_out,
-        experiment.touched_items(data),
+        touched_items(data),
         users_at_once=users_at_once,
         block=block,
     )
@@ -300,8 +304,8 @@ def test_full_ranking_by_the_network_is_the_one_that_sorts():
     data, own = small_dataset()
     model = small_model()
     params, source = random_params(model, Sizes(23, 40, 30)), sources_of(23, 30)
-    ranks = evaluation.rank_full(
-        model, params, source, data.test, experiment.touched_items(data), users_at_once=6, block=11
+    ranks = ranking.rank_full(
+        model, params, source, data.test, touched_items(data), users_at_once=6, block=11
     )
     everything = jnp.broadcast_to(jnp.arange(40), (23, 40))
     scores = np.asarray(model.scores(model.project(params, source), jnp.arange(23), everything))

@@ -13,11 +13,17 @@ import jax
 import numpy as np
 import pytest
 
-from conet_jax import evaluation, experiment, metrics
-from conet_jax.checkpoints import Checkpoints
+from conet_jax import metrics
 from conet_jax.config import default_config
 from conet_jax.data import synthetic
+from conet_jax.data.load import touched_items
 from conet_jax.errors import InputError
+from conet_jax.run.checkpoints import Checkpoints
+from conet_jax.run.experiment import make_experiment
+from conet_jax.run.fit import fit
+from conet_jax.run.start import initial_state
+from conet_jax.train import ranking
+from conet_jax.train.state import settled
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZES = dict(
@@ -54,7 +60,7 @@ def without_seconds(result):
 @pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "tiny"
-    result = experiment.fit(tiny(), workdir, dataset=data)
+    result = fit(tiny(), workdir, dataset=data)
     return workdir, result
 
 
@@ -105,39 +111,39 @@ def test_metrics_file_has_a_row_an_epoch(finished):
 
 def test_restored_checkpoint_reproduces_the_result(finished):
     workdir, result = finished
-    config = experiment.json.loads((workdir / "config.json").read_text())
+    config = json.loads((workdir / "config.json").read_text())
     assert config["dataset_hash"] == result["dataset"]["hash"]
-    task = experiment.make_task(tiny(), synthetic.dataset(**SIZES)[0])
+    experiment = make_experiment(tiny(), synthetic.dataset(**SIZES)[0])
     checkpoints = Checkpoints(workdir / "checkpoints")
-    like = experiment.jax.eval_shape(
-        experiment.training.settled, task.init(), task.hyper.learning_rate
-    )
+    like = jax.eval_shape(settled, initial_state(experiment), experiment.hyper.learning_rate)
     params = checkpoints.restore_best(result["best_epoch"], like)
     checkpoints.close()
-    ranks = evaluation.rank_held_out(task.model, params, task.interactions, task.dataset.test)
-    assert evaluation.summarize(ranks, k=10) == result["test"]
+    ranks = ranking.rank_held_out(
+        experiment.model, params, experiment.interactions, experiment.dataset.test
+    )
+    assert ranking.summarize(ranks, k=10) == result["test"]
 
 
 def test_same_command_again_changes_nothing(finished, data):
     workdir, result = finished
     before = (workdir / "metrics.jsonl").read_bytes()
-    again = experiment.fit(tiny(), workdir, dataset=data)
+    again = fit(tiny(), workdir, dataset=data)
     assert without_seconds(again) == without_seconds(result)
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
 def test_two_runs_of_one_seed_are_one_run(finished, data, tmp_path):
     _, result = finished
-    again = experiment.fit(tiny(), tmp_path / "again", dataset=data)
+    again = fit(tiny(), tmp_path / "again", dataset=data)
     assert without_seconds(again) == without_seconds(result)
-    other = experiment.fit(tiny(seed=1), tmp_path / "other", dataset=data)
+    other = fit(tiny(seed=1), tmp_path / "other", dataset=data)
     assert other["test"] != result["test"]
 
 
 def test_run_stopped_after_an_epoch_resumes_to_the_same_result(finished, data, tmp_path):
     _, result = finished
-    experiment.fit(tiny(epochs=1), tmp_path / "run", dataset=data)
-    resumed = experiment.fit(tiny(), tmp_path / "run", dataset=data)
+    fit(tiny(epochs=1), tmp_path / "run", dataset=data)
+    resumed = fit(tiny(), tmp_path / "run", dataset=data)
     assert without_seconds(resumed) == without_seconds(result)
 
 
@@ -159,11 +165,11 @@ def test_failure_while_an_epoch_is_saved_resumes_to_the_same_result(
 
     monkeypatch.setattr(Checkpoints, "save_latest", crash)
     with pytest.raises(Crash):
-        experiment.fit(tiny(), tmp_path / "run", dataset=data)
+        fit(tiny(), tmp_path / "run", dataset=data)
     monkeypatch.setattr(Checkpoints, "save_latest", save)
     with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 9, "half a li')
-    resumed = experiment.fit(tiny(), tmp_path / "run", dataset=data)
+    resumed = fit(tiny(), tmp_path / "run", dataset=data)
     assert without_seconds(resumed) == without_seconds(result)
     rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
@@ -172,20 +178,20 @@ def test_failure_while_an_epoch_is_saved_resumes_to_the_same_result(
 def test_workdir_of_another_config_is_refused_by_field(finished, data):
     workdir, _ = finished
     with pytest.raises(InputError, match=r"config\.learning_rate is 0\.001 there and 0\.01 here"):
-        experiment.fit(tiny(learning_rate=0.01), workdir, dataset=data)
+        fit(tiny(learning_rate=0.01), workdir, dataset=data)
 
 
 def test_workdir_of_other_data_is_refused(finished):
     workdir, _ = finished
     other = synthetic.dataset(**{**SIZES, "seed": 1})[0]
     with pytest.raises(InputError, match="other data"):
-        experiment.fit(tiny(), workdir, dataset=other)
+        fit(tiny(), workdir, dataset=other)
 
 
 def test_folder_that_is_no_run_is_refused(data, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match="holds no run"):
-        experiment.fit(tiny(), tmp_path, dataset=data)
+        fit(tiny(), tmp_path, dataset=data)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -193,30 +199,30 @@ def test_fewer_epochs_than_were_done_are_refused(finished, data):
     workdir, _ = finished
     before = (workdir / "config.json").read_bytes()
     with pytest.raises(InputError, match=r"config\.epochs is 1, but the run .* has done 3"):
-        experiment.fit(tiny(epochs=1), workdir, dataset=data)
+        fit(tiny(epochs=1), workdir, dataset=data)
     assert (workdir / "config.json").read_bytes() == before
 
 
 def test_damaged_checkpoint_is_named(data, tmp_path):
-    experiment.fit(tiny(epochs=1), tmp_path / "run", dataset=data)
+    fit(tiny(epochs=1), tmp_path / "run", dataset=data)
     for file in (tmp_path / "run" / "checkpoints" / "latest" / "1" / "state").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
     with pytest.raises(InputError, match="the checkpoint in .*latest/1 is damaged"):
-        experiment.fit(tiny(epochs=2), tmp_path / "run", dataset=data)
+        fit(tiny(epochs=2), tmp_path / "run", dataset=data)
 
 
 def test_run_that_failed_before_a_checkpoint_can_start_anew(finished, data, tmp_path):
     with pytest.raises(InputError, match="not finite"):
-        experiment.fit(tiny("conet", learning_rate=1e30), tmp_path / "run", dataset=data)
+        fit(tiny("conet", learning_rate=1e30), tmp_path / "run", dataset=data)
     (tmp_path / "run" / ".config.json.tmp").write_text("{")
-    result = experiment.fit(tiny(), tmp_path / "run", dataset=data)
+    result = fit(tiny(), tmp_path / "run", dataset=data)
     assert without_seconds(result) == without_seconds(finished[1])
 
 
 def test_dead_tower_is_named(data, tmp_path, capsys):
     config = tiny("conet", initializer="gaussian", reduction="mean", epochs=1)
-    experiment.fit(config, tmp_path / "run", dataset=data)
+    fit(config, tmp_path / "run", dataset=data)
     printed = capsys.readouterr().out
     assert "the target tower is dead" in printed and "the source tower is dead" in printed
     assert "config.initializer=he" in printed
@@ -225,7 +231,7 @@ def test_dead_tower_is_named(data, tmp_path, capsys):
 def test_infinite_loss_stops_before_the_state_is_saved(data, tmp_path):
     config = tiny("conet", learning_rate=1e30, epochs=2)
     with pytest.raises(InputError, match=r"(target|source) loss is not finite at step \d+"):
-        experiment.fit(config, tmp_path / "run", dataset=data)
+        fit(config, tmp_path / "run", dataset=data)
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     assert checkpoints.latest_epoch() is None
     checkpoints.close()
@@ -234,17 +240,17 @@ def test_infinite_loss_stops_before_the_state_is_saved(data, tmp_path):
 @pytest.mark.parametrize("pairing", ["random", "profile"])
 def test_other_pairings_run(data, tmp_path, pairing):
     config = tiny("conet", pairing=pairing, epochs=1, inference="cross")
-    assert experiment.fit(config, tmp_path / "run", dataset=data)["epochs"] == 1
+    assert fit(config, tmp_path / "run", dataset=data)["epochs"] == 1
 
 
 @pytest.mark.parametrize("variant", ["", "mlp", "published", "published_mlp"])
 def test_variants_run(data, tmp_path, variant):
-    result = experiment.fit(tiny(variant, epochs=1, patience=1), tmp_path / "run", dataset=data)
+    result = fit(tiny(variant, epochs=1, patience=1), tmp_path / "run", dataset=data)
     assert result["test"]["users"] == 120
 
 
 def test_touched_items_are_those_of_all_splits(data):
-    indptr, items = experiment.touched_items(data)
+    indptr, items = touched_items(data)
     assert len(items) == data.meta["counts"]["target_interactions"]
     for user, item in zip(data.test.users, data.test.items, strict=True):
         own = items[indptr[user] : indptr[user + 1]]
@@ -252,7 +258,7 @@ def test_touched_items_are_those_of_all_splits(data):
 
 
 def test_constant_scorer_has_chance_hit_ratio():
-    ranks = evaluation.rank_scores(np.zeros((50, 100)), np.ones((50, 99), bool))
+    ranks = ranking.rank_scores(np.zeros((50, 100)), np.ones((50, 99), bool))
     assert metrics.summarize(*ranks, k=10)["hit_ratio@10"] == pytest.approx(0.1, abs=1e-12)
 
 
@@ -306,16 +312,16 @@ def test_programs_are_forgotten_before_memory_mappings_run_out(data, tmp_path, m
         return len(Path("/proc/self/maps").read_text().splitlines())
 
     popular = tiny("popularity")
-    experiment.make_task(popular, data)  # loads what is loaded once
+    make_experiment(popular, data)  # loads what is loaded once
     functions = [jax.jit(lambda x, n=n: jax.numpy.sort(x + n)) for n in range(20)]
     for function in functions:
         function(np.ones(100))
     held = taken()
-    experiment.make_task(popular, data)
+    make_experiment(popular, data)
     assert taken() >= held  # far from the limit they stay
 
     limit = tmp_path / "max_map_count"
     limit.write_text(f"{held}\n")
-    monkeypatch.setattr(experiment, "_MAPPINGS_ALLOWED", limit)
-    experiment.make_task(popular, data)
+    monkeypatch.setattr("conet_jax.run.memory._MAPPINGS_ALLOWED", limit)
+    make_experiment(popular, data)
     assert taken() < held - 20

@@ -11,11 +11,14 @@ import polars as pl
 import pytest
 from test_launch import ROOT, assert_one_line_error, launch
 
-from conet_jax import experiment, export
 from conet_jax.config import default_config
 from conet_jax.data import recbole, store, synthetic
-from conet_jax.data.dataset import content_hash
+from conet_jax.data.types import content_hash
 from conet_jax.errors import InputError
+from conet_jax.run.experiment import make_experiment
+from conet_jax.run.start import initial_state
+from conet_jax.run.workdir import restore
+from conet_jax.serve import export
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +41,15 @@ def task_of(data, variant):
     config = default_config(variant)
     config.layers = (8, 6, 4)
     config.cross_layers = min(config.cross_layers, 2)
-    return experiment.make_task(config, data)
+    return make_experiment(config, data)
 
 
-def parameters(task):
-    if task.sweep is not None:
-        return task.sweep(task.init())
+def parameters(experiment):
+    if experiment.sweep is not None:
+        return experiment.sweep(initial_state(experiment))
     return jax.tree.map(
-        lambda x: x + 0.3 * jnp.cos(jnp.arange(x.size).reshape(x.shape)), task.params(task.init())
+        lambda x: x + 0.3 * jnp.cos(jnp.arange(x.size).reshape(x.shape)),
+        experiment.params(initial_state(experiment)),
     )
 
 
@@ -74,9 +78,9 @@ print(json.dumps(out))
 def test_scores_of_an_export_are_the_model_s_in_a_process_without_conet_jax(
     data, variant, tmp_path
 ):
-    task = task_of(data, variant)
-    params = parameters(task)
-    export.save(task, params, tmp_path / "out")
+    experiment = task_of(data, variant)
+    params = parameters(experiment)
+    export.save(experiment, params, tmp_path / "out")
     done = subprocess.run(
         [sys.executable, "-c", _READER, str(tmp_path / "out")],
         capture_output=True,
@@ -84,9 +88,9 @@ def test_scores_of_an_export_are_the_model_s_in_a_process_without_conet_jax(
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    projected = task.model.project(params, task.interactions)
+    projected = experiment.model.project(params, experiment.interactions)
     listed = jnp.broadcast_to(jnp.arange(120), (40, 120))
-    expected = np.asarray(task.model.scores(projected, jnp.arange(40), listed))
+    expected = np.asarray(experiment.model.scores(projected, jnp.arange(40), listed))
     everything, some = (np.array(x) for x in json.loads(done.stdout))
     np.testing.assert_allclose(everything, expected, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(some, expected[:3, :7], rtol=1e-6, atol=1e-6)
@@ -95,9 +99,9 @@ def test_scores_of_an_export_are_the_model_s_in_a_process_without_conet_jax(
 def test_an_export_holds_settled_parameters_and_raw_ids(data, tmp_path):
     from safetensors.numpy import load_file
 
-    task = task_of(data, "conet")
-    params = parameters(task)
-    export.save(task, params, tmp_path / "out")
+    experiment = task_of(data, "conet")
+    params = parameters(experiment)
+    export.save(experiment, params, tmp_path / "out")
     found = load_file(tmp_path / "out" / "params.safetensors")
     assert len(found) == len(jax.tree.leaves(params))
     for name, table in params.tables.items():
@@ -110,7 +114,7 @@ def test_an_export_holds_settled_parameters_and_raw_ids(data, tmp_path):
         assert frame["id"].to_list() == ids.tolist()
         assert frame["row"].to_list() == list(range(len(ids)))
     with pytest.raises(InputError, match="is not empty"):
-        export.save(task, params, tmp_path / "out")
+        export.save(experiment, params, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -129,9 +133,9 @@ def test_the_example_that_reads_an_export_prints_the_model_s_scores(tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    task, params, _ = experiment.restore(workdir)
-    counts = np.bincount(task.dataset.target.indices, minlength=300)
-    ids = task.dataset.target_item_ids.tolist()
+    experiment, params, _ = restore(workdir)
+    counts = np.bincount(experiment.dataset.target.indices, minlength=300)
+    ids = experiment.dataset.target_item_ids.tolist()
     expected = [f"{item} {float(counts[ids.index(item)])}" for item in ("5", "250")]
     assert done.stdout.split("\n")[:2] == expected
 

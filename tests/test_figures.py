@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from test_launch import ROOT, assert_one_line_error, launch
 
-from conet_jax import experiment, figures
 from conet_jax.config import default_config
 from conet_jax.data import synthetic
 from conet_jax.errors import InputError
+from conet_jax.run.fit import fit
+from conet_jax.studies import figures
 
 DEMO = f"--config={ROOT / 'configs' / 'demo.py'}"
 SIZES = dict(
@@ -83,7 +84,7 @@ def test_numbers_are_those_of_the_run_that_fit_makes(data, grids, tmp_path):
     assert {(r["method"], float(r["target_weight"]), int(r["seed"])) for r in rows} == {
         (method, x, seed) for method in ("conet", "lasso") for x in (0.5, 1.0) for seed in (0, 1)
     }
-    result = experiment.fit(tiny(target_weight=0.5, seed=1), tmp_path / "run", dataset=data)
+    result = fit(tiny(target_weight=0.5, seed=1), tmp_path / "run", dataset=data)
     place = {"method": "lasso", "target_weight": "0.5", "seed": "1"}
     (row,) = (row for row in rows if place.items() <= row.items())
     assert int(row["epoch"]) == result["best_epoch"]

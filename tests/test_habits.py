@@ -7,10 +7,12 @@ import pytest
 from test_figures import tiny
 from test_launch import ROOT, assert_one_line_error, launch
 
-from conet_jax import evaluation, experiment, habits
 from conet_jax.data import synthetic
-from conet_jax.evaluation import Ranks
-from conet_jax.habits import Habits
+from conet_jax.run.fit import fit
+from conet_jax.studies import habits
+from conet_jax.studies.habits import Habits
+from conet_jax.train import ranking
+from conet_jax.train.ranking import Ranks
 
 SIZES = dict(
     num_users=60,
@@ -34,7 +36,7 @@ def made_up(seed):
 
 
 def test_constant_scorer_is_perfect_where_the_test_item_is_listed_first():
-    ranks = evaluation.rank_scores(np.zeros((50, 100)), np.ones((50, 99), bool))
+    ranks = ranking.rank_scores(np.zeros((50, 100)), np.ones((50, 99), bool))
     ours = habits.figures([ranks], 1, Habits(), k=10)
     assert ours["hit_ratio"] == pytest.approx(0.1, abs=1e-12)
     first = habits.figures([ranks], 1, Habits(ties=True), k=10)
@@ -70,7 +72,7 @@ def test_best_epoch_on_test_is_the_best_of_each_metric_apart():
 def test_first_row_is_the_result_of_the_run_that_fit_makes(data, tmp_path):
     config = tiny("published_mlp", epochs=4, patience=4, initializer="he", cross_layers=0)
     found = habits.run(config, data)
-    result = experiment.fit(config, tmp_path / "run", dataset=data)
+    result = fit(config, tmp_path / "run", dataset=data)
     assert (found["epochs"], found["best_epoch"]) == (result["epochs"], result["best_epoch"])
     ours, *others = found["rows"].values()
     assert ours == {name: result["test"][f"{name}@10"] for name in habits.METRICS}

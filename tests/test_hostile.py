@@ -32,11 +32,16 @@ from hypothesis import strategies as st
 from ml_collections import config_flags
 from test_launch import ROOT, assert_one_line_error, launch
 
-from conet_jax import cli, compare, experiment, figures, files, search, study, sweep
+from conet_jax import cli, files
 from conet_jax.config import default_config, flatten
-from conet_jax.data import dataset, readers, recbole, store
+from conet_jax.data import readers, recbole, store, types
+from conet_jax.data.assemble import from_arrays
+from conet_jax.data.types import content_hash
 from conet_jax.errors import InputError
-from conet_jax.metric_writers import MetricsFile
+from conet_jax.run.fit import fit
+from conet_jax.run.logs import MetricsFile
+from conet_jax.run.workdir import stored_config
+from conet_jax.studies import compare, figures, search, sweep, table2
 
 COUNTS: dict[str, list[int]] = {}  # kind -> [tried, loaded]
 
@@ -440,7 +445,7 @@ def test_files_of_ids_are_read_or_refused_as_by_the_reference(size, tmp_path):
 def data():
     pairs = [(user, item) for user in range(12) for item in range(15) if (user + item) % 3 == 0]
     users, items = map(np.array, zip(*pairs, strict=True))
-    return dataset.from_arrays(users, items, users, items, candidates=2)
+    return from_arrays(users, items, users, items, candidates=2)
 
 
 @st.composite
@@ -520,7 +525,7 @@ def check_altered(folder: pathlib.Path, load, same, alteration) -> list[bool]:
 
 def contents(made) -> tuple:
     """All of a data set that results depend on."""
-    named = dataset.arrays(made)
+    named = types.arrays(made)
     meta = {key: value for key, value in made.meta.items() if key != "audit"}
     return {name: values.tolist() for name, values in named.items()}, meta
 
@@ -565,7 +570,7 @@ def test_altered_recbole_files_are_the_rows_that_stand_there_or_refused(size, da
                 users = np.repeat(np.arange(found.num_users), np.diff(kept.indptr))
                 names = getattr(found, f"{domain}_item_ids")[kept.indices]
                 assert set(zip(found.user_ids[users], names, strict=True)) == rows
-            assert found.meta["hash"] == dataset.content_hash(found)
+            assert found.meta["hash"] == content_hash(found)
 
         return check_altered(folder, load, same, alteration)
 
@@ -578,7 +583,7 @@ def workdir(data, tmp_path_factory):
     """A run, and what sweeps, studies and figures keep, in one folder."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     config = default_config("popularity")
-    experiment.fit(config, folder, dataset=data, quiet=True)
+    fit(config, folder, dataset=data, quiet=True)
     result = json.loads((folder / "result.json").read_text())
     stored = {"dataset_hash": data.meta["hash"], "config": result["config"]}
     trial = {"overrides": {}, **search.evaluate(config, data), **stored}
@@ -593,12 +598,12 @@ def workdir(data, tmp_path_factory):
 
 
 READ_BACK = {
-    "config.json": lambda folder, data: experiment.stored_config(folder),
+    "config.json": lambda folder, data: stored_config(folder),
     "result.json": lambda folder, data: compare.read(folder, "test"),
     "ranks.npz": lambda folder, data: compare.read(folder, "valid"),
     "metrics.jsonl": lambda folder, data: MetricsFile(folder / "metrics.jsonl", epochs=9),
-    "popularity/trials.jsonl": lambda folder, data: study.read_trials(
-        study.Study("demo.py", default_config, {}, folder), "popularity", data
+    "popularity/trials.jsonl": lambda folder, data: table2.read_trials(
+        table2.Study("demo.py", default_config, {}, folder), "popularity", data
     ),
     "record.json": lambda folder, data: sweep._read_record(folder / "record.json"),
     "populations/p/members.json": lambda folder, data: sweep.units(
@@ -842,7 +847,7 @@ def test_bombs_are_refused_in_little_memory(tmp_path):
         readers.read(tmp_path / "deep", "amazon_json")
     (tmp_path / "config.json").write_text("[" * 10**6)
     with pytest.raises(InputError, match="nested too deeply"):
-        experiment.stored_config(tmp_path)
+        stored_config(tmp_path)
     np.savez_compressed(tmp_path / "ranks.npz", test_users=np.zeros(10))
     with pytest.raises(ValueError, match="compressed"):
         files.read_arrays(tmp_path / "ranks.npz", ["test_users"])

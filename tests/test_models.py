@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conet_jax import losses, sampling
+from conet_jax import losses
 from conet_jax.models import conet, mlp, towers
 from conet_jax.models.base import Batch, Examples, Hyper, Params, Profile, Sizes
+from conet_jax.train import sampling
+from conet_jax.train.interactions import to_device
 
 LAYERS = (8, 6, 4, 3)
 SIZES = Sizes(users=5, target_items=6, source_items=7)
@@ -318,7 +320,7 @@ SOURCE_ITEMS = [[0, 3, 6], [1], [], [2, 3, 4, 5], [0, 1]]
 
 def source_interactions():
     indptr = np.cumsum([0] + [len(items) for items in SOURCE_ITEMS])
-    return sampling.to_device(indptr, np.concatenate(SOURCE_ITEMS), SIZES.source_items)
+    return to_device(indptr, np.concatenate(SOURCE_ITEMS), SIZES.source_items)
 
 
 @pytest.mark.parametrize("inner", [{}, dict(inner_product=True)])
@@ -358,7 +360,7 @@ def test_scores_under_cross_are_the_training_logits_of_the_profile_pairing():
     options = conet.Options(layers=LAYERS, pairing="profile", inference="cross")
     model = conet.build(options)
     source = source_interactions()
-    target = sampling.to_device(np.array([0, 2, 4, 5, 7, 8]), np.array([0, 1, 2, 3, 4, 1, 5, 0]), 6)
+    target = to_device(np.array([0, 2, 4, 5, 7, 8]), np.array([0, 1, 2, 3, 4, 1, 5, 0]), 6)
     interactions = {"target": target, "source": source}
     plan = sampling.plan_epoch(
         interactions, domains=model.domains, pairing="profile", batch_size=12

@@ -16,13 +16,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from conet_jax import evaluation, experiment, models, recommend, sampling, sweep, training
-from conet_jax.checkpoints import Checkpoints
+from conet_jax import models
 from conet_jax.config import default_config
 from conet_jax.data import synthetic
-from conet_jax.data.dataset import HeldOut
+from conet_jax.data.types import HeldOut
 from conet_jax.errors import Diverged, InputError
 from conet_jax.models import popularity
+from conet_jax.models.base import Sizes
+from conet_jax.run import loop
+from conet_jax.run.checkpoints import Checkpoints
+from conet_jax.run.epoch import run_epoch
+from conet_jax.run.experiment import make_experiment
+from conet_jax.run.fit import fit
+from conet_jax.run.start import initial_state
+from conet_jax.serve import recommend
+from conet_jax.studies import sweep
+from conet_jax.train import ranking, sampling
+from conet_jax.train.chunk import train_chunk
+from conet_jax.train.interactions import to_device
+from conet_jax.train.state import largest_parameter, not_finite, settle_in_place
 
 # Nearly all of the time here is compilation.
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -52,10 +64,14 @@ def tiny(**fields):
     return config
 
 
-def key_of(task, epoch, step):
+def key_of(experiment, epoch, step):
     """The key of a step's batch, by which a poisoned loss knows it; from 0."""
     batch = sampling.sample_step(
-        task.sampling_key, jnp.int32(epoch), jnp.int32(step), task.interactions, task.plan
+        experiment.sampling_key,
+        jnp.int32(epoch),
+        jnp.int32(step),
+        experiment.interactions,
+        experiment.plan,
     )
     return jax.random.key_data(batch.key)
 
@@ -91,18 +107,18 @@ def poisoned(model, key, code):
 @pytest.fixture(scope="module")
 def unwatched(data):
     """A run whose fourth step is poisoned by ``with_poison``."""
-    clean = experiment.make_task(tiny(), data)
+    clean = make_experiment(tiny(), data)
     key = key_of(clean, 0, 3)
     return clean._replace(model=poisoned(clean.model, key, lambda hyper: hyper.negative_weight))
 
 
 @pytest.fixture(scope="module")
-def task(unwatched):
+def experiment(unwatched):
     return unwatched._replace(settings=unwatched.settings._replace(watch=True))
 
 
-def with_poison(task, code):
-    return task._replace(hyper=task.hyper._replace(negative_weight=jnp.float32(code)))
+def with_poison(experiment, code):
+    return experiment._replace(hyper=experiment.hyper._replace(negative_weight=jnp.float32(code)))
 
 
 @pytest.mark.parametrize(
@@ -115,11 +131,11 @@ def with_poison(task, code):
         (OVERFLOW, r"the gradient of tables/user \(both domains\) is"),  # its square, in Adam
     ],
 )
-def test_step_domain_and_largest_parameter_are_named(task, code, what):
+def test_step_domain_and_largest_parameter_are_named(experiment, code, what):
     message = what + r" not finite at step 4 \(epoch 1; the largest parameter is \w+/\w+"
     with pytest.raises(Diverged, match=message):
-        experiment.run_epoch(with_poison(task, code), task.init(), 1)
-    assert task.plan.steps > 4
+        run_epoch(with_poison(experiment, code), initial_state(experiment), 1)
+    assert experiment.plan.steps > 4
 
 
 @pytest.mark.parametrize(
@@ -134,30 +150,30 @@ def test_step_domain_and_largest_parameter_are_named(task, code, what):
 )
 def test_without_watching_each_step_the_epoch_still_fails(unwatched, code, what):
     with pytest.raises(Diverged, match=what + ".*epoch 1; the largest parameter is"):
-        next(experiment.train(with_poison(unwatched, code), unwatched.init()))
+        next(loop.train(with_poison(unwatched, code), initial_state(unwatched)))
 
 
-def test_watching_changes_no_bit_of_a_sound_epoch(unwatched, task):
-    plain, _ = experiment.run_epoch(with_poison(unwatched, CLEAN), unwatched.init(), 1)
-    watched, _ = experiment.run_epoch(with_poison(task, CLEAN), task.init(), 1)
+def test_watching_changes_no_bit_of_a_sound_epoch(unwatched, experiment):
+    plain, _ = run_epoch(with_poison(unwatched, CLEAN), unwatched.init(), 1)
+    watched, _ = run_epoch(with_poison(experiment, CLEAN), initial_state(experiment), 1)
     jax.tree.map(np.testing.assert_array_equal, plain, watched)
 
 
 @pytest.mark.parametrize("code", [TARGET, SOURCE, TABLE, KERNEL, OVERFLOW])
-def test_a_step_that_is_not_finite_is_not_taken(task, code):
+def test_a_step_that_is_not_finite_is_not_taken(experiment, code):
     def train(code, steps):
-        state = task.init()
+        state = initial_state(experiment)
         for step in range(steps):  # one program
-            state, _ = training.train_chunk(
+            state, _ = train_chunk(
                 state,
-                task.interactions,
-                task.sampling_key,
+                experiment.interactions,
+                experiment.sampling_key,
                 np.int32(0),
                 np.int32(step),
-                with_poison(task, code).hyper,
-                model=task.model,
-                plan=task.plan,
-                settings=task.settings,
+                with_poison(experiment, code).hyper,
+                model=experiment.model,
+                plan=experiment.plan,
+                settings=experiment.settings,
                 num_steps=1,
             )
         return state
@@ -167,36 +183,36 @@ def test_a_step_that_is_not_finite_is_not_taken(task, code):
     assert int(stopped.step) == 3 and int(after.step) == 4
 
 
-def test_largest_parameter_is_that_of_numpy_and_one_that_is_not_finite_comes_first(task):
-    state = task.init()
-    params = task.params(state)
+def test_largest_parameter_is_that_of_numpy_and_one_that_is_not_finite_comes_first(experiment):
+    state = initial_state(experiment)
+    params = experiment.params(state)
     entries = {
         jax.tree_util.keystr(path, simple=True, separator="/"): np.abs(leaf).max(initial=0)
         for path, leaf in jax.tree.leaves_with_path(params)
     }
     name = max(entries, key=entries.get)
     for given in (state, params):
-        assert training.largest_parameter(given) == (name, entries[name])
+        assert largest_parameter(given) == (name, entries[name])
     for bad in (np.nan, np.inf, -np.inf):
         dense = jax.tree.map(jnp.copy, state.dense)
         dense["source"]["layer_1"]["bias"] = dense["source"]["layer_1"]["bias"].at[1].set(bad)
-        found, entry = training.largest_parameter(state.replace(dense=dense))
+        found, entry = largest_parameter(state.replace(dense=dense))
         assert found == "dense/source/layer_1/bias" and not np.isfinite(entry)
 
 
-def test_moment_that_is_not_finite_is_found(task):
-    state = task.init()
-    assert training.not_finite(state) is None
+def test_moment_that_is_not_finite_is_found(experiment):
+    state = initial_state(experiment)
+    assert not_finite(state) is None
     packed = state.tables["source_item"]
     bad = packed.at[2, packed.shape[1] // 3 + 1].set(jnp.inf)
     tables = {**state.tables, "source_item": bad}
-    assert training.not_finite(state.replace(tables=tables)) == "tables/source_item"
+    assert not_finite(state.replace(tables=tables)) == "tables/source_item"
     bad = jax.tree.map(lambda x: jnp.full_like(x, jnp.nan), state.opt_state)
-    assert training.not_finite(state.replace(opt_state=bad)).startswith("moments/")
+    assert not_finite(state.replace(opt_state=bad)).startswith("moments/")
 
 
-def test_parameter_or_score_that_is_not_finite_stops_the_epoch(task):
-    state = task.init()
+def test_parameter_or_score_that_is_not_finite_stops_the_epoch(experiment):
+    state = initial_state(experiment)
     row = {"epoch": 2, "step": 9, "train_loss": {"target": 0.5}, "seconds": {}}
 
     def end(name, value, factor=1.0):
@@ -205,7 +221,7 @@ def test_parameter_or_score_that_is_not_finite_stops_the_epoch(task):
             tables={**state.tables, name: table.at[3].set(value)},
             dense=jax.tree.map(lambda x: factor * x, state.dense),
         )
-        experiment.end_epoch(task, bad, dict(row), experiment.Progress(), 0.0)
+        loop.end_epoch(experiment, bad, dict(row), loop.Progress(), 0.0)
 
     with pytest.raises(Diverged, match=r"tables/user is not finite at step 9 \(epoch 2; the larg"):
         end("user", np.nan)
@@ -220,7 +236,7 @@ def test_parameter_or_score_that_is_not_finite_stops_the_epoch(task):
 @pytest.fixture
 def diverging(data, monkeypatch):
     """Every run diverges at the second step of epoch 2 unless the learning rate is below 3e-4."""
-    key = key_of(experiment.make_task(tiny(), data), 1, 1)
+    key = key_of(make_experiment(tiny(), data), 1, 1)
     build = models.build
 
     def code(hyper):
@@ -231,7 +247,7 @@ def diverging(data, monkeypatch):
     def built(config):
         return kept.setdefault(str(config.layers), poisoned(build(config), key, code))
 
-    monkeypatch.setattr(experiment.models, "build", built)
+    monkeypatch.setattr(models, "build", built)
 
 
 def rows_of(workdir):
@@ -244,11 +260,11 @@ def without_seconds(row):
 
 def test_rollback_goes_on_from_the_checkpoint_at_a_smaller_rate(diverging, data, tmp_path):
     with pytest.raises(Diverged, match="target loss is not finite at step"):
-        experiment.fit(tiny(), tmp_path / "run", dataset=data)
+        fit(tiny(), tmp_path / "run", dataset=data)
     assert [row["epoch"] for row in rows_of(tmp_path / "run")] == [1]
     # The message's advice: the same command, and this.
     config = tiny(on_nonfinite="rollback")
-    result = experiment.fit(config, tmp_path / "run", dataset=data)
+    result = fit(config, tmp_path / "run", dataset=data)
     assert result["rollbacks"] == 2 and result["epochs"] == 3
     rows = rows_of(tmp_path / "run")
     assert [row.get("rollbacks") and len(row["rollbacks"]) for row in rows] == [None, 2, None]
@@ -258,11 +274,13 @@ def test_rollback_goes_on_from_the_checkpoint_at_a_smaller_rate(diverging, data,
     for entry in back:
         assert f"the target loss is not finite at step {steps + 2} (epoch 2" in entry["reason"]
     # The same by hand: an epoch at the rate given, the others at a quarter of it.
-    task = experiment.make_task(config, data)
-    first = next(experiment.train(task, task.init()))
-    state = training.settle_in_place(first.state, task.hyper.learning_rate)
-    quarter = task._replace(hyper=task.hyper._replace(learning_rate=task.hyper.learning_rate / 4))
-    later = [end.row for end in experiment.train(quarter, state, first.progress)]
+    experiment = make_experiment(config, data)
+    first = next(loop.train(experiment, initial_state(experiment)))
+    state = settle_in_place(first.state, experiment.hyper.learning_rate)
+    quarter = experiment._replace(
+        hyper=experiment.hyper._replace(learning_rate=experiment.hyper.learning_rate / 4)
+    )
+    later = [end.row for end in loop.train(quarter, state, first.progress)]
     for found, row in zip(rows, [first.row, *later], strict=True):
         found.pop("rollbacks", None)
         assert without_seconds(found) == without_seconds(json.loads(json.dumps(row)))
@@ -271,7 +289,7 @@ def test_rollback_goes_on_from_the_checkpoint_at_a_smaller_rate(diverging, data,
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_run_killed_around_a_rollback_ends_the_same(diverging, data, tmp_path, monkeypatch, epoch):
     config = tiny(on_nonfinite="rollback")
-    whole = experiment.fit(config, tmp_path / "whole", dataset=data)
+    whole = fit(config, tmp_path / "whole", dataset=data)
 
     class Crash(Exception):
         pass
@@ -286,8 +304,8 @@ def test_run_killed_around_a_rollback_ends_the_same(diverging, data, tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save_latest", crash)
         with pytest.raises(Crash):
-            experiment.fit(config, tmp_path / "run", dataset=data)
-    again = experiment.fit(config, tmp_path / "run", dataset=data)
+            fit(config, tmp_path / "run", dataset=data)
+    again = fit(config, tmp_path / "run", dataset=data)
     assert without_seconds(again) == without_seconds(whole)
     both = [list(map(without_seconds, rows_of(tmp_path / name))) for name in ("run", "whole")]
     assert both[0] == both[1]
@@ -296,7 +314,7 @@ def test_run_killed_around_a_rollback_ends_the_same(diverging, data, tmp_path, m
 def test_rollbacks_end_and_nothing_bad_is_saved(data, tmp_path):
     config = tiny(on_nonfinite="rollback", learning_rate=1e30)
     with pytest.raises(Diverged, match="not finite at step .* after 5 rollbacks: start anew"):
-        experiment.fit(config, tmp_path / "run", dataset=data)
+        fit(config, tmp_path / "run", dataset=data)
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     assert checkpoints.latest_epoch() is None
     checkpoints.close()
@@ -362,30 +380,30 @@ SCORES = popularity.build(popularity.Options())
     ],
 )
 def test_ranker_refuses_rows_out_of_range(part, value, message):
-    interactions = {"target": sampling.to_device(np.array([0, 1, 1, 2]), np.array([4, 5]), 9)}
-    params = SCORES.init(jax.random.key(0), experiment.Sizes(3, 9, 0))
+    interactions = {"target": to_device(np.array([0, 1, 1, 2]), np.array([4, 5]), 9)}
+    params = SCORES.init(jax.random.key(0), Sizes(3, 9, 0))
     held_out = HeldOut(
         np.array([0, 1]), np.array([1, 2]), np.array([[3, 4], [5, 6]]), np.ones((2, 2), bool)
     )
-    assert evaluation.rank_held_out(SCORES, params, interactions, held_out).tied.shape == (2,)
+    assert ranking.rank_held_out(SCORES, params, interactions, held_out).tied.shape == (2,)
     values = np.array(getattr(held_out, part))
     values.flat[-1] = value
     bad = held_out._replace(**{part: values})
     with pytest.raises(InputError, match=message):
-        evaluation.rank_held_out(SCORES, params, interactions, bad)
+        ranking.rank_held_out(SCORES, params, interactions, bad)
     if part != "candidates":
         with pytest.raises(InputError, match=message):
             touched = np.array([0, 0, 0, 0]), np.array([], int)
-            evaluation.rank_full(SCORES, params, interactions, bad, touched)
+            ranking.rank_full(SCORES, params, interactions, bad, touched)
 
 
 def test_full_ranker_refuses_touched_items_out_of_range():
-    interactions = {"target": sampling.to_device(np.array([0, 1]), np.array([4]), 9)}
-    params = SCORES.init(jax.random.key(0), experiment.Sizes(1, 9, 0))
+    interactions = {"target": to_device(np.array([0, 1]), np.array([4]), 9)}
+    params = SCORES.init(jax.random.key(0), Sizes(1, 9, 0))
     held_out = HeldOut(np.array([0]), np.array([1]), np.zeros((1, 0), int), np.ones((1, 0), bool))
     touched = np.array([0, 1]), np.array([9])
     with pytest.raises(InputError, match="touched item 9 is out of range: expected 0 to 8"):
-        evaluation.rank_full(SCORES, params, interactions, held_out, touched)
+        ranking.rank_full(SCORES, params, interactions, held_out, touched)
 
 
 @pytest.mark.parametrize(
@@ -403,8 +421,8 @@ def test_full_ranker_refuses_touched_items_out_of_range():
     ],
 )
 def test_recommender_refuses_rows_out_of_range(data, user, items, message):
-    task = experiment.make_task(default_config("popularity"), data)
-    recommender = recommend.prepare(task, task.sweep(task.init()))
+    experiment = make_experiment(default_config("popularity"), data)
+    recommender = recommend.prepare(experiment, experiment.sweep(initial_state(experiment)))
     known = recommend.User("known", row=3)
     assert len(recommend.recommend(recommender, [known], k=2)) == 2
     items = None if items is None else np.array(items)

@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conet_jax import parallel
+from conet_jax.devices import processes
 from conet_jax.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = """
 from ml_collections import ConfigDict
-from conet_jax.config import default_config
+from conet_jax.config import (default_config)
+
 
 def get_config(variant=""):
     config = default_config(variant)
@@ -322,7 +323,7 @@ def test_a_dead_peer_ends_the_run_and_a_restart_completes_it(variant, victim, co
 )
 def test_processes_that_cannot_be_are_refused(given, message):
     with pytest.raises(InputError, match=message):
-        parallel.start(*given)
+        processes.start(*given)
 
 
 @pytest.mark.parametrize(

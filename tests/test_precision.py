@@ -11,10 +11,15 @@ import numpy as np
 import pytest
 from test_launch import ROOT
 
-from conet_jax import evaluation, experiment, footprint, training
 from conet_jax.config import default_config, differences, validate
 from conet_jax.data import synthetic
 from conet_jax.errors import InputError
+from conet_jax.run import memory
+from conet_jax.run.epoch import CHUNK_STEPS
+from conet_jax.run.experiment import make_experiment
+from conet_jax.run.start import initial_state
+from conet_jax.train import ranking
+from conet_jax.train.chunk import chunk_lengths, chunk_program, run_steps
 
 SIZES = dict(
     num_users=60,
@@ -38,7 +43,7 @@ def task_of(data, variant="lasso", **fields):
     config.cross_layers = min(config.cross_layers, 1)
     config.batch_size = 64
     config.update(fields)
-    return experiment.make_task(config, data)
+    return make_experiment(config, data)
 
 
 def products(jaxpr):
@@ -54,11 +59,19 @@ def products(jaxpr):
     return found
 
 
-def step_of(task):
+def step_of(experiment):
     zero = jnp.int32(0)
-    static = dict(model=task.model, plan=task.plan, settings=task.settings, num_steps=1)
-    return task.init(), lambda state: training.run_steps(
-        state, task.interactions, task.sampling_key, zero, zero, task.hyper, **static
+    static = dict(
+        model=experiment.model, plan=experiment.plan, settings=experiment.settings, num_steps=1
+    )
+    return initial_state(experiment), lambda state: run_steps(
+        state,
+        experiment.interactions,
+        experiment.sampling_key,
+        zero,
+        zero,
+        experiment.hyper,
+        **static,
     )
 
 
@@ -67,8 +80,8 @@ def test_bfloat16_is_of_the_hidden_products_and_nothing_that_is_kept(data, varia
     fields = dict(layers=(8, 8)) if variant == "cross_stitch" else {}
     types = {}
     for dtype in ("float32", "bfloat16"):
-        task = task_of(data, variant, dtype=dtype, **fields)
-        state, step = step_of(task)
+        experiment = task_of(data, variant, dtype=dtype, **fields)
+        state, step = step_of(experiment)
         types[dtype] = products(jax.make_jaxpr(step)(state).jaxpr)
         after = jax.eval_shape(step, state)
         assert {str(x.dtype) for x in jax.tree.leaves(after)} == {"float32", "int32"}
@@ -83,17 +96,21 @@ def test_bfloat16_is_of_the_hidden_products_and_nothing_that_is_kept(data, varia
 def test_bfloat16_is_float32_to_eight_bits_in_loss_and_scores(data, inference):
     logits, losses = {}, {}
     for dtype in ("float32", "bfloat16"):
-        task = task_of(data, "conet", dtype=dtype, inference=inference)
-        params = jax.jit(task.model.init, static_argnums=1)(jax.random.key(0), task.sizes)
+        experiment = task_of(data, "conet", dtype=dtype, inference=inference)
+        params = jax.jit(experiment.model.init, static_argnums=1)(
+            jax.random.key(0), experiment.sizes
+        )
         # Of the size that training gives them: at the start all scores are nearly equal.
         params = params._replace(tables={name: 30 * x for name, x in params.tables.items()})
-        projected = evaluation.project(params, task.interactions, model=task.model)
+        projected = ranking.project(params, experiment.interactions, model=experiment.model)
         users = np.arange(20, dtype=np.int32)
         items = np.broadcast_to(np.arange(100, dtype=np.int32), (20, 100))
-        logits[dtype] = np.asarray(jax.jit(task.model.scores)(projected, users, items))
-        batch, ids = footprint._step(task)
+        logits[dtype] = np.asarray(jax.jit(experiment.model.scores)(projected, users, items))
+        batch, ids = memory._step(experiment)
         rows = {name: params.tables[name][own] for name, own in ids.items()}
-        losses[dtype] = float(jax.jit(task.model.loss)(params.dense, rows, batch, task.hyper)[0])
+        losses[dtype] = float(
+            jax.jit(experiment.model.loss)(params.dense, rows, batch, experiment.hyper)[0]
+        )
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=1e-2)
     spread = np.ptp(logits["float32"])
     error = np.abs(logits["bfloat16"] - logits["float32"]).max()
@@ -129,31 +146,31 @@ def test_memory_that_is_announced_is_that_of_the_compiled_program_within_a_half(
         source_interactions=9_000,
         seed=0,
     )[0]
-    task = task_of(data, variant)
-    steps = max(training.chunk_lengths(task.plan.steps, experiment.CHUNK_STEPS))
+    experiment = task_of(data, variant)
+    steps = max(chunk_lengths(experiment.plan.steps, CHUNK_STEPS))
     step = jnp.int32(0)
-    compiled = training.chunk_program.lower(
-        task.abstract_state(),
-        task.interactions,
-        task.sampling_key,
+    compiled = chunk_program.lower(
+        experiment.abstract_state(),
+        experiment.interactions,
+        experiment.sampling_key,
         step,
         step,
-        task.hyper,
-        model=task.model,
-        plan=task.plan,
-        settings=task.settings,
+        experiment.hyper,
+        model=experiment.model,
+        plan=experiment.plan,
+        settings=experiment.settings,
         num_steps=steps,
-        mesh=task.mesh,
+        mesh=experiment.mesh,
     ).compile()
     found = compiled.memory_analysis()
     program = found.argument_size_in_bytes + found.temp_size_in_bytes
-    params = footprint._bytes(jax.eval_shape(task.params, task.abstract_state()))
-    announced = footprint.memory(task, experiment.CHUNK_STEPS)
+    params = memory._bytes(jax.eval_shape(experiment.params, experiment.abstract_state()))
+    announced = memory.memory(experiment, CHUNK_STEPS)
     assert announced == pytest.approx(program + 2 * params, rel=0.5)
 
 
 def test_run_begins_with_device_precision_parameters_and_memory(data):
-    line = footprint.line(task_of(data, "mlp", dtype="bfloat16"), 512)
+    line = memory.line(task_of(data, "mlp", dtype="bfloat16"), 512)
     tower = 8 * 4 + 4 + 4 + 1
     device = f"cpu ({jax.devices()[0].device_kind})"
     assert line.startswith(f"{device}, towers in bfloat16, {190 * 4 + tower:,} parameters, about ")

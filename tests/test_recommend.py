@@ -8,11 +8,16 @@ import pytest
 from test_evaluation import TABLE
 from test_launch import DEMO, assert_one_line_error, launch
 
-from conet_jax import crossing, experiment, metric_writers, recommend
 from conet_jax.config import default_config
 from conet_jax.data import readers, synthetic
 from conet_jax.errors import InputError
+from conet_jax.files import FRAME_SUFFIXES, write_frames
 from conet_jax.models.base import Params
+from conet_jax.run.experiment import make_experiment
+from conet_jax.run.start import initial_state
+from conet_jax.serve import recommend
+from conet_jax.studies import crossing
+from conet_jax.train.interactions import to_device
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -53,15 +58,16 @@ def made(data, variant="conet"):
     if config.model == "cross_stitch":
         config.layers = (8, 8, 8)
     config.cross_layers = min(config.cross_layers, 2)
-    task = experiment.make_task(config, data)
-    state = task.init()
-    if task.sweep is not None:
-        _MADE[variant] = recommend.prepare(task, task.sweep(state))
+    experiment = make_experiment(config, data)
+    state = initial_state(experiment)
+    if experiment.sweep is not None:
+        _MADE[variant] = recommend.prepare(experiment, experiment.sweep(state))
     else:
         params = jax.tree.map(
-            lambda x: x + 0.3 * jnp.cos(jnp.arange(x.size).reshape(x.shape)), task.params(state)
+            lambda x: x + 0.3 * jnp.cos(jnp.arange(x.size).reshape(x.shape)),
+            experiment.params(state),
         )
-        _MADE[variant] = recommend.prepare(task, params)
+        _MADE[variant] = recommend.prepare(experiment, params)
     return _MADE[variant]
 
 
@@ -259,11 +265,11 @@ def test_strangers_are_served_better_by_their_source_items_than_by_popularity():
         target_interactions=8_000, source_interactions=20_000, dim=3, noise=0.1, seed=0,
     )  # fmt: skip
     config = default_config("ials_joined")
-    task = experiment.make_task(config, made_of)
-    params = task.init()
+    experiment = make_experiment(config, made_of)
+    params = initial_state(experiment)
     for _ in range(5):
-        params = task.sweep(params)
-    recommender = recommend.prepare(task, params)
+        params = experiment.sweep(params)
+    recommender = recommend.prepare(experiment, params)
     # The taste of the data's own users is known; their source items alone are handed over.
     strangers = [
         recommend.User(f"new{row}", None, recommend._row(made_of.source, row)) for row in range(300)
@@ -283,13 +289,11 @@ def test_strangers_are_served_better_by_their_source_items_than_by_popularity():
 
 def leave_one_out(recommender, data, row, items):
     """Scores with each source item of a user taken out of the data, by ``Model.project`` anew."""
-    from conet_jax import sampling
-
     indptr, indices = data.source.indptr, data.source.indices
     out = []
     for at in range(indptr[row], indptr[row + 1]):
         shorter = indptr - (np.arange(len(indptr)) > row)
-        source = sampling.to_device(shorter, np.delete(indices, at), SOURCE_ITEMS)
+        source = to_device(shorter, np.delete(indices, at), SOURCE_ITEMS)
         interactions = {**recommender.interactions, "source": source}
         projected = recommender.model.project(recommender.params, interactions)
         out.append(recommender.model.scores(projected, jnp.array([row]), items[None])[0])
@@ -408,10 +412,10 @@ def test_all_users_are_written_to_a_file(run, tmp_path):
     np.testing.assert_allclose(frame["probability"][:210], expected["probability"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("suffix", metric_writers.FRAME_SUFFIXES)
+@pytest.mark.parametrize("suffix", FRAME_SUFFIXES)
 def test_tables_come_back_whole_from_every_format(suffix, tmp_path):
     parts = [pl.DataFrame({"user": ["007", 'a,"b'], "score": [0.1 + at, None]}) for at in range(3)]
-    metric_writers.write_frames(tmp_path / f"out{suffix}", parts)
+    write_frames(tmp_path / f"out{suffix}", parts)
     read = {".csv": pl.read_csv, ".jsonl": pl.read_ndjson, ".parquet": pl.read_parquet}[suffix]
     options = {"schema_overrides": {"user": str}} if suffix == ".csv" else {}
     assert read(tmp_path / f"out{suffix}", **options).equals(pl.concat(parts))
@@ -451,10 +455,10 @@ def test_nothing_is_left_of_a_file_whose_making_failed(tmp_path):
         yield pl.DataFrame({"a": [1]})
         raise RuntimeError("no more")
 
-    for suffix in metric_writers.FRAME_SUFFIXES:
+    for suffix in FRAME_SUFFIXES:
         (tmp_path / f"out{suffix}").write_text("before")
         with pytest.raises(RuntimeError, match="no more"):
-            metric_writers.write_frames(tmp_path / f"out{suffix}", frames())
+            write_frames(tmp_path / f"out{suffix}", frames())
         assert (tmp_path / f"out{suffix}").read_text() == "before"
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -464,23 +468,25 @@ def of_views(data):
     """The recommended recipe: fitted factors, and towers in which everything is felt."""
     config = default_config("")
     config.update(dict(layers=(8, 6, 4), cross_layers=2, ials_sweeps=3, fold_sweeps=1, folds=2))
-    task = experiment.make_task(config, data)
-    params = task.params(task.init())
+    experiment = make_experiment(config, data)
+    params = experiment.params(initial_state(experiment))
     dense = jax.tree.map(
         lambda x: x + 0.3 * jnp.cos(jnp.arange(float(x.size))).reshape(x.shape), params.dense
     )
-    return task, params, recommend.prepare(task, params._replace(dense=dense))
+    return experiment, params, recommend.prepare(experiment, params._replace(dense=dense))
 
 
 def test_views_made_from_source_items_are_those_of_the_fit(data, of_views):
-    task, params, recommender = of_views
+    experiment, params, recommender = of_views
     views = recommender.source_views([recommend._row(data.source, u) for u in range(USERS)])
     fitted = np.asarray(params.tables["user"]).reshape(USERS, 3, 2, 5)[:, 2, 1]
     np.testing.assert_allclose(views, fitted, rtol=1e-3, atol=1e-4)
     # Scores for inference are those of the model with all its folds.
     users, items = jnp.arange(USERS), jnp.broadcast_to(jnp.arange(7), (USERS, 7))
     own = params._replace(dense=recommender.params.dense)
-    scores = task.model.scores(task.model.project(own, task.interactions), users, items)
+    scores = experiment.model.scores(
+        experiment.model.project(own, experiment.interactions), users, items
+    )
     np.testing.assert_allclose(
         recommender.model.scores(recommender.projected, users, items), scores, rtol=1e-6
     )

@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 
 from conet_jax import config as config_lib
-from conet_jax import evaluation, experiment, sampling, training
-from conet_jax.data import dataset
+from conet_jax.data.assemble import from_arrays
 from conet_jax.models.base import Examples
+from conet_jax.run.epoch import run_epoch
+from conet_jax.run.experiment import make_experiment
+from conet_jax.train import ranking, sampling
+from conet_jax.train.interactions import _by_device, to_device
+from conet_jax.train.state import settled
 
 # Nearly all of the time here is compilation.
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -114,7 +118,7 @@ NUM_ITEMS = 8
 
 def interactions_of(lists, num_items):
     indptr = np.cumsum([0] + [len(items) for items in lists])
-    return sampling.to_device(indptr, np.concatenate(lists).astype(int), num_items)
+    return to_device(indptr, np.concatenate(lists).astype(int), num_items)
 
 
 def test_negatives_are_uniform_over_the_items_that_are_not_positives():
@@ -163,7 +167,7 @@ def test_each_device_has_its_users_with_all_that_is_theirs(devices):
     indptr = np.array([0, 2, 2, 5, 6, 6, 10, 11])
     items = np.array([1, 4, 0, 2, 3, 7, 1, 2, 5, 6, 3])
     users, skipped = np.repeat(np.arange(7), np.diff(indptr)), 100 + np.arange(11)
-    parts = sampling._by_device(users, items, indptr, skipped, devices)
+    parts = _by_device(users, items, indptr, skipped, devices)
     assert all(part.dtype == np.int32 for part in parts)
     rows = -(-7 // devices)
     longest = max(int(np.diff(indptr)[device::devices].sum()) for device in range(devices))
@@ -196,7 +200,7 @@ def test_each_device_has_its_users_with_all_that_is_theirs(devices):
 )
 def test_bad_interactions_are_refused(indptr, indices, message):
     with pytest.raises(ValueError, match=message):
-        sampling.to_device(np.array(indptr), np.array(indices), 3)
+        to_device(np.array(indptr), np.array(indices), 3)
 
 
 # A small pair of domains: 12 users, 37 and 11 positives.
@@ -537,7 +541,7 @@ def unrelated_domains():
     target = [rng.choice(TARGET_ITEMS, 7, replace=False) for _ in range(USERS)]
     source = [rng.choice(20, 8, replace=False) for _ in range(USERS)]
     users = np.arange(USERS)
-    return dataset.from_arrays(
+    return from_arrays(
         users.repeat(7),
         np.concatenate(target),
         users.repeat(8),
@@ -557,19 +561,21 @@ def train_unrelated(pairing, cross_layers):
         learning_rate=0.01,
         target_weight=0.5,
     )
-    task = experiment.make_task(config, unrelated_domains())
+    experiment = make_experiment(config, unrelated_domains())
     # A model of its own, so that no program compiled before is taken for this one.
-    task = task._replace(model=task.model._replace(init=partial(task.model.init)))
-    state = jax.jit(task.init)()
+    experiment = experiment._replace(
+        model=experiment.model._replace(init=partial(experiment.model.init))
+    )
+    state = jax.jit(experiment.init)()
     for epoch in range(1, 8):
-        state, row = experiment.run_epoch(task, state, epoch)
-    params = training.settled(state, task.hyper.learning_rate)
+        state, row = run_epoch(experiment, state, epoch)
+    params = settled(state, experiment.hyper.learning_rate)
     aucs = [
-        evaluation.summarize(
-            evaluation.rank_held_out(task.model, params, task.interactions, held_out),
+        ranking.summarize(
+            ranking.rank_held_out(experiment.model, params, experiment.interactions, held_out),
             k=10,
         )["auc"]
-        for held_out in (task.dataset.valid, task.dataset.test)
+        for held_out in (experiment.dataset.valid, experiment.dataset.test)
     ]
     return row["train_loss"], np.mean(aucs)
 

@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from conet_jax import experiment, models, search
+from conet_jax import models
 from conet_jax.config import default_config, validate
 from conet_jax.data import synthetic
 from conet_jax.errors import InputError
+from conet_jax.run import loop
+from conet_jax.run.fit import fit
+from conet_jax.studies import search
+from conet_jax.train import ranking
 
 SIZES = dict(
     num_users=60,
@@ -120,19 +124,19 @@ def test_value_of_a_trial_does_not_hang_on_the_test_split(data):
 def test_value_of_a_trial_is_the_validation_of_the_run(data, tmp_path):
     config = tiny("ours_mlp", epochs=3, patience=1)
     trial = search.evaluate(config, data)
-    result = experiment.fit(config, tmp_path / "run", dataset=data, quiet=True)
+    result = fit(config, tmp_path / "run", dataset=data, quiet=True)
     assert without_seconds(trial) == {
         name: result[name] for name in ("valid", "best_epoch", "epochs")
     }
 
 
 def test_search_that_peeks_is_caught(data, monkeypatch):
-    def peek(task, params, row):
-        return experiment.evaluation.rank_held_out(
-            task.model, params, task.interactions, task.dataset.test
+    def peek(experiment, params, row):
+        return ranking.rank_held_out(
+            experiment.model, params, experiment.interactions, experiment.dataset.test
         )
 
-    monkeypatch.setattr(experiment, "_validate", peek)
+    monkeypatch.setattr(loop, "validate", peek)
     with pytest.raises(search.SealedError):
         search.evaluate(tiny("popularity"), data)
 
@@ -142,7 +146,7 @@ def test_data_without_test_users_is_refused_by_a_run_alone(data, tmp_path):
     lacking = data._replace(test=empty)
     assert search.evaluate(tiny("popularity"), lacking)["epochs"] == 1
     with pytest.raises(InputError, match="no test users"):
-        experiment.fit(tiny("popularity"), tmp_path / "run", dataset=lacking)
+        fit(tiny("popularity"), tmp_path / "run", dataset=lacking)
 
 
 def test_ease_above_its_limit_is_a_refusal(data):

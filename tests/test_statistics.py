@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from conet_jax import statistics
 from conet_jax.errors import InputError
+from conet_jax.studies import statistics
 
 
 def pairs(users=300, effect=0.02, seed=0):

@@ -8,19 +8,21 @@ import shutil
 import numpy as np
 import pytest
 
-from conet_jax.data import dataset, store
+from conet_jax.data import store
+from conet_jax.data.assemble import from_arrays
+from conet_jax.data.types import Dataset, content_hash
 from conet_jax.errors import InputError
 
 
 @pytest.fixture(scope="module")
-def data() -> dataset.Dataset:
+def data() -> Dataset:
     rng = np.random.default_rng(0)
     pairs = [np.nonzero(rng.random((20, size)) < 0.4) for size in (30, 15)]
-    made = dataset.from_arrays(*pairs[0], *pairs[1], candidates=5)
+    made = from_arrays(*pairs[0], *pairs[1], candidates=5)
     ids = made.user_ids.copy()
     ids[:6] = ["", "007", "é\n日本", "a" * 300, "nul\0", "\udcff"]
     made = made._replace(user_ids=ids)
-    return made._replace(meta=made.meta | {"hash": dataset.content_hash(made)})
+    return made._replace(meta=made.meta | {"hash": content_hash(made)})
 
 
 @pytest.fixture

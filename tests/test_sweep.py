@@ -14,11 +14,14 @@ import numpy as np
 import pytest
 from test_launch import ROOT, assert_one_line_error, launch
 
-from conet_jax import experiment, population, search, sweep, training
-from conet_jax.checkpoints import Checkpoints
 from conet_jax.config import default_config
 from conet_jax.data import synthetic
 from conet_jax.errors import InputError
+from conet_jax.run import loop
+from conet_jax.run.checkpoints import Checkpoints
+from conet_jax.run.experiment import make_experiment
+from conet_jax.run.start import initial_state
+from conet_jax.studies import population, search, sweep
 
 DEMO = f"--config={ROOT / 'configs' / 'demo.py'}"
 SIZES = dict(
@@ -98,8 +101,8 @@ def test_each_row_is_the_run_of_its_overrides_alone(finished, data):
         config = tiny(
             learning_rate=row["config.learning_rate"], l1=row["config.l1"], seed=row["seed"]
         )
-        task = experiment.make_task(config, search.without_test(data))
-        ends = list(experiment.train(task, task.init()))
+        experiment = make_experiment(config, search.without_test(data))
+        ends = list(loop.train(experiment, initial_state(experiment)))
         for step, loss in enumerate(ends[0].row["first_losses"]["target"], 1):
             assert row[f"target_loss_step_{step}"] == pytest.approx(loss, abs=1e-5)
         assert row["epochs"] == len(ends) and row["best_epoch"] == ends[-1].progress.best_epoch
@@ -189,14 +192,17 @@ def test_failure_after_any_save_resumes_to_the_same_rows(finished, data, tmp_pat
 
 @pytest.mark.parametrize("variant", ["", "lasso"])
 def test_population_that_settles_its_rows_is_its_runs_alone(variant, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "SETTLE_STEP", 5)  # of hundreds, in an epoch far from here
+    monkeypatch.setattr(population, "SETTLE_STEP", 5)
+    monkeypatch.setattr(
+        "conet_jax.run.epoch.SETTLE_STEP", 5
+    )  # of hundreds, in an epoch far from here
     options = dict(epochs=2, folds=2, ials_sweeps=2, fold_sweeps=1, batch_size=32)
     configs = [tiny(variant, l1=l1, **options) for l1 in (0.0, 1e-3)]
     records = population.train(configs, data, tmp_path)
     for config, record in zip(configs, records, strict=True):
-        task = experiment.make_task(config, data)
-        assert task.plan.steps > 5
-        ends = list(experiment.train(task, task.init()))
+        experiment = make_experiment(config, data)
+        assert experiment.plan.steps > 5
+        ends = list(loop.train(experiment, initial_state(experiment)))
         assert record["epochs"] == len(ends)
         best = ends[record["best_epoch"] - 1].row
         assert record["valid"] == pytest.approx(best["valid"], abs=1e-6)

@@ -14,11 +14,14 @@ import pytest
 from scipy import stats
 from test_launch import ROOT, assert_one_line_error, launch
 
-from conet_jax import experiment, metrics, search, statistics, study, tables
+from conet_jax import metrics
 from conet_jax.config import default_config, validate
 from conet_jax.data import synthetic
+from conet_jax.data.load import drop_interactions, load_dataset
 from conet_jax.errors import InputError
 from conet_jax.models import ials
+from conet_jax.run.fit import fit
+from conet_jax.studies import search, statistics, table2, tables
 
 # The numbers.
 
@@ -94,7 +97,7 @@ def a_report(methods, drops=(0,)):
         source_interactions=300,
         seed=0,
     )[0]
-    datasets = {drop: experiment.drop_interactions(data, drop) if drop else data for drop in drops}
+    datasets = {drop: drop_interactions(data, drop) if drop else data for drop in drops}
     return tables.report("x", datasets, methods, seeds=2, trials=1, k=10, command="python")
 
 
@@ -141,9 +144,9 @@ def test_reduced_data_is_set_against_the_mlp_on_all_of_it():
 @pytest.mark.parametrize("drop", [1, 2, 1000])
 def test_drop_removes_so_many_of_each_user_and_leaves_one(drop):
     config = tiny()
-    whole = experiment.load_dataset(config)
+    whole = load_dataset(config)
     config.data.drop = drop
-    left = experiment.load_dataset(config)
+    left = load_dataset(config)
     before, after = np.diff(whole.target.indptr), np.diff(left.target.indptr)
     np.testing.assert_array_equal(after, np.maximum(np.minimum(before, 1), before - drop))
     for user in range(whole.num_users):
@@ -164,15 +167,15 @@ def test_drop_removes_so_many_of_each_user_and_leaves_one(drop):
 
 
 def test_drop_is_drawn_at_random_once_and_in_steps():
-    whole = experiment.load_dataset(tiny())
-    one, two = (experiment.drop_interactions(whole, drop) for drop in (1, 2))
+    whole = load_dataset(tiny())
+    one, two = (drop_interactions(whole, drop) for drop in (1, 2))
 
     def pairs(data):
         users = np.repeat(np.arange(data.num_users), np.diff(data.target.indptr))
         return set(zip(users.tolist(), data.target.indices.tolist(), strict=True))
 
     assert pairs(two) < pairs(one) < pairs(whole)
-    assert one.meta["hash"] == experiment.drop_interactions(whole, 1).meta["hash"]
+    assert one.meta["hash"] == drop_interactions(whole, 1).meta["hash"]
     many = np.diff(whole.target.indptr) > 3
     places = [
         np.searchsorted(
@@ -196,14 +199,15 @@ def test_config_without_drop_drops_nothing():
     config = tiny()
     del config.data.drop
     validate(config)
-    assert experiment.load_dataset(config).meta == experiment.load_dataset(tiny()).meta
+    assert load_dataset(config).meta == load_dataset(tiny()).meta
 
 
 # A study, end to end.
 
 FILE = """
 from ml_collections import ConfigDict
-from conet_jax.config import default_config
+from conet_jax.config import (default_config)
+
 
 def get_config(variant=""):
     config = default_config(variant)
@@ -253,11 +257,11 @@ def one_program():
 
 def a_study(file, **fields):
     options = dict(given=LIMIT, workdir=Path("w"), seeds=2, trials=2)
-    return study.Study(str(file), load(file), **(options | fields))
+    return table2.Study(str(file), load(file), **(options | fields))
 
 
 def make(plan, methods=METHODS):
-    return study.run(plan, methods, [1], ["ials"])
+    return table2.run(plan, methods, [1], ["ials"])
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +321,7 @@ def test_study_reports_what_stands_in_the_runs(finished):
     assert stored == {**best["config"], "seed": 1, "dataset_hash": best["dataset_hash"]}
     dropped = next(row for row in report["reduced"] if row["dropped"] == 1)
     assert dropped["method"] == "ials"
-    data = experiment.drop_interactions(experiment.load_dataset(tiny()), 1)
+    data = drop_interactions(load_dataset(tiny()), 1)
     assert dropped["interactions"] == len(data.target.indices)
 
 
@@ -339,7 +343,7 @@ def test_interrupted_study_goes_on_to_the_same_tables(file, finished, tmp_path, 
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(search, "evaluate", interrupted(search.evaluate))
-        patch.setattr(experiment, "fit", interrupted(experiment.fit))
+        patch.setattr(table2, "fit", interrupted(fit))
         with pytest.raises(KeyboardInterrupt):
             make(a_study(file))
     assert make(a_study(file)) == finished[1]
@@ -349,18 +353,18 @@ def test_interrupted_study_goes_on_to_the_same_tables(file, finished, tmp_path, 
 
 @pytest.fixture
 def nothing_is_run(monkeypatch):
-    for module, name in ((search, "evaluate"), (experiment, "fit")):
+    for module, name in ((search, "evaluate"), (table2, "fit")):
         monkeypatch.setattr(module, name, lambda *args, **options: pytest.fail("it ran again"))
 
 
 @pytest.mark.slow
 def test_finished_study_only_makes_its_tables(file, finished, copy, nothing_is_run):
     assert make(a_study(file)) == finished[1]
-    assert study.run(a_study(file), ["popularity"]) == finished[1]  # of all that are done
-    fewer = study.run(a_study(file, seeds=1), METHODS)
+    assert table2.run(a_study(file), ["popularity"]) == finished[1]  # of all that are done
+    fewer = table2.run(a_study(file, seeds=1), METHODS)
     assert fewer["comparison"][0]["method"] == "mlp"
     assert fewer["comparison"][0]["ndcg"]["std"] is None
-    more = study.run(a_study(file, trials=3), ["popularity"])  # the others lack a trial
+    more = table2.run(a_study(file, trials=3), ["popularity"])  # the others lack a trial
     assert [row["method"] for row in more["comparison"]] == ["popularity"]
 
 
@@ -372,9 +376,9 @@ def test_scrambled_test_split_changes_no_choice(file, finished, copy, monkeypatc
         candidates = np.roll(data.test.candidates, 1, axis=0)
         return data._replace(test=data.test._replace(items=items, candidates=candidates))
 
-    whole = experiment.load_dataset
-    monkeypatch.setattr(experiment, "load_dataset", scrambled)
-    found = study.run(a_study(file, workdir=Path("other")), ("mlp", "popularity", "ials"))
+    whole = load_dataset
+    monkeypatch.setattr(table2, "load_dataset", scrambled)
+    found = table2.run(a_study(file, workdir=Path("other")), ("mlp", "popularity", "ials"))
     _, report = finished
     assert found["search"] == report["search"][:-1]  # ease is the last
     assert found["best_baseline"] == report["best_baseline"]
@@ -399,7 +403,7 @@ def test_checkpoints_may_go_once_there_is_a_result(file, finished, copy, nothing
 )
 def test_workdir_of_another_study_is_refused(file, copy, nothing_is_run, fields, what):
     with pytest.raises(InputError, match=what):
-        study.run(a_study(file, given=LIMIT | fields), ["popularity"])
+        table2.run(a_study(file, given=LIMIT | fields), ["popularity"])
 
 
 def test_trials_of_other_overrides_are_refused(file, copy, nothing_is_run, monkeypatch):
@@ -427,7 +431,7 @@ def test_run_that_fails_leaves_the_other_methods_their_tables(file, copy, monkey
     def fail(config, workdir, **options):
         raise InputError("the loss is not finite")
 
-    monkeypatch.setattr(experiment, "fit", fail)
+    monkeypatch.setattr(table2, "fit", fail)
     (copy / "w" / "ials" / "seed_1" / "result.json").unlink()
     with pytest.raises(InputError, match="ials: the loss is not finite"):
         make(a_study(file))
@@ -461,7 +465,7 @@ def test_command_of_a_table_names_its_methods_where_they_are_not_all(file):
 def test_study_of_an_unknown_method_is_refused(file):
     for methods, drop_methods in ((["ours_connet"], []), (["mlp"], ["published"])):
         with pytest.raises(InputError, match=r"unknown method '(ours_connet'.*ours_conet|publ)"):
-            study.run(a_study(file), methods, [1], drop_methods)
+            table2.run(a_study(file), methods, [1], drop_methods)
 
 
 def test_study_without_scipy_is_refused_at_once(file, monkeypatch):

@@ -9,9 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from conet_jax import sampling, training
 from conet_jax.models import conet, mlp
-from conet_jax.models.base import Hyper, Params, Sizes
+from conet_jax.models.base import Hyper, Model, Params, Sizes
+from conet_jax.train import sampling
+from conet_jax.train.chunk import chunk_lengths, train_chunk, train_population
+from conet_jax.train.interactions import to_device
+from conet_jax.train.state import Settings, init_state, settle_in_place, settled
 
 SIZES = Sizes(users=40, target_items=30, source_items=25)
 LAYERS = (8, 6, 4)
@@ -24,7 +27,7 @@ def interactions_of(seed, num_items, interactions):
     pairs = rng.choice(SIZES.users * num_items, interactions, replace=False)
     users, items = np.divmod(np.sort(pairs), num_items)
     indptr = np.searchsorted(users, np.arange(SIZES.users + 1))
-    return sampling.to_device(indptr, items, num_items)
+    return to_device(indptr, items, num_items)
 
 
 INTERACTIONS = {
@@ -36,9 +39,9 @@ INTERACTIONS = {
 class Run(NamedTuple):
     """What a compiled program of some steps depends on."""
 
-    model: training.Model
+    model: Model
     plan: sampling.Plan
-    settings: training.Settings
+    settings: Settings
 
 
 def run_of(pairing="same_user", *, surplus="repeat", cross_rank=0, **settings):
@@ -57,7 +60,7 @@ def run_of(pairing="same_user", *, surplus="repeat", cross_rank=0, **settings):
         surplus=surplus,
         profile_length=3,
     )
-    return Run(model, plan, training.Settings(**settings))
+    return Run(model, plan, Settings(**settings))
 
 
 def hyper_of(*, l1=1e-3, learning_rate=0.01):
@@ -73,14 +76,14 @@ def init_params(key, *, model):
 
 def state_of(run, seed=0):
     params = init_params(jax.random.key(seed), model=run.model)
-    return training.init_state(run.model, params, run.settings)
+    return init_state(run.model, params, run.settings)
 
 
 def train(run, state, hyper, chunks, *, epoch=0, first=0, key=KEY):
     """Runs an epoch's steps in chunks; returns the state and the steps' sums, concatenated."""
     sums = []
     for length in chunks:
-        state, chunk = training.train_chunk(
+        state, chunk = train_chunk(
             state,
             INTERACTIONS,
             key,
@@ -199,10 +202,10 @@ def test_steps_are_those_of_dense_adam_on_all_parameters(name):
                 lambda far, a, b: max(far, np.abs(a - b).max()),
                 farthest,
                 start,
-                training.settled(state, hyper.learning_rate),
+                settled(state, hyper.learning_rate),
             )
         assert 50 <= state.step == EPOCHS * run.plan.steps
-        params = training.settled(state, hyper.learning_rate)
+        params = settled(state, hyper.learning_rate)
         np.testing.assert_allclose(np.concatenate(found), losses, rtol=1e-9)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), params, expected
@@ -224,7 +227,7 @@ def test_steps_in_float32_are_those_of_dense_adam_loosely():
         state, sums = train(run, state, hyper, [run.plan.steps], epoch=epoch)
         found.append(sums["target_loss"])
     np.testing.assert_allclose(np.concatenate(found), losses, rtol=2e-3)
-    params = training.settled(state, hyper.learning_rate)
+    params = settled(state, hyper.learning_rate)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=5e-3), params, expected)
 
 
@@ -264,16 +267,16 @@ def test_settling_on_the_way_changes_nothing_but_rounding():
         hyper = hyper_of()
         steps = [run.plan.steps]
         states = [train(run, state_of(run), hyper, steps)[0] for _ in range(2)]
-        states[0] = training.settle_in_place(states[0], hyper.learning_rate)
+        states[0] = settle_in_place(states[0], hyper.learning_rate)
         rows = [np.asarray(state.tables["source_item"])[:, :-1] for state in states]
         assert np.abs(rows[0] - rows[1]).max() > 1e-4  # some rows were behind
         params = []
         for state in states:
             state, _ = train(run, state, hyper, steps, epoch=1)
-            params.append(training.settled(state, hyper.learning_rate))
+            params.append(settled(state, hyper.learning_rate))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-11), *params)
-        settled = training.settle_in_place(state, hyper.learning_rate)
-        for name, packed in settled.tables.items():
+        state = settle_in_place(state, hyper.learning_rate)
+        for name, packed in state.tables.items():
             np.testing.assert_array_equal(packed[:, : LAYERS[0] // 2], params[1].tables[name])
 
 
@@ -289,7 +292,7 @@ def test_a_population_is_its_single_runs(name):
         members = jax.tree.map(lambda *x: jnp.stack(x), *hypers)
         states = [state_of(run, seed) for seed in range(3)]
         keys = jax.random.split(jax.random.key(1), 3)
-        together, sums = training.train_population(
+        together, sums = train_population(
             jax.tree.map(lambda *x: jnp.stack(x), *states),
             INTERACTIONS,
             keys,
@@ -355,7 +358,7 @@ def test_large_l1_empties_the_cross_connections(method):
 @pytest.mark.parametrize("steps", [1, 2, 7, 97, 512, 513, 1000, 1031, 5193])
 @pytest.mark.parametrize("longest", [1, 2, 5, 512])
 def test_chunks_make_up_the_epoch_in_at_most_two_lengths(steps, longest):
-    lengths = training.chunk_lengths(steps, longest)
+    lengths = chunk_lengths(steps, longest)
     assert sum(lengths) == steps
     assert all(1 <= length <= longest for length in lengths)
     assert len(set(lengths)) <= 2

@@ -15,9 +15,9 @@ import numpy as np
 import polars as pl
 
 from conet_jax import files
-from conet_jax.data import dataset as dataset_lib
 from conet_jax.data import readers, store
-from conet_jax.data.dataset import DOMAINS, Dataset, HeldOut, Interactions
+from conet_jax.data.assemble import from_split
+from conet_jax.data.types import DOMAINS, Dataset, HeldOut, UserItems
 from conet_jax.errors import InputError
 
 _HELD_OUT = ("valid", "test")
@@ -134,7 +134,7 @@ def load(directory: str | os.PathLike) -> Dataset:
             raise InputError(f"{file}: {twice:,} pairs stand there twice: expected each once")
         degrees = np.bincount(distinct[:, 0], minlength=len(users))
         indptr = np.concatenate([[0], np.cumsum(degrees)]).astype(np.int32)
-        interactions[domain] = Interactions(
+        interactions[domain] = UserItems(
             indptr, distinct[:, 1].astype(np.int32), len(items[domain])
         )
     size = len(items["target"])
@@ -166,7 +166,7 @@ def load(directory: str | os.PathLike) -> Dataset:
                 "items: write the files anew by launch/export.py --data"
             )
     ids = tuple(np.array(list(x), object) for x in (users, items["target"], items["source"]))
-    return dataset_lib.from_split(interactions, **held_out, ids=ids, report=report, options=options)
+    return from_split(interactions, **held_out, ids=ids, report=report, options=options)
 
 
 def _write(path: Path, **columns: np.ndarray) -> None:

@@ -14,15 +14,8 @@ from typing import NoReturn
 import numpy as np
 
 from conet_jax import files
-from conet_jax.data.dataset import (
-    DOMAINS,
-    Dataset,
-    HeldOut,
-    Interactions,
-    arrays,
-    content_hash,
-    count,
-)
+from conet_jax.data.assemble import count
+from conet_jax.data.types import DOMAINS, Dataset, HeldOut, UserItems, arrays, content_hash
 from conet_jax.errors import InputError
 
 _FORMAT = 1
@@ -178,7 +171,7 @@ def load(directory: str | os.PathLike) -> Dataset:
         problem = _csr_problem(indptr, indices, sizes["users"], num_items)
         if problem:
             _damaged(path, f"{domain}: {problem}")
-        interactions[domain] = Interactions(indptr, indices, num_items)
+        interactions[domain] = UserItems(indptr, indices, num_items)
     held = {}
     for part in ("valid", "test"):
         held[part] = HeldOut(*(read[f"{part}_{field}"] for field in HeldOut._fields))

@@ -19,7 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 from conet_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from conet_jax.data.dataset import Dataset
+    from conet_jax.data.types import Dataset
+
 
 MIN_TARGET_ITEMS = 3  # a test item, a validation item and one to train on
 _BLOCK = 1 << 20  # pairs in memory at once: about 100 MB at 8 dimensions
@@ -166,7 +167,7 @@ def dataset(
     Returns:
       The data set and ``oracle(users int[n], items int[n, c]) -> f64[n, c]``.
     """
-    from conet_jax.data.dataset import from_arrays
+    from conet_jax.data.assemble import from_arrays
 
     domains = generate(seed=seed, **sizes)
     data = from_arrays(

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from conet_jax import losses, parallel
-from conet_jax.models import crossfit, profiles, towers
+from conet_jax import devices, losses
+from conet_jax.models import history, out_of_fold, towers
 from conet_jax.models.base import Batch, Hyper, Model, Params, Sizes
 
 DIRECTIONS = ("to_target", "to_source")
@@ -38,7 +38,7 @@ class Options(NamedTuple):
       dropout: whether ``Hyper.dropout`` is applied to the merged embeddings in training.
       pairing: "random", "same_user", "profile" or "views".
       inference: "target" (tower alone) or "cross" (with the user's source profile, or view).
-      folds: of the fixed, cross-fitted tables (``crossfit``) under "views".
+      folds: of the fixed, cross-fitted tables (``out_of_fold``) under "views".
       dtype: "float32", or "bfloat16" for the towers' hidden activations and their products.
     """
 
@@ -88,7 +88,7 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
 
     Returns:
       ``Params``; the embedding dimension is half of the first layer. Under "views" the tables are
-      zero, in the shapes of ``crossfit``, which fits them.
+      zero, in the shapes of ``out_of_fold``, which fits them.
     """
     keys = dict(
         zip(
@@ -105,7 +105,7 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
     }
     features = 0
     if options.pairing == "views":
-        features = crossfit.FEATURES
+        features = out_of_fold.FEATURES
         tables = {
             name: jnp.zeros((n * (options.folds + 1), (dim + 1) * (1 + (name == "user"))))
             for name, n in rows.items()
@@ -249,7 +249,7 @@ def lookups(batch: Batch, options: Options) -> dict[str, jax.Array]:
     target, source = batch.target, batch.source
     if options.pairing == "views":
         rows = {
-            name: crossfit.row_ids(ids, examples.folds, options.folds)
+            name: out_of_fold.row_ids(ids, examples.folds, options.folds)
             for name, ids, examples in (
                 ("target_user", target.users, target),
                 ("source_user", source.users, source),
@@ -299,8 +299,8 @@ def _inputs(rows: dict[str, jax.Array], batch: Batch, options: Options) -> list[
     merge = towers.merge
     if options.pairing != "profile":
         return [_Input((merge(target_users, target_items), merge(source_users, source_items)))]
-    source_profile = profiles.mean_of_batch(rows["source_item"][:, 1:], batch.source_profile)
-    target_profile = profiles.mean_of_batch(rows["target_item"][:, 1:], batch.target_profile)
+    source_profile = history.mean_of_batch(rows["source_item"][:, 1:], batch.source_profile)
+    target_profile = history.mean_of_batch(rows["target_item"][:, 1:], batch.target_profile)
     return [
         _Input((merge(target_users, target_items), merge(target_users, source_profile))),
         _Input((merge(source_users, target_profile), merge(source_users, source_items))),
@@ -309,10 +309,10 @@ def _inputs(rows: dict[str, jax.Array], batch: Batch, options: Options) -> list[
 
 def _seen(users: jax.Array, items: jax.Array, options: Options) -> _Input:
     """A pair as both towers see it, each with its domain's view of the user."""
-    views = crossfit.views(users, options.layers[0] // 2)
+    views = out_of_fold.views(users, options.layers[0] // 2)
     return _Input(
         tuple(towers.merge(view[..., :-1], items[..., :-1]) for view in views),
-        tuple(crossfit.features(view, items, options.inner_weight) for view in views),
+        tuple(out_of_fold.features(view, items, options.inner_weight) for view in views),
     )
 
 
@@ -324,7 +324,7 @@ def _inner_rows(
     if options.pairing == "views":
         dim = options.layers[0] // 2
         return tuple(
-            (crossfit.views(users[i], dim)[i][..., :-1], rows[f"{domain}_item"][..., :-1])
+            (out_of_fold.views(users[i], dim)[i][..., :-1], rows[f"{domain}_item"][..., :-1])
             for i, domain in enumerate(("target", "source"))
         )
     return (users[0], rows["target_item"][:, 0]), (users[-1], rows["source_item"][:, 0])
@@ -387,7 +387,7 @@ def loss(
         reduction=reduction,
     )
     # Each device bears an equal share of the penalty.
-    counts = jnp.maximum(*parallel.mean((target.weights.sum(), source.weights.sum())))
+    counts = jnp.maximum(*devices.pmean((target.weights.sum(), source.weights.sum())))
     squares = sum(jnp.sum(jnp.square(h)) for h in jax.tree.leaves(dense["cross"]))
     # Like l1, l2 weighs the norm against the mean loss per example, and only where H is in use.
     squares = batch.cross * squares * (counts if reduction == "sum" else 1.0)
@@ -409,7 +409,7 @@ def project(params: Params, interactions: Any, options: Options) -> dict[str, An
 
     Args:
       params: settled parameters.
-      interactions: training interactions (``sampling.Interactions``) by domain; the source's are
+      interactions: training interactions (``Interactions``) by domain; the source's are
         read under ``inference: cross``, where the source input of user u is [p_u, mean of u's
         source items].
       options: structure.
@@ -429,7 +429,7 @@ def project(params: Params, interactions: Any, options: Options) -> dict[str, An
         return towers.project_target(dense["target"], user, item)
     inner = towers.project_inner(dense["target"], user, item)
     source = interactions["source"]
-    profile = profiles.mean_of_all(source.items, source.users, tables["source_item"], user.shape[0])
+    profile = history.mean_of_all(source.items, source.users, tables["source_item"], user.shape[0])
     none = jnp.zeros_like(user)
     by_user = transition(dense, 0, jnp.concatenate([user, none, user, profile], axis=-1))
     none = jnp.zeros_like(item)
@@ -448,15 +448,17 @@ def _project_views(
     dense: Any, user: jax.Array, item: jax.Array, options: Options
 ) -> dict[str, Any]:
     dim = options.layers[0] // 2
-    views = crossfit.views(crossfit.of_all_pairs(user, options.folds), dim)
-    item = crossfit.of_all_pairs(item, options.folds)
+    views = out_of_fold.views(out_of_fold.of_all_pairs(user, options.folds), dim)
+    item = out_of_fold.of_all_pairs(item, options.folds)
     vectors = [view[:, :-1] for view in views]
     linear = _without_bias(dense)
-    width = 2 * dim + crossfit.FEATURES
+    width = 2 * dim + out_of_fold.FEATURES
     one_each = jnp.eye(2)[:, :, None] * (jnp.arange(width) == 2 * dim)[None, None, :]
     return {
-        "user": transition(dense, 0, jnp.concatenate([*map(crossfit.user_part, views)], axis=-1)),
-        "item": transition(linear, 0, jnp.tile(crossfit.item_part(item), (1, 2))),
+        "user": transition(
+            dense, 0, jnp.concatenate([*map(out_of_fold.user_part, views)], axis=-1)
+        ),
+        "item": transition(linear, 0, jnp.tile(out_of_fold.item_part(item), (1, 2))),
         "dots": transition(linear, 0, one_each.reshape(2, 2 * width)),
         "user_view": jnp.stack(vectors, axis=1),
         "item_factors": item[:, :-1],

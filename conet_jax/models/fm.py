@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from conet_jax import losses
-from conet_jax.models import factors, profiles
+from conet_jax.models import factors, history
 from conet_jax.models.base import Batch, Hyper, Model, Params, Sizes
 
 
@@ -132,9 +132,9 @@ def project(params: Params, interactions: Any) -> dict[str, jax.Array]:
     listed = jnp.concatenate(
         [tables["source_item"], factors.squared_norm(vectors)[:, None]], axis=1
     )
-    means = profiles.mean_of_all(source.items, source.users, listed, num_users)
+    means = history.mean_of_all(source.items, source.users, listed, num_users)
     context, context_weights, norms = means[:, :-2], means[:, -2], means[:, -1]
-    counts = jnp.maximum(profiles.sizes(source.users, num_users), 1.0)
+    counts = jnp.maximum(history.sizes(source.users, num_users), 1.0)
     pairs = jnp.sum(users * context, axis=1) + 0.5 * (
         factors.squared_norm(context) - norms / counts
     )

@@ -86,7 +86,7 @@ def sweeper(interactions: Any, sizes: Sizes, options: Options) -> Any:
     """Returns the sweep: solves for all users, then for all items.
 
     Args:
-      interactions: training interactions (``sampling.Interactions``) by domain.
+      interactions: training interactions (``interactions.Interactions``) by domain.
       sizes: rows of the tables.
       options: structure and constants.
 
@@ -126,7 +126,7 @@ def fit(
     """Factorises in a fixed number of sweeps.
 
     Args:
-      interactions: training interactions by domain (``sampling.Interactions`` or ``Pairs``).
+      interactions: training interactions by domain (``interactions.Interactions`` or ``Pairs``).
       sizes: rows of the tables.
       options: structure and constants.
       sweeps: passes over users and items.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from conet_jax import losses
-from conet_jax.models import crossfit, towers
+from conet_jax.models import out_of_fold, towers
 from conet_jax.models.base import Batch, Hyper, Model, Params, Sizes
 
 
@@ -27,7 +27,7 @@ class Options(NamedTuple):
 
     @property
     def crossfit(self) -> bool:
-        """Whether the tables are fixed and cross-fitted, see ``crossfit``."""
+        """Whether the tables are fixed and cross-fitted, see ``out_of_fold``."""
         return self.warm_start == "crossfit"
 
 
@@ -53,7 +53,7 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
     """Initialises ``user`` and ``target_item`` tables, N(0, 0.01^2), and the tower."""
     user_key, item_key, tower_key = jax.random.split(key, 3)
     dim = options.layers[0] // 2
-    if options.crossfit:  # zero, in the shapes of ``crossfit``, which fits them
+    if options.crossfit:  # zero, in the shapes of ``out_of_fold``, which fits them
         copies = options.folds + 1
         tables = {
             "user": jnp.zeros((sizes.users * copies, dim + 1)),
@@ -69,7 +69,7 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
         options.layers,
         initializer=options.initializer,
         output_scale=options.output_scale,
-        features=crossfit.FEATURES if options.crossfit else 0,
+        features=out_of_fold.FEATURES if options.crossfit else 0,
         inner_weight=options.inner_weight if options.inner_product else None,
         output_bias=options.output_bias,
     )
@@ -82,7 +82,7 @@ def lookups(batch: Batch, options: Options) -> dict[str, jax.Array]:
     ids = {"user": target.users, "target_item": target.items}
     if options.crossfit:
         ids = {
-            name: crossfit.row_ids(own, target.folds, options.folds) for name, own in ids.items()
+            name: out_of_fold.row_ids(own, target.folds, options.folds) for name, own in ids.items()
         }
     return ids
 
@@ -102,7 +102,7 @@ def batch_logits(
     users, items = rows["user"], rows["target_item"]
     beside = []
     if options.crossfit:
-        beside = [crossfit.features(users, items, options.inner_weight)]
+        beside = [out_of_fold.features(users, items, options.inner_weight)]
         users, items = users[..., :-1], items[..., :-1]
     merged = towers.merge(users, items)
     if rate is not None:
@@ -143,11 +143,11 @@ def project(params: Params, options: Options) -> dict[str, Any]:
     item = params.tables["target_item"]
     if not options.crossfit:
         return towers.project_target(tower, user, item)
-    user, item = (crossfit.of_all_pairs(table, options.folds) for table in (user, item))
+    user, item = (out_of_fold.of_all_pairs(table, options.folds) for table in (user, item))
     layer, vectors = tower["layer_1"], (user[:, :-1], item[:, :-1])
     return {
-        "user": towers.affine(layer, crossfit.user_part(user)),
-        "item": crossfit.item_part(item) @ layer["kernel"],
+        "user": towers.affine(layer, out_of_fold.user_part(user)),
+        "item": out_of_fold.item_part(item) @ layer["kernel"],
         "dots": layer["kernel"][2 * vectors[0].shape[1]],
         "user_view": vectors[0],
         "item_factors": vectors[1],

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from conet_jax import parallel
+from conet_jax import devices
 
 GAUSSIAN_STD = 0.01  # Sec. 3.1: "Parameters are randomly initialized from Gaussian N(0, 0.01^2)"
 
@@ -41,7 +41,7 @@ def init_tower(
       initializer: "gaussian" (the paper: N(0, 0.01^2), biases too) or "he" (He et al. 2015:
         N(0, 2 / fan_in), output N(0, 1 / fan_in), biases zero).
       output_scale: factor on the output weights under "he".
-      features: inputs beside the merged embedding (see ``crossfit.features``).
+      features: inputs beside the merged embedding (see ``out_of_fold.features``).
       inner_weight: start of every entry of w in the second logit term w^T (p_u * q_i); None is no
         such term.
       output_bias: start of the output's bias with an inner product, else as ``initializer`` says.
@@ -94,7 +94,7 @@ def merge(users: jax.Array, items: jax.Array) -> jax.Array:
 
 def dropout(key: jax.Array, x: jax.Array, rate: jax.Array) -> jax.Array:
     """Zeroes entries of x with probability ``rate`` (traced) and scales the rest up."""
-    keep = parallel.draw(lambda x: jax.random.bernoulli(key, 1.0 - rate, x.shape), x)
+    keep = devices.draw(lambda x: jax.random.bernoulli(key, 1.0 - rate, x.shape), x)
     return jnp.where(keep, x / (1.0 - rate), 0.0)
 
 

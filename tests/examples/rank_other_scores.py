@@ -5,7 +5,7 @@ python tests/examples/rank_other_scores.py
 
 import numpy as np
 
-from conet_jax.evaluation import rank_scores, summarize
+from conet_jax.train.ranking import rank_scores, summarize
 
 rng = np.random.default_rng(0)
 users, candidates = 1_000, 99

@@ -1,0 +1,103 @@
+"""The data set of a config: loaded or made, thinned, checked."""
+
+import hashlib
+import inspect
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from conet_jax.data.types import Dataset
+from conet_jax.errors import InputError
+
+
+def load_dataset(config: ConfigDict) -> Dataset:
+    """Loads the prepared data of a config, or makes its synthetic data; less ``config.data.drop``.
+
+    Raises:
+      InputError: there is no prepared data; the message is the command that makes it.
+    """
+    dataset, count = _whole_dataset(config), config.data.get("drop", 0)
+    return drop_interactions(dataset, count) if count else dataset
+
+
+def drop_interactions(dataset: Dataset, count: int) -> Dataset:
+    """Removes training interactions of the target at random, ``count`` from each user.
+
+    At least one is left to a user who has any; what is held out stays as it is. Those that go with
+    a smaller count go with a larger one, too.
+
+    Args:
+      dataset: the data.
+      count: interactions to remove from each user.
+
+    Returns:
+      Data with a hash and counts of its own.
+    """
+    target = dataset.target
+    degrees = np.diff(target.indptr)
+    users = np.repeat(np.arange(dataset.num_users), degrees)
+    shuffled = np.lexsort((np.random.default_rng(0).random(len(users)), users))
+    gone = np.minimum(count, np.maximum(degrees - 1, 0))
+    keep = np.ones(len(users), bool)
+    keep[shuffled[np.arange(len(users)) - target.indptr[users] < gone[users]]] = False
+    indptr = np.concatenate([[0], np.cumsum(degrees - gone)]).astype(target.indptr.dtype)
+    target = target._replace(indptr=indptr, indices=target.indices[keep])
+    counts = dict(dataset.meta["counts"])
+    counts["target_interactions"] -= int(gone.sum())
+    counts["target_density"] = counts["target_interactions"] / (
+        dataset.num_users * target.num_items
+    )
+    digest = hashlib.sha256(f"{dataset.meta['hash']} drop {count}".encode()).hexdigest()
+    return dataset._replace(target=target, meta=dataset.meta | {"counts": counts, "hash": digest})
+
+
+def _whole_dataset(config: ConfigDict) -> Dataset:
+    if "synthetic" in config.data:
+        from conet_jax.data import synthetic
+
+        given = config.data.synthetic.to_dict()
+        known = dict(inspect.signature(synthetic.generate).parameters)
+        known |= {"candidates": inspect.signature(synthetic.dataset).parameters["candidates"]}
+        for name in [*given, *known]:
+            kind = known[name].annotation if name in known else None
+            if name in given or known[name].default is inspect.Parameter.empty:
+                if type(given.get(name)) not in ((int, float) if kind is float else (kind,)):
+                    raise InputError(
+                        f"config.data.synthetic.{name} is {given.get(name)!r}: expected "
+                        + (f"a number, {kind.__name__}" if kind else f"one of {', '.join(known)}")
+                    )
+        return synthetic.dataset(**given)[0]
+    from conet_jax.data import store
+
+    directory = Path(config.data.dir)
+    if not (directory / "dataset.json").exists():
+        raise InputError(
+            f"no prepared data in {directory}; make it with: "
+            f"{config.data.get('prepare') or PREPARE} --out={directory}"
+            " (or name another folder by --config.data.dir)"
+        )
+    return store.load(directory)
+
+
+PREPARE = "python launch/prepare.py --target=FILE --source=FILE"
+
+
+def check_users(dataset: Dataset, split: str) -> None:
+    """Raises ``InputError`` where a split, "valid" or "test", has no users."""
+    if not len(getattr(dataset, split).users):
+        raise InputError(
+            f"the data set has no {split} users: a user needs three target items to give a "
+            "test and a validation item; prepare it from more data or a smaller core"
+        )
+
+
+def touched_items(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Target items of each user in all splits, as CSR (indptr, indices sorted within a user)."""
+    target = dataset.target
+    users = np.repeat(np.arange(dataset.num_users), np.diff(target.indptr))
+    users = np.concatenate([users, dataset.valid.users, dataset.test.users])
+    items = np.concatenate([target.indices, dataset.valid.items, dataset.test.items])
+    order = np.lexsort((items, users))
+    indptr = np.searchsorted(users[order], np.arange(dataset.num_users + 1))
+    return indptr, items[order]

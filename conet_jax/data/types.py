@@ -1,0 +1,88 @@
+"""A data set as arrays. Imports no Polars."""
+
+import hashlib
+import json
+from typing import NamedTuple
+
+import numpy as np
+
+from conet_jax.errors import InputError
+
+DOMAINS = ("target", "source")
+
+
+class UserItems(NamedTuple):
+    """Training positives of one domain, CSR by user."""
+
+    indptr: np.ndarray  # int32[num_users + 1]
+    indices: np.ndarray  # int32[nnz], strictly increasing within a user
+    num_items: int
+
+
+class HeldOut(NamedTuple):
+    """Leave-one-out: one item a user against its candidates."""
+
+    users: np.ndarray  # int32[n], strictly increasing
+    items: np.ndarray  # int32[n], the held-out positive
+    candidates: np.ndarray  # int32[n, c], negatives
+    mask: np.ndarray  # bool[n, c], False where a candidate does not count
+
+
+class Dataset(NamedTuple):
+    """One prepared pair of domains; ``meta`` has keys counts, audit, options and hash."""
+
+    target: UserItems  # training positives only: test and validation items are removed
+    source: UserItems  # all source interactions
+    valid: HeldOut
+    test: HeldOut
+    user_ids: np.ndarray  # object[num_users] of str: the raw id of each row
+    target_item_ids: np.ndarray
+    source_item_ids: np.ndarray
+    meta: dict
+
+    @property
+    def num_users(self) -> int:
+        """Users shared by the two domains."""
+        return len(self.user_ids)
+
+
+def check_indices(what: str, indices: np.ndarray, size: int) -> None:
+    """Raises ``InputError`` unless all are in [0, size): a device would read another row silently.
+
+    Example:
+      >>> check_indices("item", np.array([0, 7]), 5)
+      Traceback (most recent call last):
+      ...
+      conet_jax.errors.InputError: item 7 is out of range: expected 0 to 4
+    """
+    indices = np.asarray(indices)
+    if indices.size and not 0 <= indices.min() <= indices.max() < size:
+        wrong = indices[(indices < 0) | (indices >= size)].flat[0]
+        raise InputError(f"{what} {wrong} is out of range: expected 0 to {size - 1}")
+
+
+def arrays(dataset: Dataset) -> dict[str, np.ndarray]:
+    """The arrays of a data set by name, in a fixed order, ids as UTF-8 bytes and offsets."""
+    named = {}
+    for domain in DOMAINS:
+        rows = getattr(dataset, domain)
+        named |= {f"{domain}_indptr": rows.indptr, f"{domain}_indices": rows.indices}
+    for part in ("valid", "test"):
+        for field, values in getattr(dataset, part)._asdict().items():
+            named[f"{part}_{field}"] = values
+    for name in ("user_ids", "target_item_ids", "source_item_ids"):
+        # Item ids cannot hold lone surrogates when read from files; from elsewhere they may.
+        encoded = [text.encode("utf-8", "surrogatepass") for text in getattr(dataset, name)]
+        named[f"{name}_bytes"] = np.frombuffer(b"".join(encoded), np.uint8)
+        lengths = np.array([len(text) for text in encoded], np.int64)
+        named[f"{name}_offsets"] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return named
+
+
+def content_hash(dataset: Dataset) -> str:
+    """SHA-256 over arrays, ids and options: equal for equal content, however it is stored."""
+    digest = hashlib.sha256(json.dumps(dataset.meta["options"], sort_keys=True).encode())
+    for name, values in arrays(dataset).items():
+        digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()

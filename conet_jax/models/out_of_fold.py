@@ -1,0 +1,204 @@
+"""Cross-fitted factors: what a linear model says of a pair that it has not seen.
+
+Factors that were fitted on a pair know its answer: on training pairs implicit ALS scores four times
+what it scores on held-out ones (books), and a network that learns on top of such scores learns to
+trust them. So the training pairs are parted into folds, the factorisation is fitted again without
+each fold (a few sweeps from the whole fit), and a training example reads the factors that were
+fitted without its pair; inference reads those of all pairs. The tables are not trained further:
+what the towers learn is how far to trust them.
+
+A domain's *view* of a user is the vector that the user's items in that domain alone give, with the
+items' factors of both domains joined. The target tower has the target's view and the source tower
+the source's, of the same item, so that what one domain knows of a user reaches the other tower
+through the H^l and in no other way.
+
+Tables: row ``id * (folds + 1) + fold`` is that of a user or item without the fold, ``fold ==
+folds`` of all pairs; on several devices those of an id are on one (``row_ids``). A user's row is
+its views side by side, each ``dim`` factors and a count; an item's row its factors and a count.
+Counts are log(1 + training pairs), less their mean.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from conet_jax import devices
+from conet_jax.models import ials
+from conet_jax.models.base import Sizes
+
+FEATURES = 5  # of ``features``
+
+
+def row_ids(ids: jax.Array, folds_of: jax.Array | None, folds: int) -> jax.Array:
+    """Rows int32[n] of users or items, each without the fold of its example.
+
+    Args:
+      ids: int32[n].
+      folds_of: int32[n], the folds of the examples; None reads the rows of all pairs.
+      folds: number of folds.
+    """
+    # Row r of the axis is row r // n of device r % n: here that of the id.
+    n = devices.size()
+    rows = ids // n * (folds + 1) + (folds if folds_of is None else folds_of)
+    return rows * n + ids % n
+
+
+def of_all_pairs(table: jax.Array, folds: int) -> jax.Array:
+    """Rows of a table for inference, f32[rows (folds + 1), k] -> f32[rows, k]."""
+    return table[folds :: folds + 1]
+
+
+def views(users: jax.Array, dim: int) -> list[jax.Array]:
+    """Splits rows of users f32[..., v (dim + 1)] into views f32[..., dim + 1]."""
+    return jnp.split(users, users.shape[-1] // (dim + 1), axis=-1)
+
+
+def features(view: jax.Array, item: jax.Array, scale: float) -> jax.Array:
+    """What the linear model says of a pair, and of how much it rests on.
+
+    Args:
+      view: f32[..., dim + 1], a view of the user.
+      item: f32[..., dim + 1].
+      scale: factor on the inner product.
+
+    Returns:
+      f32[..., 5]: scale x^T y, |x|, |y|, and the two counts.
+    """
+    x, y = view[..., :-1], item[..., :-1]
+    dot = scale * jnp.sum(x * y, axis=-1)
+    each = [dot, _norm(x), _norm(y), view[..., -1], item[..., -1]]
+    return jnp.stack(each, axis=-1)
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.square(x), axis=-1))
+
+
+def user_part(view: jax.Array) -> jax.Array:
+    """What of ``tower_input`` comes from the user alone, f32[..., dim + 1] -> f32[..., 2 dim + 5].
+
+    With ``item_part`` it adds up to ``tower_input`` but for the inner product, so that at
+    inference each user and item goes through the first transition once.
+    """
+    x = view[..., :-1]
+    none = jnp.zeros_like(x[..., 0])
+    return jnp.concatenate(
+        [x, jnp.zeros_like(x), jnp.stack([none, _norm(x), none, view[..., -1], none], axis=-1)],
+        axis=-1,
+    )
+
+
+def item_part(item: jax.Array) -> jax.Array:
+    """What of ``tower_input`` comes from the item alone, see ``user_part``."""
+    y = item[..., :-1]
+    none = jnp.zeros_like(y[..., 0])
+    return jnp.concatenate(
+        [jnp.zeros_like(y), y, jnp.stack([none, none, _norm(y), none, item[..., -1]], axis=-1)],
+        axis=-1,
+    )
+
+
+def fit(
+    interactions: Any,
+    sizes: Sizes,
+    options: ials.Options,
+    *,
+    folds: int,
+    by_domain: bool,
+    sweeps: int = 15,
+    fold_sweeps: int = 4,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Factorises all training pairs and, from there, those without each fold.
+
+    Pair number r of a domain, in the order of users and items, is in fold ``r % folds``, so that
+    each user's pairs are spread over the folds.
+
+    Args:
+      interactions: training interactions (``interactions.Interactions``) by domain.
+      sizes: rows of the tables.
+      options: of the factorisation.
+      folds: number of folds; 0 fits all pairs alone, and training then reads what has seen them.
+      by_domain: a view for each domain, or one of all the pairs that the factorisation has.
+      sweeps: passes over users and items of all pairs.
+      fold_sweeps: passes for each fold.
+      seed: of the start.
+
+    Returns:
+      ``user``, ``target_item`` and, if joined, ``source_item``, see the module's docstring.
+    """
+    domains = ("target", "source") if options.joined else ("target",)
+    groups = [(domain,) for domain in domains] if by_domain else [domains]
+    pairs = {
+        d: ials.Pairs(np.asarray(interactions[d].users), np.asarray(interactions[d].items))
+        for d in domains
+    }
+    whole = ials.fit(pairs, sizes, options, sweeps=sweeps, seed=seed)
+    counted = dict(target=sizes.target_items, source=sizes.source_items)
+    blocks = []
+    for fold in [*range(folds), None]:
+        kept, factors = pairs, whole
+        if fold is not None:
+            kept = {
+                domain: ials.Pairs(*(ids[np.arange(len(ids)) % folds != fold] for ids in both))
+                for domain, both in pairs.items()
+            }
+            factors = ials.fit(kept, sizes, options, sweeps=fold_sweeps, start=whole)
+        vectors = [ials.users_of(kept, sizes, options, factors, group) for group in groups]
+        counts = [
+            sum(np.bincount(kept[d].users, minlength=sizes.users) for d in group)
+            for group in groups
+        ]
+        block = {"user": list(zip(vectors, counts, strict=True))}
+        for domain in domains:
+            name = f"{domain}_item"
+            count = np.bincount(kept[domain].items, minlength=counted[domain])
+            block[name] = [(factors[name], count)]
+        blocks.append(block)
+    return {name: _stacked([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def source_views(
+    lists: list[np.ndarray], tables: dict[str, jax.Array], options: ials.Options, empty: float
+) -> np.ndarray:
+    """The source's view of users given by their source items: ``ials``'s solve for each.
+
+    Args:
+      lists: rows of source items, a list a user.
+      tables: rows of all pairs (``of_all_pairs``).
+      options: of the factorisation.
+      empty: the count of a user without pairs.
+
+    Returns:
+      f32[lists, dim + 1].
+    """
+    y = np.asarray(tables["source_item"], np.float64)[:, :-1]
+    weight, alpha = options.ials_source_weight, options.ials_alpha
+    normal = weight * y.T @ y + options.ials_regularization * np.eye(y.shape[1])
+    out = np.zeros((len(lists), y.shape[1] + 1), np.float32)
+    for row, items in zip(out, lists, strict=True):
+        own = y[items]
+        right = weight * (1 + alpha) * own.sum(axis=0)
+        row[:-1] = np.linalg.solve(normal + weight * alpha * own.T @ own, right)
+        row[-1] = empty + np.log1p(len(items))
+    return out
+
+
+def _stacked(blocks: list[list[tuple[jax.Array, np.ndarray]]]) -> np.ndarray:
+    """Interleaves the folds' rows [factors, count, …]; the mean count is that of all pairs."""
+    means = [np.log1p(count).mean() for _, count in blocks[-1]]
+    rows = [
+        np.concatenate(
+            [
+                part
+                for (vectors, count), mean in zip(block, means, strict=True)
+                for part in (np.asarray(vectors), (np.log1p(count) - mean)[:, None])
+            ],
+            axis=1,
+        ).astype(np.float32)
+        for block in blocks
+    ]
+    table = np.stack(rows, axis=1)
+    return table.reshape(-1, table.shape[-1])

@@ -1,0 +1,206 @@
+"""An experiment: a config made concrete on a data set."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from conet_jax import config as config_lib
+from conet_jax import devices, models
+from conet_jax.data.load import check_users
+from conet_jax.data.types import Dataset
+from conet_jax.errors import InputError
+from conet_jax.models import out_of_fold
+from conet_jax.models.base import Hyper, Model, Params, Sizes
+from conet_jax.run import memory
+from conet_jax.run.checkpoints import Checkpoints
+from conet_jax.train import sampling
+from conet_jax.train.interactions import Interactions, to_device
+from conet_jax.train.state import Settings, TrainState, init_state, settled
+
+ROLLBACK = 0.5  # factor on the learning rate of each, under config.on_nonfinite=rollback
+
+
+State = TrainState | Params  # Params of a model that is not trained by gradients
+
+
+class Experiment(NamedTuple):
+    """A config made concrete on a data set: what every launcher needs to compute anything."""
+
+    config: ConfigDict
+    dataset: Dataset
+    model: Model
+    interactions: dict[str, Interactions]
+    plan: sampling.Plan | None  # None for a model that is not trained by gradients
+    settings: Settings
+    hyper: Hyper
+    key: jax.Array
+    sweep: Callable[[Params], Params] | None  # an epoch of such a model
+    mesh: jax.sharding.Mesh  # the devices, see ``devices``; one for such a model
+
+    @property
+    def sizes(self) -> Sizes:
+        """Rows of the tables."""
+        return sizes_of(self.dataset)
+
+    def abstract_state(self) -> State:
+        """Returns shapes and dtypes of the state, computing nothing."""
+        return jax.eval_shape(lambda: self.state_of(self.model.init(self.key, self.sizes)))
+
+    def params(self, state: State) -> Params:
+        """Returns a copy of the parameters, every row brought to the current step."""
+        if self.sweep is not None:
+            return state
+        return settled(state, self.hyper.learning_rate)
+
+    def to_save(self, state: State) -> State:
+        """Returns a state or parameters as they are saved, whatever the number of devices."""
+        copies = self.model.copies
+        return _with_tables(state, devices.in_order(state.tables, mesh=self.mesh, copies=copies))
+
+    def from_saved(self, saved: State) -> State:
+        """Returns what ``to_save`` was given."""
+        plain = self.abstract_state().tables
+        num_rows = tuple((name, table.shape[0]) for name, table in plain.items())
+        tables = devices.interleaved(
+            saved.tables, num_rows=num_rows, mesh=self.mesh, copies=self.model.copies
+        )
+        return _with_tables(saved, tables)
+
+    def saved_like(self, abstract: State) -> State:
+        """Returns shapes, dtypes and devices of ``to_save`` of plain arrays."""
+        like = devices.ordered_like(abstract, self.mesh, devices.SAME)
+        tables = devices.ordered_like(abstract.tables, self.mesh, devices.SPLIT, self.model.copies)
+        return _with_tables(like, tables)
+
+    def member(self, config: ConfigDict) -> "Experiment":
+        """Returns this under a config that differs in fields of ``Hyper`` and seed alone."""
+        return self._replace(config=config, hyper=hyper_of(config), key=jax.random.key(config.seed))
+
+    def slower(self, rollbacks: int) -> "Experiment":
+        """Returns this experiment with the learning rate in force after so many rollbacks."""
+        if not rollbacks:
+            return self
+        rate = self.hyper.learning_rate * ROLLBACK**rollbacks
+        return self._replace(hyper=self.hyper._replace(learning_rate=rate))
+
+    def resumable(self, state: State) -> Any:
+        """Returns what of the state a run must save to go on: nothing of a closed form."""
+        return {"step": jnp.int32(1)} if self.model.closed_form else self.to_save(state)
+
+    def resume(self, checkpoints: Checkpoints) -> tuple[State | None, dict[str, Any]]:
+        """Returns the latest (state, progress); no state of a closed form, which is done."""
+        if self.model.closed_form:
+            return None, checkpoints.restore_latest(_CLOSED_FORM)[1]
+        saved, progress = checkpoints.restore_latest(self.saved_like(self.abstract_state()))
+        return self.from_saved(saved), progress
+
+    def best(self, checkpoints: Checkpoints, epoch: int) -> Params:
+        """Returns the parameters saved as best at ``epoch``."""
+        abstract = jax.eval_shape(self.params, self.abstract_state())
+        return self.from_saved(checkpoints.restore_best(epoch, self.saved_like(abstract)))
+
+    def state_of(self, params: Params) -> State:
+        """Returns the state before the first step from its parameters."""
+        if self.sweep is not None:
+            return params
+        return init_state(self.model, params, self.settings)
+
+    @property
+    def sampling_key(self) -> jax.Array:
+        """Key of everything random in training."""
+        return jax.random.fold_in(self.key, 1)
+
+
+_CLOSED_FORM = {"step": jax.ShapeDtypeStruct((), np.int32)}
+
+
+def _with_tables(values: State, tables: dict[str, Any]) -> State:
+    if isinstance(values, Params):
+        return values._replace(tables=tables)
+    return values.replace(tables=tables)
+
+
+def make_experiment(config: ConfigDict, dataset: Dataset) -> Experiment:
+    """Checks a config against a data set and builds model, interactions and plan.
+
+    Does not look at the test split: a search must do without it.
+
+    Raises:
+      InputError: the config is invalid, or the data set has no validation users.
+    """
+    config_lib.validate(config)
+    check_users(dataset, "valid")
+    memory.forget_programs()
+    model = models.build(config)
+    mesh = devices.mesh(config.devices)
+    if model.sweeper is not None:
+        if jax.process_count() > 1:
+            raise InputError(
+                f"config.model is {config.model!r}, which is fitted on one device: expected one "
+                "process"
+            )
+        mesh = devices.one_device()
+    interactions = interactions_on(dataset, mesh)
+    plan, sweep = None, None
+    if model.sweeper is not None:
+        sweep = model.sweeper(interactions, sizes_of(dataset))
+    else:
+        try:
+            plan = plan_of(config, model, interactions)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+    settings = Settings(
+        config.reduction, config.l1_method, float(config.clip_norm), float(config.loss_scale)
+    )
+    hyper, key = devices.put((hyper_of(config), jax.random.key(config.seed)), mesh, devices.SAME)
+    return Experiment(config, dataset, model, interactions, plan, settings, hyper, key, sweep, mesh)
+
+
+def interactions_on(dataset: Dataset, mesh: jax.sharding.Mesh) -> dict[str, Interactions]:
+    """Puts the training interactions of both domains on devices."""
+    return {
+        domain: to_device(data.indptr, data.indices, data.num_items, mesh)
+        for domain, data in (("target", dataset.target), ("source", dataset.source))
+    }
+
+
+def hyper_of(config: ConfigDict) -> Hyper:
+    """Returns the real-valued hyper-parameters, traced."""
+    return Hyper(*(jnp.asarray(float(config[name])) for name in Hyper._fields))
+
+
+def sizes_of(dataset: Dataset) -> Sizes:
+    """Returns the rows of the tables."""
+    return Sizes(dataset.num_users, dataset.target.num_items, dataset.source.num_items)
+
+
+def plan_of(config: ConfigDict, model: Model, interactions: dict[str, Any]) -> sampling.Plan:
+    """Returns the layout of an epoch."""
+    return sampling.plan_epoch(
+        interactions,
+        domains=model.domains,
+        pairing=model.pairing,
+        negatives=config.negatives,
+        batch_size=config.batch_size,
+        surplus=config.surplus,
+        profile_length=config.profile_length,
+        folds=config.folds if config.warm_start == "crossfit" else 0,
+    )
+
+
+def for_inference(experiment: Experiment, params: Params) -> tuple[Experiment, Params]:
+    """Returns the same model with a row a user or item: of factors, those of all pairs."""
+    if not experiment.model.fixed_tables:
+        return experiment, params
+    config = experiment.config.copy_and_resolve_references()
+    config.folds = 0
+    tables = {
+        name: out_of_fold.of_all_pairs(table, experiment.config.folds)
+        for name, table in params.tables.items()
+    }
+    experiment = experiment._replace(config=config, model=models.build(config))
+    return experiment, params._replace(tables=tables)

@@ -1,0 +1,1 @@
+"""What a trained model is for: lists, reasons, files for other programs."""

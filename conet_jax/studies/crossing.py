@@ -1,0 +1,143 @@
+"""What the cross connections of a trained CoNet do at inference: on, off, or fed by another user.
+
+The same parameters are ranked three times: as trained ("on"); with every H^l at zero ("off"), so
+that the target tower is alone; and with each user given the source profile of another ("other"),
+which keeps all that the connections know but for the user at hand.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from conet_jax import config as config_lib
+from conet_jax.errors import InputError
+from conet_jax.models.base import Params
+from conet_jax.run.workdir import stored_config
+from conet_jax.studies import compare
+from conet_jax.train.interactions import Interactions, to_device
+
+WAYS = ("on", "off", "other")
+
+
+def common_config(workdirs: Sequence[str]) -> dict[str, Any]:
+    """Returns the config of runs, which is that of the first.
+
+    Raises:
+      InputError: they are not of one config and data, a seed each, or a folder holds no run.
+    """
+    if "" in workdirs:
+        raise InputError(f"{','.join(workdirs)!r} names an empty folder: expected DIR,DIR")
+    first, digest = stored_config(workdirs[0])
+    seeds: dict[int, str] = {}
+    for workdir in workdirs:
+        config, found = stored_config(workdir)
+        if found != digest:
+            raise InputError(f"{workdir} is on other data than {workdirs[0]}: expected runs on one")
+        differing = config_lib.differences(first, ConfigDict(config), free=(*compare.NAMES, "seed"))
+        if differing:
+            raise InputError(
+                f"{workdir} is of another config than {workdirs[0]}: {'; '.join(differing)}; "
+                "expected runs that differ in the seed alone"
+            )
+        if config["seed"] in seeds:
+            raise InputError(
+                f"{seeds[config['seed']]} and {workdir} have one seed: name one of them"
+            )
+        seeds[config["seed"]] = workdir
+    return first
+
+
+def switched(
+    params: Params,
+    interactions: dict[str, Interactions],
+    way: str,
+    *,
+    pairing: str = "same_user",
+) -> tuple[Params, dict[str, Interactions]]:
+    """Returns parameters and interactions under which the crossing is on, off or another's.
+
+    Args:
+      params: settled parameters of a CoNet.
+      interactions: training interactions by domain.
+      way: "on", "off" or "other".
+      pairing: of the model; under "views" the source's view of a user is in the user's row.
+
+    Returns:
+      (params, interactions) for ``ranking.rank_held_out``.
+
+    Raises:
+      InputError: the model has no cross connections.
+    """
+    if not jax.tree.leaves(params.dense.get("cross")):
+        raise InputError(
+            "the model has no cross connections to switch: expected a run of a CoNet with "
+            "config.cross_layers of 1 or more"
+        )
+    if way == "off":
+        cross = jax.tree_util.tree_map_with_path(_off, params.dense["cross"])
+        params = params._replace(dense={**params.dense, "cross": cross})
+    if way == "other" and pairing == "views":
+        users = interactions["source"].indptr.shape[0] - 1
+        params = params._replace(
+            tables={**params.tables, "user": _shifted_views(params.tables["user"], users)}
+        )
+    elif way == "other":
+        interactions = {**interactions, "source": _shifted(interactions["source"])}
+    return params, interactions
+
+
+def _shifted_views(table: jax.Array, users: int) -> jax.Array:
+    """Gives each user the source's view of the next one, in every fold."""
+    rows = table.reshape(users, -1, table.shape[-1])
+    target, source = jnp.split(rows, 2, axis=-1)
+    joined = jnp.concatenate([target, jnp.roll(source, -1, axis=0)], axis=-1)
+    return joined.reshape(table.shape)
+
+
+def _off(path: tuple[Any, ...], weights: jax.Array) -> jax.Array:
+    if path[-1].key == "stitch":  # its diagonal weighs each tower's own activations: it stays
+        return jnp.diag(jnp.diag(weights))
+    return jnp.zeros_like(weights)
+
+
+def _shifted(interactions: Interactions) -> Interactions:
+    """Gives each user the interactions of the next one, and the last those of the first."""
+    indptr, items = np.asarray(interactions.indptr), np.asarray(interactions.items)
+    degrees = np.roll(np.diff(indptr), -1)
+    return to_device(
+        np.concatenate([[0], np.cumsum(degrees)]),
+        np.roll(items, -int(indptr[1])),
+        interactions.num_items,
+    )
+
+
+def report(rows: dict[str, list[dict[str, Any]]], ndcg: dict[str, np.ndarray], k: int) -> str:
+    """Returns a Markdown table of the three ways.
+
+    Args:
+      rows: metrics of each run, by way.
+      ndcg: f64[users], NDCG of each user averaged over the runs, by way.
+      k: the cut.
+
+    Returns:
+      A row a way: means over runs, and against "on" the difference and the p of a paired t-test.
+    """
+    from conet_jax.studies import statistics
+
+    lines = [
+        f"| crossing | HR@{k} | NDCG@{k} | MRR@{k} | NDCG against on | p |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for way, metrics in rows.items():
+        names = (f"hit_ratio@{k}", f"ndcg@{k}", f"mrr@{k}")
+        cells = [f"{np.mean([run[name] for run in metrics]):.4f}" for name in names]
+        gain, p = "", ""
+        if way != "on":
+            gain = f"{100 * (ndcg[way].mean() / ndcg['on'].mean() - 1):+.2f}%"
+            p = f"{statistics.paired_t_test(ndcg[way], ndcg['on']):.2g}"
+        lines.append(f"| {way} | {' | '.join(cells)} | {gain} | {p} |")
+    return "\n".join(lines) + "\n"

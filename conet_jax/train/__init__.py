@@ -1,0 +1,1 @@
+"""Training as pure functions: batches, a step, a chunk of steps, ranks."""

@@ -1,0 +1,155 @@
+"""Training positives on the device: who has what, and what is not theirs."""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from conet_jax import devices
+
+
+@flax.struct.dataclass
+class Interactions:
+    """One domain's training positives on the device, sorted by user, then item.
+
+    On several devices each holds those of its users, numbered as it numbers them, one device's
+    arrays after the other's and padded to equal lengths.
+
+    Attributes:
+      users: int32[nnz]; of padding, out of range.
+      items: int32[nnz].
+      indptr: int32[users + 1], a user's interactions are ``indptr[u]:indptr[u + 1]``.
+      skipped: int32[nnz], p_k - k for the k-th positive p_k of its user: the number of
+        non-positives below it.
+      starts: int32[users + 1], on several devices the ``indptr`` of all users, on each; else None.
+      num_items: items of the domain.
+      max_degree: interactions of the most active user.
+      count: interactions of all users.
+    """
+
+    users: jax.Array
+    items: jax.Array
+    indptr: jax.Array
+    skipped: jax.Array
+    starts: jax.Array | None
+    num_items: int = flax.struct.field(pytree_node=False)
+    max_degree: int = flax.struct.field(pytree_node=False)
+    count: int = flax.struct.field(pytree_node=False)
+
+    @property
+    def num_users(self) -> int:
+        """Users of the data, of all devices."""
+        return (self.indptr if self.starts is None else self.starts).shape[0] - 1
+
+    def specs(self) -> "Interactions":
+        """Returns what ``devices.mapped`` must know of each array."""
+        starts = None if self.starts is None else devices.SAME
+        return self.replace(
+            **dict.fromkeys(("users", "items", "indptr", "skipped"), devices.SPLIT), starts=starts
+        )
+
+
+def to_device(
+    indptr: np.ndarray, indices: np.ndarray, num_items: int, mesh: jax.sharding.Mesh | None = None
+) -> Interactions:
+    """Puts CSR interactions on the device, or on several by user.
+
+    Args:
+      indptr: int32[users + 1].
+      indices: int32[nnz], strictly increasing within a user.
+      num_items: items of the domain.
+      mesh: the devices, see ``devices``; None is one.
+
+    Returns:
+      ``Interactions``.
+
+    Raises:
+      ValueError: items out of range or not increasing, or a user with every item, for whom no
+        negative exists.
+    """
+    indptr, indices = np.asarray(indptr, np.int64), np.asarray(indices, np.int64)
+    degrees = np.diff(indptr)
+    users = np.repeat(np.arange(len(degrees)), degrees)
+    if len(indices) and (indices.min() < 0 or indices.max() >= num_items):
+        raise ValueError(f"items must lie in [0, {num_items})")
+    if (np.diff(users * num_items + indices) <= 0).any():
+        raise ValueError("items must be strictly increasing within a user")
+    if degrees.max(initial=0) >= num_items:
+        user = int(degrees.argmax())
+        raise ValueError(f"user {user} has all {num_items} items: there is no negative to draw")
+    skipped = indices - (np.arange(len(indices)) - indptr[users])
+    arrays, starts = (users, indices, indptr, skipped), None
+    if mesh is not None and mesh.size > 1:
+        arrays = devices.put(_by_device(*arrays, mesh.size), mesh, devices.SPLIT)
+        starts = devices.put(indptr.astype(np.int32), mesh, devices.SAME)
+    return Interactions(
+        *(jnp.asarray(x, jnp.int32) for x in arrays),
+        starts=starts,
+        num_items=int(num_items),
+        max_degree=int(degrees.max(initial=0)),
+        count=len(indices),
+    )
+
+
+def _by_device(
+    users: np.ndarray, items: np.ndarray, indptr: np.ndarray, skipped: np.ndarray, n: int
+) -> tuple[np.ndarray, ...]:
+    """The arrays of each of n devices, of which device u % n holds user u as its user u // n."""
+    rows = -(-(len(indptr) - 1) // n)
+    longest = int(np.bincount(users % n, minlength=n).max(initial=0))
+    parts = []
+    for device in range(n):
+        own = users % n == device
+        padding = (0, longest - int(own.sum()))
+        degrees = np.diff(indptr)[device::n]
+        degrees = np.pad(degrees, (0, rows - len(degrees)))
+        parts.append(
+            (
+                np.pad(users[own] // n, padding, constant_values=rows),
+                np.pad(items[own], padding),
+                np.concatenate([[0], np.cumsum(degrees)]),
+                np.pad(skipped[own], padding),
+            )
+        )
+    return tuple(np.concatenate(arrays).astype(np.int32) for arrays in zip(*parts, strict=True))
+
+
+def lists_of(interactions: Interactions, users: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Where the positives of each user begin in the list of all, and how many they are."""
+    starts = interactions.indptr if interactions.starts is None else interactions.starts
+    start = starts[users]
+    return start, starts[users + 1] - start
+
+
+def positives_at(interactions: Interactions, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Users and items at some rows of the list of all."""
+    if interactions.starts is None:
+        return interactions.users[rows], interactions.items[rows]
+    users = jnp.searchsorted(interactions.starts, rows, side="right").astype(jnp.int32) - 1
+    return users, positive_at(interactions, users, rows - interactions.starts[users])
+
+
+def positive_at(interactions: Interactions, users: jax.Array, place: jax.Array) -> jax.Array:
+    """The positive of each user at a place [n, ...] of its list."""
+
+    def answer(users: jax.Array, place: jax.Array) -> jax.Array:
+        start = interactions.indptr[users].reshape(-1, *[1] * (place.ndim - 1))
+        return interactions.items[start + place]
+
+    return devices.ask(answer, users, place)
+
+
+def past_positives(interactions: Interactions, users: jax.Array, rank: jax.Array) -> jax.Array:
+    """The ``rank``-th item, from 0, that is not a positive of the user."""
+
+    def answer(users: jax.Array, rank: jax.Array) -> jax.Array:
+        start, high = interactions.indptr[users], interactions.indptr[users + 1]
+        low = start
+        for _ in range(int(interactions.max_degree).bit_length()):
+            middle = (low + high) // 2
+            below = (low < high) & (interactions.skipped[middle] <= rank)
+            low, high = jnp.where(below, middle + 1, low), jnp.where(below, high, middle)
+            high = jnp.maximum(low, high)
+        return rank + (low - start)
+
+    return devices.ask(answer, users, rank)
