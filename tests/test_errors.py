@@ -48,6 +48,7 @@ from conet_jax.run import fit as fit_lib
 from conet_jax.run.epoch import check_steps
 from conet_jax.run.experiment import Experiment, make_experiment
 from conet_jax.run.logs import load_tensorboardx
+from conet_jax.run.start import initial_state
 from conet_jax.run.workdir import read_ranks, restore
 from conet_jax.serve import export, recommend
 from conet_jax.studies import compare, crossing, figures, search, statistics, sweep, table2
@@ -862,7 +863,7 @@ MESSAGES = [
             {"target_loss": np.array([math.nan])},
             5,
             1,
-            make_experiment(changed("mlp"), data()).init(),
+            initial_state(make_experiment(changed("mlp"), data())),
         ),
     ),
     ("tables/user is not finite; .*larger config.ials_regul", lambda: end_of_epoch(math.nan)),
@@ -885,7 +886,7 @@ MESSAGES = [
     ),
     (
         "EASE inverts a matrix .*take another model",
-        lambda: make_experiment(changed("ease", max_items=3), data()).init(),
+        lambda: initial_state(make_experiment(changed("ease", max_items=3), data())),
     ),
     (
         "--coordinator, --num_processes and --process_id come together",
@@ -1011,11 +1012,11 @@ MESSAGES = [
     ),
     (
         "cannot be read as a run's result .*take it away, and it is made again",
-        lambda: table2.read_result(done("{", "result.json"), data()),
+        lambda: table2.finished(done("{", "result.json"), data()),
     ),
     (
         "run holds a run of another config: config.seed is 0 there and 3 here",
-        lambda: table2.read_result(table2.Run(run(), popular(seed=3), ""), data()),
+        lambda: table2.finished(table2.Run(run(), popular(seed=3), ""), data()),
     ),
     (
         "it is not of the data's test users",

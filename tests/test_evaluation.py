@@ -118,8 +118,8 @@ def test_metrics_under_ties_are_means_over_all_orders_of_the_list():
     scores = [1.0, 2.0, 1.0, 1.0, 0.0, 1.0]  # the held-out item's first
     hits, gains, reciprocals = [], [], []
     for order in permutations(range(6)):
-        ranking = sorted(order, key=lambda i: -scores[i])
-        place = ranking.index(0) + 1
+        listed = sorted(order, key=lambda i: -scores[i])
+        place = listed.index(0) + 1
         hits.append(place <= 3)
         gains.append((place <= 3) / np.log2(place + 1))
         reciprocals.append((place <= 3) / place)

@@ -154,7 +154,7 @@ def test_without_watching_each_step_the_epoch_still_fails(unwatched, code, what)
 
 
 def test_watching_changes_no_bit_of_a_sound_epoch(unwatched, experiment):
-    plain, _ = run_epoch(with_poison(unwatched, CLEAN), unwatched.init(), 1)
+    plain, _ = run_epoch(with_poison(unwatched, CLEAN), initial_state(unwatched), 1)
     watched, _ = run_epoch(with_poison(experiment, CLEAN), initial_state(experiment), 1)
     jax.tree.map(np.testing.assert_array_equal, plain, watched)
 

@@ -17,6 +17,7 @@ from conet_jax.data.assemble import from_arrays
 from conet_jax.models.base import Examples
 from conet_jax.run.epoch import run_epoch
 from conet_jax.run.experiment import make_experiment
+from conet_jax.run.start import initial_state
 from conet_jax.train import ranking, sampling
 from conet_jax.train.interactions import _by_device, to_device
 from conet_jax.train.state import settled
@@ -566,7 +567,7 @@ def train_unrelated(pairing, cross_layers):
     experiment = experiment._replace(
         model=experiment.model._replace(init=partial(experiment.model.init))
     )
-    state = jax.jit(experiment.init)()
+    state = jax.jit(lambda: initial_state(experiment))()
     for epoch in range(1, 8):
         state, row = run_epoch(experiment, state, epoch)
     params = settled(state, experiment.hyper.learning_rate)

@@ -123,12 +123,14 @@ def prepare(experiment: Experiment, params: Params) -> Recommender:
 
     Example:
       >>> from conet_jax.config import default_config
-      >>> from conet_jax.data.dataset import from_arrays
+      >>> from conet_jax.data.assemble import from_arrays
+      >>> from conet_jax.run.experiment import make_experiment
+      >>> from conet_jax.run.start import initial_state
       >>> data = from_arrays([0, 1, 2, 2], [0, 0, 0, 1], [0, 1, 2], [0, 1, 1], candidates=1,
       ...                    num_target_items=4)
       >>> data = data._replace(valid=data.test)  # so small that nobody has a validation item
       >>> experiment = make_experiment(default_config("popularity"), data)
-      >>> recommender = prepare(experiment, experiment.sweep(experiment.init()))
+      >>> recommender = prepare(experiment, experiment.sweep(initial_state(experiment)))
       >>> users = find_users(recommender, ["1"])
       >>> print(recommend(recommender, users, k=1, include_seen=True).rows())
       [('1', 1, '0', 3.0, 'model')]

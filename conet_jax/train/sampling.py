@@ -98,6 +98,7 @@ def negatives(key: jax.Array, interactions: Interactions, users: jax.Array) -> j
       int32[n].
 
     Example:
+      >>> from conet_jax.train.interactions import to_device
       >>> liked = to_device(np.array([0, 3]), np.array([0, 1, 3]), 5)
       >>> drawn = negatives(jax.random.key(0), liked, jnp.zeros(100, int))
       >>> print(sorted(set(drawn.tolist())))
