@@ -1,3 +1,3 @@
 """CoNet: collaborative cross networks for cross-domain recommendation, in JAX."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,213 +1,35 @@
-"""Config fields with their defaults, the variants that every data set shares, and their checks."""
+"""The config: every field with its default and what may stand in it.
+
+A config is flat (``data`` apart). ``configs/NAME.py`` says in what a data set differs, ``variants``
+what a variant changes. What fits only some model is checked where that model is (its ``check``).
+"""
 
 import difflib
 import math
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from conet_jax.errors import InputError
-
-# The recommended recipe and what is left of it without the source domain, or without lasso.
-OURS = ("", "ours_conet", "ours_mlp_joined", "ours_mlp")
-# The paper's models and hyper-parameters, its baselines, and what it says in footnotes.
-PAPER = ("conet", "lasso", "mlp", "bprmf", "cmf", "cmf_squared", "fm", "mlp_shared", "cross_stitch")
-FOOTNOTES = ("pretrain", "dropout", "l2", "low_rank", "per_direction", "group_lasso")
-REFERENCES = ("popularity", "ials", "ials_joined", "ease", "ease_joined")
-PUBLISHED = ("published", "published_conet", "published_mlp")
-VARIANTS = OURS + PAPER + FOOTNOTES + REFERENCES + PUBLISHED
-MODEL_NAMES = (
-    "conet",
-    "mlp",
-    "cross_stitch",
-    "bprmf",
-    "cmf",
-    "fm",
-    "ials",
-    "ease",
-    "popularity",
-)
-TOWERS = ("conet", "mlp", "cross_stitch")
-# Fields that may differ between a workdir and the command that resumes it.
-FREE_FIELDS = ("devices", "platform", "epochs", "on_nonfinite", "data.dir", "data.prepare")
+from conet_jax.variants import OLD_NAMES, PLAIN, VARIANTS
 
 
-def default_config(variant: str = "") -> ConfigDict:
-    """Returns every config field with its default under a variant.
+class Field(NamedTuple):
+    """A field: its default, whether a value may stand in it, and in words what may."""
 
-    Args:
-      variant: "" is our recommended recipe, CoNet with lasso; "ours_conet" is the same without
-        lasso, "ours_mlp" without the source domain, "ours_mlp_joined" without it but for the
-        start. ``PAPER`` are the paper's models, baselines and hyper-parameters with our decisions
-        where it is silent, ``FOOTNOTES`` what it tried beside, ``REFERENCES`` linear models and
-        popularity, ``PUBLISHED`` the procedure of the authors' code.
-
-    Returns:
-      A flat ``ConfigDict`` (``data`` apart); configs/*.py set what a data set differs in.
-
-    Raises:
-      InputError: no such variant.
-    """
-    if variant not in VARIANTS:
-        raise InputError(f"unknown variant {variant!r}: the variants are {', '.join(VARIANTS[1:])}")
-    config = ConfigDict()
-    config.name = "run"  # data set, set by configs/*.py; names the workdir
-    config.variant = variant
-    config.data = ConfigDict({"dir": "", "drop": 0})  # dir: folder made by launch/prepare.py; drop:
-    # training interactions of the target removed from each user at random, at least one is left
-
-    # Model: Eqs. 1-4.
-    config.model = "conet"  # a name in conet_jax/models/__init__.py
-    config.layers = (64, 32, 16, 8)  # Sec. 3.1; the first is [user, item], 32 each
-    config.cross_layers = 3  # crossed transitions from the lowest, all of them; 0 is no transfer
-    config.cross_per_direction = False  # footnote 1: one H^l serves both directions
-    config.cross_rank = 0  # footnote 3: H^l = U^T V of this rank; 0 is a full matrix
-    config.inner_product = False  # second logit term w^T (p_u * q_i), w learned
-    config.inner_weight = 1.0  # start of every entry of w
-    config.output_bias = 0.0  # start of the output's bias, with an inner product
-    config.output_scale = 1.0  # factor on the towers' output weights at the start, under he
-    config.initializer = "he"  # of the towers; gaussian is the paper's N(0, 0.01^2)
-    config.warm_start = ""  # ials: tables start from a factorisation of the model's domains;
-    # crossfit: they are such factors and stay, fitted without the pair for an example in training
-    # (conet_jax/models/crossfit.py); pretrain: users start from an MLP on the source (footnote 10)
-    config.pretrain_epochs = 10  # of that MLP
-    config.ials_sweeps = 15  # of that factorisation
-    config.folds = 5  # crossfit: parts of the training pairs; 0 is factors that have seen the pair
-    config.fold_sweeps = 4  # crossfit: sweeps without each fold, from the factors of all pairs
-
-    # Linear models: ials, ease and the warm start.
-    config.joined = False  # ials, ease, a warm start: the items of both domains side by side
-    # Chosen on validation (NDCG@10, seed 0) on the three real pairs; README, "The search".
-    config.ials_regularization = 200.0  # lambda of Hu, Koren and Volinsky 2008
-    config.ials_alpha = 50.0  # confidence of a pair above that of the others
-    config.ials_source_weight = 0.2  # weight of the source's squared errors where both are joined
-    config.ease_regularization = 100.0  # lambda of Steck 2019
-    config.max_items = 20_000  # ease refuses more
-
-    # Objective: Eqs. 5, 7, 8.
-    config.target_weight = 0.6  # alpha of Eq. 7; Sec. 3.3 finds 0.6 best on Amazon, 0.8 on Mobile
-    config.reduction = "sum"  # of a step's examples, as Eq. 5; or mean
-    config.loss_scale = 1.0  # factor on the loss of a step
-    config.l1 = 0.0  # lambda of Eq. 8, against the mean loss per example in nats
-    config.l1_method = "subgradient"  # sign(H) in the gradient; proximal reaches exact zeros;
-    # group: group lasso on the rows of the H^l, proximal
-    config.l2 = 0.0  # half of it weighs the squared norm of the H^l; in bprmf, cmf and fm of the
-    # rows that an example reads
-    config.dropout = 0.0  # rate on the merged embedding, in training
-    config.cmf_loss = "logistic"  # cmf: or squared, weighted
-    config.negative_weight = 1.0  # cmf: weight of a negative's squared error
-
-    # An epoch.
-    config.pairing = "same_user"  # what meets what in Eq. 3: random, same_user, profile, or views:
-    # the same pair seen by both towers, each with its domain's view of the user
-    config.surplus = "repeat"  # random, profile, views: the shorter domain is repeated; or alone
-    config.profile_length = 32  # pairing profile: at most so many of a user's items a step
-    config.negatives = 1  # sampled negatives a positive, Sec. 3.1
-    config.batch_size = 128  # positives a step and domain, Sec. 3.1
-    config.inference = "cross"  # with the user's source profile as source input; or target
-
-    # Optimiser: Adam, Sec. 3.1.
-    config.learning_rate = 1e-3
-    config.clip_norm = 0.0  # each variable's gradient norm at most this; 0 is no clipping
-
-    # Run.
-    config.epochs = 30
-    config.patience = 5  # epochs without a better validation NDCG before stopping
-    config.seed = 0
-    config.eval_k = 10  # cut-off of HR, NDCG and MRR
-    config.devices = 0  # to train and rank on, over all processes; 0 is all there are. Results do
-    # not depend on it but for rounding: the batch is that of all devices together
-    config.platform = ""  # cpu, gpu or tpu; empty is JAX's choice
-    config.on_nonfinite = "stop"  # a loss, gradient or score that is not finite; rollback: back to
-    # the last checkpoint, and on at half the learning rate, five times at most
-    config.dtype = "float32"  # of the towers' activations and products: or bfloat16; all else stays
-
-    if variant in ("mlp", "ours_mlp", "ours_mlp_joined", "published_mlp", "pretrain"):
-        config.model = "mlp"
-        config.cross_layers = 0
-        config.inference = "target"
-    if variant == "lasso":
-        # Of 1e-6, 1e-5, …, 1e-2 the best on validation (NDCG@10, seed 0, mean of movies_books,
-        # douban, cell_electronics: .2154 .2160 .2129 .2138 .2146); differences are within noise.
-        config.l1 = 1e-5
-    if variant in OURS:
-        # The towers learn what a linear model misses: tables are cross-fitted factors of iALS,
-        # whose score is the second term of the logit (README, "The search").
-        config.warm_start = "crossfit"
-        config.layers = (128, 64, 32, 16)  # 64 factors; the tower pattern of Sec. 3.1
-        config.inner_product = True
-        config.inner_weight = 5.0
-        config.output_bias = -2.5
-        config.output_scale = 0.1
-        config.learning_rate = 3e-3
-        config.negatives = 4
-        config.batch_size = 512
-        config.target_weight = 0.8
-        config.l1_method = "proximal"
-        config.pairing = "views"
-    if variant == "":
-        config.l1 = 1e-5
-    if config.model == "mlp":
-        config.target_weight = 1.0
-    if variant == "ours_mlp_joined":
-        config.joined = True
-    if variant == "mlp_shared":
-        config.cross_layers = 0
-        config.pairing = "random"
-        config.inference = "target"
-    if variant == "cross_stitch":
-        config.model = "cross_stitch"
-        config.layers = (64, 64, 64, 64)
-    if variant == "pretrain":
-        config.warm_start = "pretrain"
-    if variant == "dropout":
-        config.dropout = 0.3
-    if variant == "l2":
-        config.l2 = 1e-4
-    if variant == "low_rank":
-        config.cross_rank = 4
-    if variant == "per_direction":
-        config.cross_per_direction = True
-    if variant == "group_lasso":
-        config.l1 = 1e-5
-        config.l1_method = "group"
-    if variant in ("bprmf", "cmf", "fm"):
-        config.model = variant
-    if variant == "cmf_squared":
-        config.model = "cmf"
-        config.cmf_loss = "squared"
-    if variant in REFERENCES:
-        config.model = variant.removesuffix("_joined")
-        config.joined = variant.endswith("_joined")
-    if config.model == "ials":
-        config.layers = (128, 64)  # 64 factors: as many as the recommended recipe's inner product
-    if variant in ("cmf", "cmf_squared", "bprmf", "ials", "ease", "popularity"):
-        config.inference = "target"
-    if variant.startswith("published"):
-        # design.md, "Where the paper is silent, or its published code differs from it".
-        config.initializer = "gaussian"
-        config.inference = "target"
-        config.clip_norm = 10.0
-        config.epochs = 50
-        config.patience = 50
-    if variant in ("published", "published_conet"):
-        config.pairing = "random"
-        config.surplus = "alone"
-        config.cross_layers = 2
-        config.target_weight = 0.5  # weights of 1 and 1 ...
-        config.loss_scale = 2.0  # ... are 0.5 and 0.5 of twice the loss
-    if variant == "published":
-        config.l1 = 0.1
-    return config
+    default: Any
+    fits: Callable[[Any], bool]
+    expected: str
 
 
-def _one_of(*names: str) -> Any:
-    return lambda value: value in names, "one of " + ", ".join(names)
+def _one_of(default: str, *others: str) -> Field:
+    names = (default, *others)
+    return Field(default, lambda value: value in names, "one of " + ", ".join(names))
 
 
-def _number(low: float, high: float = math.inf, *, above: bool = False) -> Any:
-    def check(value: Any) -> bool:
+def _number(default: float, low: float, high: float = math.inf, *, above: bool = False) -> Field:
+    def fits(value: Any) -> bool:
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return (
             is_number
@@ -217,69 +39,142 @@ def _number(low: float, high: float = math.inf, *, above: bool = False) -> Any:
         )
 
     bracket = "(" if above else "["
-    return check, f"a number in {bracket}{low:g}, {high:g}]".replace("inf]", "inf)")
+    return Field(default, fits, f"a number in {bracket}{low:g}, {high:g}]".replace("inf]", "inf)"))
 
 
-def _integer(low: int, high: int = 2**31 - 1) -> Any:
-    def check(value: Any) -> bool:
+def _integer(default: int, low: int, high: int = 2**31 - 1) -> Field:
+    def fits(value: Any) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
-    return check, f"a whole number from {low} to {high}"
+    return Field(default, fits, f"a whole number from {low} to {high}")
 
 
-_BOOL = (lambda value: isinstance(value, bool), "true or false")
-_CHECKS: dict[str, Any] = {
-    "name": (lambda value: isinstance(value, str) and value != "", "a name for the run's folder"),
-    "variant": (lambda value: value in VARIANTS, "one of " + ", ".join(VARIANTS[1:])),
-    "model": _one_of(*MODEL_NAMES),
-    "cross_layers": _integer(0),
-    "cross_per_direction": _BOOL,
-    "cross_rank": _integer(0),
-    "inner_product": _BOOL,
-    "inner_weight": _number(-math.inf),
-    "output_bias": _number(-math.inf),
-    "output_scale": _number(0),
-    "warm_start": _one_of("", "ials", "crossfit", "pretrain"),
-    "pretrain_epochs": _integer(1),
-    "ials_sweeps": _integer(1),
-    "folds": (
-        lambda value: _integer(0, 1000)[0](value) and value != 1,
+def _boolean(default: bool) -> Field:
+    return Field(default, lambda value: isinstance(value, bool), "true or false")
+
+
+def _text(default: str) -> Field:
+    return Field(default, lambda value: isinstance(value, str), "text")
+
+
+def _widths(default: tuple[int, ...]) -> Field:
+    one = _integer(1, 1).fits
+
+    def fits(value: Any) -> bool:
+        if not isinstance(value, list | tuple):
+            return False
+        if not value:
+            return not default  # none only where that is the default
+        return len(value) >= 2 and all(map(one, value)) and value[0] % 2 == 0
+
+    return Field(
+        default,
+        fits,
+        "at least two positive widths, as (64, 32, 16, 8), the first even: it is the merged "
+        "embedding, half user and half item",
+    )
+
+
+FIELDS: dict[str, Field] = {
+    "name": _text("run"),  # data set, set by configs/*.py; names the workdir
+    "variant": Field(PLAIN, lambda value: value in VARIANTS, "one of " + ", ".join(VARIANTS)),
+    # Model: Eqs. 1-4.
+    "model": _text("conet"),  # a name in conet_jax/models/__init__.py
+    "layers": _widths((64, 32, 16, 8)),  # Sec. 3.1; the first is [user, item], 32 each
+    "source_layers": _widths(()),  # of the source tower, where they differ (footnote 1)
+    "cross_layers": _integer(3, 0),  # crossed transitions from the lowest, all; 0 is no transfer
+    "cross_per_direction": _boolean(False),  # footnote 1: one H^l serves both directions
+    "cross_skip": _integer(0, 0),  # layers that a connection may skip (footnote 1)
+    "cross_rank": _integer(0, 0),  # footnote 3: H^l = U^T V of this rank; 0 is a full matrix
+    "initializer": _one_of("he", "gaussian"),  # of the towers; the paper's is N(0, 0.01^2)
+    "inference": _one_of("cross", "target"),  # with the user's source history as source input, or
+    # the target tower alone
+    "dtype": _one_of("float32", "bfloat16"),  # of the towers' activations and products
+    "pretrain_epochs": _integer(
+        0, 0
+    ),  # of an MLP on the source whose users are the start (note 10)
+    # Linear models, and the factors of the recipe.
+    "joined": _boolean(False),  # the items of both domains side by side
+    # Chosen on validation (NDCG@10, seed 0) on three real pairs; docs/recipe.md, "The search".
+    "ials_regularization": _number(200.0, 0, above=True),  # lambda of Hu, Koren, Volinsky 2008
+    "ials_alpha": _number(50.0, 0, above=True),  # confidence of a pair above that of the others
+    "ials_source_weight": _number(0.2, 0, above=True),  # of the source's squared errors, if joined
+    "ease_regularization": _number(100.0, 0, above=True),  # lambda of Steck 2019
+    "max_items": _integer(20_000, 1),  # ease refuses more
+    "ials_sweeps": _integer(15, 1),  # recipe: of the factorisation of all training pairs
+    "folds": Field(  # recipe: parts of the training pairs; 0 is factors that have seen the pair
+        5,
+        lambda value: _integer(0, 0, 1000).fits(value) and value != 1,
         "0, or a whole number from 2 to 1000",
     ),
-    "fold_sweeps": _integer(1),
-    "joined": _BOOL,
-    "ials_regularization": _number(0, above=True),
-    "ials_alpha": _number(0, above=True),
-    "ials_source_weight": _number(0, above=True),
-    "ease_regularization": _number(0, above=True),
-    "max_items": _integer(1),
-    "initializer": _one_of("he", "gaussian"),
-    "target_weight": _number(0, 1),
-    "reduction": _one_of("sum", "mean"),
-    "loss_scale": _number(0, above=True),
-    "l1": _number(0),
-    "l1_method": _one_of("subgradient", "proximal", "group"),
-    "l2": _number(0),
+    "fold_sweeps": _integer(4, 1),  # recipe: sweeps without each fold, from the factors of all
+    "inner_weight": _number(5.0, -math.inf),  # recipe: start of every w in w^T (p_u * q_i)
+    "output_bias": _number(-2.5, -math.inf),  # recipe: start of the towers' output bias
+    "output_scale": _number(0.1, 0),  # recipe: factor on the towers' output weights at the start
+    # Objective: Eqs. 5, 7, 8. A step's examples are summed, as in Eq. 5.
+    "target_weight": _number(0.6, 0, 1),  # alpha of Eq. 7; Sec. 3.3: 0.6 best on Amazon, 0.8 Mobile
+    "loss_scale": _number(1.0, 0, above=True),  # factor on the loss of a step
+    "l1": _number(0.0, 0),  # lambda of Eq. 8, against the mean loss per example in nats
+    "l1_method": _one_of("subgradient", "proximal", "group"),  # sign(H) in the gradient; a proximal
+    # step, which reaches exact zeros; group lasso on the rows of the H^l, proximal
+    "l2": _number(0.0, 0),  # half of it weighs the squared norm of the H^l; in bprmf, cmf and fm of
+    # the rows that an example reads
+    "dropout": _number(0.0, 0, 0.99),  # rate on the merged embedding, in training
     "cmf_loss": _one_of("logistic", "squared"),
-    "negative_weight": _number(0, above=True),
-    "dropout": _number(0, 0.99),
-    "pairing": _one_of("random", "same_user", "profile", "views"),
-    "surplus": _one_of("repeat", "alone"),
-    "profile_length": _integer(1),
-    "negatives": _integer(1),
-    "batch_size": _integer(1),
-    "inference": _one_of("target", "cross"),
-    "learning_rate": _number(0, above=True),
-    "clip_norm": _number(0),
-    "epochs": _integer(1),
-    "patience": _integer(1),
-    "seed": _integer(0),
-    "eval_k": _integer(1),
-    "devices": _integer(0),
-    "platform": _one_of("", "cpu", "gpu", "cuda", "rocm", "tpu"),
-    "on_nonfinite": _one_of("stop", "rollback"),
-    "dtype": _one_of("float32", "bfloat16"),
+    "negative_weight": _number(1.0, 0, above=True),  # cmf: weight of a negative's squared error
+    # An epoch.
+    "pairing": _one_of("same_user", "random"),  # which source example meets a target example
+    "surplus": _one_of("repeat", "alone"),  # random: the shorter domain is repeated, or the rest of
+    # the longer one is trained alone
+    "history_length": _integer(32, 1),  # fm: at most so many of a user's source items a step
+    "negatives": _integer(1, 1),  # sampled negatives per positive, Sec. 3.1
+    "batch_size": _integer(128, 1),  # positives per step and domain, Sec. 3.1
+    # Optimiser: Adam, Sec. 3.1.
+    "learning_rate": _number(1e-3, 0, above=True),
+    "clip_norm": _number(0.0, 0),  # each variable's gradient norm at most this; 0 is no clipping
+    # Run.
+    "epochs": _integer(30, 1),
+    "patience": _integer(5, 1),  # epochs without a better validation NDCG before stopping
+    "seed": _integer(0, 0),
+    "eval_k": _integer(10, 1),  # cut-off of HR, NDCG and MRR
+    "devices": _integer(0, 0),  # to train and rank on, over all processes; 0 is all there are.
+    # Results do not depend on it but for rounding: the batch is that of all devices together
+    "platform": _one_of("", "cpu", "gpu", "cuda", "rocm", "tpu"),  # empty is JAX's choice
+    "on_nonfinite": _one_of("stop", "rollback"),  # of a loss, gradient or score: or back to the
+    # last checkpoint, and on at half the learning rate, five times at most
 }
+# Fields that may differ between a workdir and the command that resumes it.
+FREE_FIELDS = ("devices", "platform", "epochs", "on_nonfinite", "data.dir", "data.prepare")
+
+
+def default_config(variant: str = "") -> ConfigDict:
+    """Returns every config field with its value under a variant.
+
+    Args:
+      variant: a key of ``variants.VARIANTS``; "" is the plain config, CoNet-lasso as the paper has
+        it.
+
+    Returns:
+      A flat ``ConfigDict`` (``data`` apart); configs/*.py set what a data set differs in.
+
+    Raises:
+      InputError: no such variant.
+
+    Example:
+      >>> default_config().variant, default_config("recipe").negatives
+      ('lasso', 4)
+    """
+    variant = variant or PLAIN
+    if variant not in VARIANTS:
+        now = f": it is called {OLD_NAMES[variant]} now" if variant in OLD_NAMES else ""
+        known = ", ".join(VARIANTS)
+        raise InputError(f"unknown variant {variant!r}{now or f': the variants are {known}'}")
+    config = ConfigDict({name: field.default for name, field in FIELDS.items()})
+    config.update(VARIANTS[variant].changes)
+    config.variant = variant
+    config.data = ConfigDict({"dir": "", "drop": 0})  # dir: folder made by launch/prepare.py; drop:
+    # training interactions of the target removed from each user at random, at least one is left
+    return config
 
 
 def validate(config: ConfigDict) -> None:
@@ -289,23 +184,40 @@ def validate(config: ConfigDict) -> None:
       InputError: names the field, its value and what is expected; for an unknown field, the
         nearest known one.
     """
-    known = set(default_config())
-    for field in config:
-        if field not in known:
-            near = difflib.get_close_matches(field, known, n=1)
+    known = (*FIELDS, "data")
+    for name in config:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean config.{near[0]}?" if near else ""
             raise InputError(
-                f"unknown config field config.{field}{hint or '; conet_jax/config.py lists them'}"
+                f"unknown config field config.{name}{hint or '; conet_jax/config.py lists them'}"
             )
-    data = config.get("data")
-    if not isinstance(data, ConfigDict) or set(data) - {"dir", "prepare", "synthetic", "drop"}:
+    _validate_data(config.get("data"))
+    for name, field in FIELDS.items():
+        if name not in config:
+            raise InputError(f"config.{name} is missing: expected {field.expected}")
+        if not field.fits(config[name]):
+            raise InputError(f"config.{name} is {config[name]!r}: expected {field.expected}")
+    if config.pairing == "same_user" and config.surplus == "alone":
+        raise InputError(
+            "config.surplus is 'alone', but with config.pairing=same_user no domain has a "
+            "surplus: expected repeat"
+        )
+    from conet_jax import models  # with JAX, which --help does without
+
+    models.check(config)
+
+
+def _validate_data(data: Any) -> None:
+    known = {"dir", "prepare", "synthetic", "drop"}
+    if not isinstance(data, ConfigDict) or set(data) - known:
         fields = sorted(data) if isinstance(data, ConfigDict) else data
         raise InputError(
             f"config.data is {fields!r}: expected fields dir, prepare, synthetic or drop"
         )
-    check, expected = _integer(0)
-    if not check(data.get("drop", 0)):
-        raise InputError(f"config.data.drop is {data.drop!r}: expected {expected}")
+    drop = _integer(0, 0)
+    if not drop.fits(data.get("drop", 0)):
+        raise InputError(f"config.data.drop is {data.drop!r}: expected {drop.expected}")
     for field in ("dir", "prepare"):
         if not isinstance(data.get(field, ""), str):
             raise InputError(f"config.data.{field} is {data[field]!r}: expected text")
@@ -316,69 +228,8 @@ def validate(config: ConfigDict) -> None:
         )
     if "synthetic" in data and data.get("dir"):
         raise InputError(
-            f"config.data.dir is {data.dir!r}, but this config makes its data: take the config of "
-            "a data set, configs/movies_books.py for one"
-        )
-    for field, (check, expected) in _CHECKS.items():
-        if field not in config:
-            raise InputError(f"config.{field} is missing: expected {expected}")
-        if not check(config[field]):
-            raise InputError(f"config.{field} is {config[field]!r}: expected {expected}")
-    if not isinstance(config.layers, list | tuple):
-        raise InputError(f"config.layers is {config.layers!r}: expected widths, as (64, 32, 16, 8)")
-    layers = tuple(config.layers)
-    widths_fit = len(layers) >= 2 and all(_integer(1)[0](width) for width in layers)
-    if not widths_fit or layers[0] % 2:
-        raise InputError(
-            f"config.layers is {layers!r}: expected at least two positive widths, the first even: "
-            "it is the merged embedding, half user and half item"
-        )
-    crosses = config.model in ("conet", "cross_stitch")
-    if crosses and config.cross_layers > len(layers) - 1:
-        raise InputError(
-            f"config.cross_layers is {config.cross_layers}: layers {layers} have only "
-            f"{len(layers) - 1} transitions to cross"
-        )
-    if config.model == "cross_stitch" and len(set(layers)) > 1:
-        raise InputError(
-            f"config.layers is {layers!r}: a cross-stitch network mixes activations of one space, "
-            "so expected equal widths, such as (64, 64, 64, 64)"
-        )
-    if config.dtype != "float32" and config.model not in TOWERS:
-        raise InputError(
-            f"config.dtype is {config.dtype!r}: expected float32 with config.model={config.model}, "
-            "which has no towers"
-        )
-    if config.warm_start and config.model not in TOWERS:
-        raise InputError(
-            f"config.warm_start is {config.warm_start!r}: expected '' with "
-            f"config.model={config.model}; it is for conet, mlp and cross_stitch"
-        )
-    crossfit = config.warm_start == "crossfit"
-    if crossfit and config.model == "cross_stitch":
-        raise InputError(
-            "config.warm_start is 'crossfit' with config.model=cross_stitch: expected conet or mlp"
-        )
-    if config.model in ("conet", "cross_stitch") and crossfit != (config.pairing == "views"):
-        raise InputError(
-            f"config.pairing is {config.pairing!r} with config.warm_start={config.warm_start!r}: "
-            "pairing=views and warm_start=crossfit go together, since a view is a row of those "
-            "factors"
-        )
-    if config.model == "conet" and config.pairing == "views" and config.inference != "cross":
-        raise InputError(
-            "config.inference is 'target' with config.pairing=views, where the target tower is "
-            "trained with the source's: expected cross, or config.cross_layers=0 beside it"
-        )
-    if config.model == "mlp" and (config.cross_layers or config.inference == "cross"):
-        raise InputError(
-            "config.model is 'mlp', which has one tower: set config.cross_layers=0 and "
-            "config.inference=target, or take the variant :mlp"
-        )
-    if config.pairing == "same_user" and config.surplus == "alone":
-        raise InputError(
-            "config.surplus is 'alone', but with config.pairing=same_user no domain has a "
-            "surplus: expected repeat"
+            f"config.data.dir is {data.dir!r}, but this config makes its data: take "
+            "--config=configs/default.py, or the config of a data set"
         )
 
 
@@ -398,8 +249,17 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def completed(stored: dict[str, Any]) -> dict[str, Any]:
-    """Returns a stored config with the fields that came after it, which were at their defaults."""
-    return {"dtype": "float32", "on_nonfinite": "stop"} | stored
+    """Returns a stored config with the fields that came after it, at what they were before.
+
+    Raises:
+      ValueError: the config is of a version whose models had other parameters.
+    """
+    if "warm_start" in stored:
+        raise ValueError(
+            "it is of version 0.1, whose models have other parameters: train it again, or read it "
+            "with that version"
+        )
+    return stored
 
 
 def differences(
@@ -416,7 +276,7 @@ def differences(
       ["config.field is … there and … here", …], empty if they agree.
 
     Example:
-      >>> here = ConfigDict({"dtype": "float32", "l1": 0.2, "epochs": 5})
+      >>> here = ConfigDict({"l1": 0.2, "epochs": 5})
       >>> differences({"l1": 0.1, "epochs": 3}, here)
       ['config.l1 is 0.1 there and 0.2 here']
     """

@@ -12,13 +12,13 @@ from conet_jax.config import default_config
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Returns the config of a variant (see ``conet_jax.config.default_config``)."""
+    """Returns the config of a variant (``conet_jax/variants.py`` has them)."""
     config = default_config(variant)
     config.name = "mobile"
-    if config.warm_start == "crossfit":
+    if config.model.startswith("recipe"):
         config.layers = (64, 32, 16, 8)  # half the memory of the tables
     config.data.dir = "data/mobile"
     config.data.prepare = "python launch/prepare.py --target=apps.csv --source=news.csv"
-    if not variant.startswith("published") and config.model == "conet":
+    if config.model == "conet" and not config.variant.startswith("published"):
         config.target_weight = 0.8  # Sec. 3.3: best on Mobile
     return config

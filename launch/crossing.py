@@ -31,9 +31,7 @@ def main() -> None:
         experiment, params, _ = restore(workdir)
         held_out, k = getattr(experiment.dataset, _SPLIT.value), experiment.config.eval_k
         for way in crossing.WAYS:
-            arguments = crossing.switched(
-                params, experiment.interactions, way, pairing=experiment.config.pairing
-            )
+            arguments = crossing.switched(experiment.model, params, experiment.interactions, way)
             ranks = ranking.rank_held_out(experiment.model, *arguments, held_out)
             rows[way].append(ranking.summarize(ranks, k=k))
             ndcg[way].append(metrics.ndcg(ranks.above, ranks.tied, k=k))

@@ -1,12 +1,27 @@
-"""Models by name. A new one is a module with ``build(options) -> Model`` and a line here."""
+"""Models by name. A new one is a file with ``Options`` and ``build(options)``, and a line here."""
 
 from typing import Any
 
-from conet_jax.models import bprmf, cmf, conet, cross_stitch, ease, fm, ials, mlp, popularity
-from conet_jax.models.base import Model
+from conet_jax.errors import InputError
+from conet_jax.models import (
+    bprmf,
+    cmf,
+    conet,
+    cross_stitch,
+    ease,
+    fm,
+    ials,
+    mlp,
+    popularity,
+    recipe,
+    recipe_mlp,
+)
+from conet_jax.models.base import FittedModel, Model
 
 MODELS = {
     "conet": conet,
+    "recipe": recipe,
+    "recipe_mlp": recipe_mlp,
     "mlp": mlp,
     "cross_stitch": cross_stitch,
     "bprmf": bprmf,
@@ -20,16 +35,36 @@ MODELS = {
 
 def options(module: Any, config: Any) -> Any:
     """Returns a model's ``Options`` from the config's fields of the same names."""
-    names = [name for name in module.Options._fields if name in config]
-    fields = {name: config[name] for name in names}
-    if "layers" in fields:
-        fields["layers"] = tuple(config.layers)
+    fields = {name: config[name] for name in module.Options._fields if name in config}
+    fields = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in fields.items()}
     if "dropout" in fields:  # the rate is traced: here stands whether there is any
         fields["dropout"] = config.dropout > 0
     return module.Options(**fields)
 
 
-def build(config: Any) -> Model:
-    """Returns the ``Model`` that a config names; its options are the config's fields."""
+def build(config: Any) -> Model | FittedModel:
+    """Returns the model that a config names; its options are the config's fields."""
     module = MODELS[config.model]
     return module.build(options(module, config))
+
+
+def check(config: Any) -> None:
+    """Raises ``InputError`` where the config names no model, or has fields that do not fit it.
+
+    What a model can check of its own fields is its ``check(config)``.
+    """
+    if config.model not in MODELS:
+        raise InputError(f"config.model is {config.model!r}: expected one of {', '.join(MODELS)}")
+    module = MODELS[config.model]
+    if config.dtype != "float32" and "dtype" not in module.Options._fields:
+        raise InputError(
+            f"config.dtype is {config.dtype!r}: expected float32 with config.model={config.model}, "
+            "which has no towers"
+        )
+    if config.pretrain_epochs and config.model not in ("conet", "mlp", "cross_stitch"):
+        raise InputError(
+            f"config.pretrain_epochs is {config.pretrain_epochs}: expected 0 with "
+            f"config.model={config.model}; it is for conet, mlp and cross_stitch"
+        )
+    if hasattr(module, "check"):
+        module.check(config)

@@ -31,10 +31,10 @@ def build(options: Options) -> Model:
     return Model(
         domains=("target",),
         pairing="pairs",
-        inference="target",
         init=lambda key, sizes: init(key, sizes, options),
         lookups=lookups,
-        loss=loss,
+        losses=example_losses,
+        penalties=penalties,
         project=lambda params, interactions: factors.project(
             params.tables["user"], params.tables["target_item"]
         ),
@@ -63,20 +63,17 @@ def lookups(batch: Batch) -> dict[str, jax.Array]:
     }
 
 
-def loss(
-    dense: dict,
-    rows: dict[str, jax.Array],
-    batch: Batch,
-    hyper: Hyper,
-    reduction: str = "mean",
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """BPR-Opt over the pairs, and its sum without the penalty and count (see ``Model.loss``)."""
-    del dense
+def example_losses(
+    dense: dict, rows: dict[str, jax.Array], batch: Batch, hyper: Hyper
+) -> dict[str, jax.Array]:
+    """Returns BPR-Opt of each pair, without its penalty."""
+    del dense, batch, hyper
     users, (positive, negative) = rows["user"], rows["target_item"]
-    weights = batch.target.weights
     margins = factors.dot(users, positive), factors.dot(users, negative)
-    value = losses.bpr_loss(*margins, weights=weights, reduction=reduction)
-    norms = sum(map(factors.squared_norm, (users, positive, negative)))
-    penalty = losses.reduced(hyper.l2 / 2 * norms, weights=weights, reduction=reduction)
-    total = losses.bpr_loss(*margins, weights=weights)
-    return value + penalty, {"target_loss": total, "target_count": weights.sum()}
+    return {"target": losses.bpr_loss(*margins, reduction="none")}
+
+
+def penalties(rows: dict[str, jax.Array], hyper: Hyper) -> dict[str, jax.Array]:
+    """Returns l2 / 2 times the squared norm of the rows that a pair reads."""
+    norms = sum(map(factors.squared_norm, (rows["user"], *rows["target_item"])))
+    return {"target": hyper.l2 / 2 * norms}

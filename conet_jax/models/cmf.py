@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from conet_jax import losses
 from conet_jax.models import factors
-from conet_jax.models.base import Batch, Examples, Hyper, Model, Params, Sizes
+from conet_jax.models.base import Batch, Hyper, Model, Params, Sizes
 
 
 class Options(NamedTuple):
@@ -35,10 +35,10 @@ def build(options: Options) -> Model:
     return Model(
         domains=("target", "source"),
         pairing="random",
-        inference="target",
         init=lambda key, sizes: init(key, sizes, options),
         lookups=lookups,
-        loss=partial(loss, options=options),
+        losses=partial(example_losses, options=options),
+        penalties=penalties,
         project=lambda params, interactions: factors.project(
             params.tables["user"], params.tables["target_item"]
         ),
@@ -68,38 +68,28 @@ def lookups(batch: Batch) -> dict[str, jax.Array]:
     }
 
 
-def loss(
-    dense: dict,
-    rows: dict[str, jax.Array],
-    batch: Batch,
-    hyper: Hyper,
-    options: Options,
-    reduction: str = "mean",
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Weighted sum of the domains' losses; sums without the penalty, and counts."""
-    del dense
-    value, aux = jnp.zeros(()), {}
-    for name, examples, users, alpha in (
-        ("target", batch.target, rows["user"][0], hyper.target_weight),
-        ("source", batch.source, rows["user"][1], 1 - hyper.target_weight),
-    ):
-        items = rows[f"{name}_item"]
-        each = example_losses(factors.dot(users, items), examples, hyper, options)
-        norms = factors.squared_norm(users) + factors.squared_norm(items)
-        reduce = partial(losses.reduced, weights=examples.weights)
-        value = value + alpha * reduce(each + hyper.l2 / 2 * norms, reduction=reduction)
-        aux |= {
-            f"{name}_loss": reduce(each, reduction="sum"),
-            f"{name}_count": examples.weights.sum(),
-        }
-    return value, aux
-
-
 def example_losses(
-    logits: jax.Array, examples: Examples, hyper: Hyper, options: Options
-) -> jax.Array:
-    """Loss of each example f32[n]: nats ("logistic"), or a weighted squared error."""
-    if options.cmf_loss == "logistic":
-        return losses.binary_cross_entropy(logits, examples.labels, reduction="none")
-    weights = jnp.where(examples.labels > 0, 1.0, hyper.negative_weight)
-    return weights * jnp.square(examples.labels - logits)
+    dense: dict, rows: dict[str, jax.Array], batch: Batch, hyper: Hyper, options: Options
+) -> dict[str, jax.Array]:
+    """Returns the loss of each example by domain: nats, or a weighted squared error."""
+    del dense
+    found = {}
+    for at, (domain, examples) in enumerate((("target", batch.target), ("source", batch.source))):
+        logits = factors.dot(rows["user"][at], rows[f"{domain}_item"])
+        if options.cmf_loss == "logistic":
+            each = losses.binary_cross_entropy(logits, examples.labels, reduction="none")
+        else:
+            weights = jnp.where(examples.labels > 0, 1.0, hyper.negative_weight)
+            each = weights * jnp.square(examples.labels - logits)
+        found[domain] = each
+    return found
+
+
+def penalties(rows: dict[str, jax.Array], hyper: Hyper) -> dict[str, jax.Array]:
+    """Returns l2 / 2 times the squared norm of the rows that an example reads, by domain."""
+    return {
+        domain: hyper.l2
+        / 2
+        * (factors.squared_norm(rows["user"][at]) + factors.squared_norm(rows[f"{domain}_item"]))
+        for at, domain in enumerate(("target", "source"))
+    }

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from conet_jax.errors import InputError
-from conet_jax.models.base import Model, Params, Sizes
+from conet_jax.models.base import FittedModel, Params, Sizes
 
 
 class Options(NamedTuple):
@@ -34,18 +34,16 @@ class Options(NamedTuple):
 
 
 @lru_cache
-def build(options: Options) -> Model:
-    """Returns the autoencoder as a ``Model`` of pure functions."""
-    return Model(
+def build(options: Options) -> FittedModel:
+    """Returns the autoencoder as a ``FittedModel`` of pure functions."""
+    return FittedModel(
         domains=("target", "source") if options.joined else ("target",),
-        pairing=None,
         inference="cross" if options.joined else "target",
         init=lambda key, sizes: init(key, sizes, options),
         project=lambda params, interactions: project(params, interactions, options),
         scores=scores,
         sweeper=lambda interactions, sizes: sweeper(interactions, sizes, options),
         closed_form=True,
-        logits=False,
     )
 
 

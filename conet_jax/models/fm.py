@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from conet_jax import losses
 from conet_jax.models import factors, history
-from conet_jax.models.base import Batch, Hyper, Model, Params, Sizes
+from conet_jax.models.base import Batch, Hyper, Model, Params, Sizes, cross_entropies
 
 
 class Options(NamedTuple):
@@ -39,7 +38,8 @@ def build(options: Options) -> Model:
         inference="cross",
         init=lambda key, sizes: init(key, sizes, options),
         lookups=lookups,
-        loss=loss,
+        losses=example_losses,
+        penalties=penalties,
         project=project,
         scores=scores,
     )
@@ -65,7 +65,7 @@ def lookups(batch: Batch) -> dict[str, jax.Array]:
     return {
         "user": batch.target.users,
         "target_item": batch.target.items,
-        "source_item": batch.source_profile.items,
+        "source_item": batch.source_history.items,
     }
 
 
@@ -100,22 +100,18 @@ def logits(dense: Any, rows: dict[str, jax.Array], mask: jax.Array) -> jax.Array
     return dense["bias"] + jnp.sum(weights * values, axis=1) + second_order(vectors, values)
 
 
-def loss(
-    dense: Any,
-    rows: dict[str, jax.Array],
-    batch: Batch,
-    hyper: Hyper,
-    reduction: str = "mean",
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Logistic loss over the examples with its penalty; sum without the penalty, and count."""
-    target = batch.target
-    each = losses.binary_cross_entropy(
-        logits(dense, rows, batch.source_profile.mask), target.labels, reduction="none"
-    )
+def example_losses(
+    dense: Any, rows: dict[str, jax.Array], batch: Batch, hyper: Hyper
+) -> dict[str, jax.Array]:
+    """Returns the logistic loss of each example."""
+    del hyper
+    return cross_entropies({"target": logits(dense, rows, batch.source_history.mask)}, batch)
+
+
+def penalties(rows: dict[str, jax.Array], hyper: Hyper) -> dict[str, jax.Array]:
+    """Returns l2 / 2 times the squared norm of the rows of the user and the item."""
     norms = factors.squared_norm(rows["user"]) + factors.squared_norm(rows["target_item"])
-    value = losses.reduced(each + hyper.l2 / 2 * norms, weights=target.weights, reduction=reduction)
-    total = losses.reduced(each, weights=target.weights, reduction="sum")
-    return value, {"target_loss": total, "target_count": target.weights.sum()}
+    return {"target": hyper.l2 / 2 * norms}
 
 
 def project(params: Params, interactions: Any) -> dict[str, jax.Array]:

@@ -4,23 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from conet_jax import devices
-from conet_jax.models.base import Profile
 
 _BLOCK = 1 << 14
-
-
-def mean_of_batch(rows: jax.Array, profile: Profile) -> jax.Array:
-    """Mean embedding of each profile of a batch, zero where it is empty.
-
-    Args:
-      rows: f32[n, length, dim], embeddings of ``profile.items``.
-      profile: a batch's profiles.
-
-    Returns:
-      f32[n, dim].
-    """
-    total = jnp.einsum("nld,nl->nd", rows, profile.mask)
-    return total / jnp.maximum(profile.mask.sum(axis=1), 1.0)[:, None]
 
 
 def mean_of_all(items: jax.Array, users: jax.Array, table: jax.Array, num_users: int) -> jax.Array:

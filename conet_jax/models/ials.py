@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from conet_jax.models import factors
-from conet_jax.models.base import Model, Params, Sizes
+from conet_jax.models.base import FittedModel, Params, Sizes
 
 _ENTRIES_A_SOLVE = 1 << 15  # gathered factors at once: 4 MiB at 32 factors
 _ROWS_A_SOLVE = 1 << 11  # normal matrices at once: 8 MiB at 32 factors
@@ -51,11 +51,10 @@ class Pairs(NamedTuple):
 
 
 @lru_cache
-def build(options: Options) -> Model:
-    """Returns the factorisation as a ``Model``, an epoch of which is a sweep."""
-    return Model(
+def build(options: Options) -> FittedModel:
+    """Returns the factorisation as a ``FittedModel``, an epoch of which is a sweep."""
+    return FittedModel(
         domains=("target", "source") if options.joined else ("target",),
-        pairing=None,
         inference="cross" if options.joined else "target",
         init=lambda key, sizes: init(key, sizes, options),
         project=lambda params, interactions: {
@@ -65,7 +64,6 @@ def build(options: Options) -> Model:
         },
         scores=factors.scores,
         sweeper=lambda interactions, sizes: sweeper(interactions, sizes, options),
-        logits=False,
     )
 
 

@@ -1,4 +1,4 @@
-"""Cross-fitted factors: what a linear model says of a pair that it has not seen.
+"""Out-of-fold factors: what a linear model says of a pair that it has not seen.
 
 Factors that were fitted on a pair know its answer: on training pairs implicit ALS scores four times
 what it scores on held-out ones (books), and a network that learns on top of such scores learns to

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from conet_jax.models.base import Model, Params, Sizes
+from conet_jax.models.base import FittedModel, Params, Sizes
 
 
 class Options(NamedTuple):
@@ -14,19 +14,16 @@ class Options(NamedTuple):
 
 
 @lru_cache
-def build(options: Options) -> Model:
-    """Returns the counter as a ``Model`` of pure functions."""
+def build(options: Options) -> FittedModel:
+    """Returns the counter as a ``FittedModel`` of pure functions."""
     del options
-    return Model(
+    return FittedModel(
         domains=("target",),
-        pairing=None,
-        inference="target",
         init=init,
         project=lambda params, interactions: {"item": params.tables["target_item"][:, 0]},
         scores=scores,
         sweeper=sweeper,
         closed_form=True,
-        logits=False,
     )
 
 

@@ -34,7 +34,7 @@ class Part(NamedTuple):
 
     Attributes:
       done: steps done.
-      sums: {name: f64[done]} sums and counts of ``Model.loss``.
+      sums: {name: f64[done]} sums and counts of ``joint_objective``.
       seconds: of training.
     """
 
@@ -133,7 +133,7 @@ def epoch_row(epoch: int, step: int, sums: dict[str, np.ndarray], seconds: float
     Args:
       epoch: from 1.
       step: steps done at its end.
-      sums: {name: f64[steps]} sums and counts of ``Model.loss``.
+      sums: {name: f64[steps]} sums and counts of ``joint_objective``.
       seconds: of training.
     """
     domains = [domain for domain in ("target", "source") if f"{domain}_loss" in sums]

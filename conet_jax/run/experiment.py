@@ -14,7 +14,7 @@ from conet_jax.data.load import check_users
 from conet_jax.data.types import Dataset
 from conet_jax.errors import InputError
 from conet_jax.models import out_of_fold
-from conet_jax.models.base import Hyper, Model, Params, Sizes
+from conet_jax.models.base import FittedModel, Hyper, Model, Params, Sizes
 from conet_jax.run import memory
 from conet_jax.run.checkpoints import Checkpoints
 from conet_jax.train import sampling
@@ -32,7 +32,7 @@ class Experiment(NamedTuple):
 
     config: ConfigDict
     dataset: Dataset
-    model: Model
+    model: Model | FittedModel
     interactions: dict[str, Interactions]
     plan: sampling.Plan | None  # None for a model that is not trained by gradients
     settings: Settings
@@ -137,7 +137,7 @@ def make_experiment(config: ConfigDict, dataset: Dataset) -> Experiment:
     memory.forget_programs()
     model = models.build(config)
     mesh = devices.mesh(config.devices)
-    if model.sweeper is not None:
+    if isinstance(model, FittedModel):
         if jax.process_count() > 1:
             raise InputError(
                 f"config.model is {config.model!r}, which is fitted on one device: expected one "
@@ -146,16 +146,14 @@ def make_experiment(config: ConfigDict, dataset: Dataset) -> Experiment:
         mesh = devices.one_device()
     interactions = interactions_on(dataset, mesh)
     plan, sweep = None, None
-    if model.sweeper is not None:
+    if isinstance(model, FittedModel):
         sweep = model.sweeper(interactions, sizes_of(dataset))
     else:
         try:
             plan = plan_of(config, model, interactions)
         except ValueError as error:
             raise InputError(str(error)) from None
-    settings = Settings(
-        config.reduction, config.l1_method, float(config.clip_norm), float(config.loss_scale)
-    )
+    settings = Settings(config.l1_method, float(config.clip_norm), float(config.loss_scale))
     hyper, key = devices.put((hyper_of(config), jax.random.key(config.seed)), mesh, devices.SAME)
     return Experiment(config, dataset, model, interactions, plan, settings, hyper, key, sweep, mesh)
 
@@ -187,8 +185,8 @@ def plan_of(config: ConfigDict, model: Model, interactions: dict[str, Any]) -> s
         negatives=config.negatives,
         batch_size=config.batch_size,
         surplus=config.surplus,
-        profile_length=config.profile_length,
-        folds=config.folds if config.warm_start == "crossfit" else 0,
+        history_length=config.history_length,
+        folds=model.folds,
     )
 
 

@@ -122,8 +122,8 @@ def _fit(
             )
         checkpoints.forget_after(progress.epoch)
     else:
-        if config.warm_start:
-            say(start_line(config))
+        if line := start_line(experiment):
+            say(line)
         state = initial_state(experiment)
     metrics_file, board = None, None
     if processes.is_main():

@@ -6,11 +6,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
-from ml_collections import ConfigDict
-
 from conet_jax.config import flatten
 from conet_jax.errors import InputError
 from conet_jax.files import append_line, parse_json, write_text
+from conet_jax.variants import VARIANTS
 
 
 def saved_line(folder: Path, epoch: int, steps: int = 0) -> str:
@@ -24,19 +23,22 @@ def headline(experiment: Any, workdir: Path) -> str:
     config, counts = experiment.config, experiment.dataset.meta["counts"]
     steps = f", {experiment.plan.steps:,} steps an epoch" if experiment.plan is not None else ""
     return (
-        f"{config.name}{':' if config.variant else ''}{config.variant}: "
+        f"{VARIANTS[config.variant].says} ({config.name}:{config.variant}, model {config.model}): "
         f"{counts['users']:,} users, "
         f"{counts['target_interactions']:,} target and {counts['source_interactions']:,} source "
         f"interactions{steps}; writing to {workdir}"
     )
 
 
-def start_line(config: ConfigDict) -> str:
-    """Returns what is said before a warm start, which may take a minute."""
-    if config.warm_start == "pretrain":
+def start_line(experiment: Any) -> str:
+    """Returns what is said before a start that may take a minute, else nothing."""
+    config = experiment.config
+    if config.pretrain_epochs:
         return f"start: an MLP on the source, {config.pretrain_epochs} epochs"
-    folds = config.folds if config.warm_start == "crossfit" else 0
-    without = f", then {config.fold_sweeps} without each of {folds} folds" if folds else ""
+    if experiment.model.start is None:
+        return ""
+    without = f", then {config.fold_sweeps} without each of {config.folds} folds"
+    without = without if config.folds else ""
     return f"start: a factorisation, {config.ials_sweeps} sweeps{without}"
 
 

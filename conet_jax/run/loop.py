@@ -252,8 +252,8 @@ def validate(experiment: Experiment, params: Params, row: dict[str, Any]) -> tup
         if weight[domain] > 0 and (abs(loss - LN2) < DEAD_MARGIN or tied):
             cause = "all its scores are tied" if tied else f"its loss is {loss:.4f}, about ln 2"
             cure = (
-                "config.initializer=he and config.reduction=sum"
-                if config.initializer == "gaussian" or config.reduction == "mean"
+                "config.initializer=he"
+                if config.initializer == "gaussian"
                 else "a smaller config.learning_rate or another config.seed"
             )
             warnings.append(f"the {domain} tower is dead: {cause}; it may need {cure}")

@@ -1,10 +1,9 @@
-"""What a run starts from: drawn parameters, or a warm start."""
+"""What a run starts from: drawn parameters, a model's own start, or users of a pretrained MLP."""
 
 import jax
 import numpy as np
 
 from conet_jax import devices, models
-from conet_jax.models import ials, out_of_fold
 from conet_jax.models.base import Params, Sizes
 from conet_jax.run.epoch import run_epoch
 from conet_jax.run.experiment import Experiment, State, interactions_on, plan_of
@@ -13,44 +12,28 @@ from conet_jax.train.state import init_params
 
 def initial_state(experiment: Experiment) -> State:
     """Returns the state before the first step, from the config's seed."""
-    return experiment.state_of(_params(experiment))
-
-
-def _params(experiment: Experiment) -> Params:
-    """The parameters of ``Model.init``, or of a warm start."""
-    config = experiment.config
     key = jax.random.fold_in(experiment.key, 0)
     params = init_params(experiment.model, key, experiment.sizes, experiment.mesh)
-    if config.warm_start in ("ials", "crossfit"):
-        joined = config.joined or "source" in experiment.model.domains
-        options = models.options(ials, config)._replace(joined=joined)
-        interactions = interactions_on(experiment.dataset, devices.one_device())
-        given = (interactions, experiment.sizes, options)
-        common = {"sweeps": config.ials_sweeps, "seed": config.seed}
-        if config.warm_start == "ials":
-            fitted = ials.fit(*given, **common)
-        else:
-            fitted = out_of_fold.fit(
-                *given,
-                **common,
-                folds=config.folds,
-                fold_sweeps=config.fold_sweeps,
-                by_domain="source" in experiment.model.domains,
-            )
-        tables = {
-            name: devices.spread(
-                np.asarray(fitted[name], like.dtype), experiment.mesh, experiment.model.copies
-            )
-            for name, like in params.tables.items()
-        }
-        params = params._replace(tables=tables)
-    if config.warm_start == "pretrain":
-        tables = {**params.tables, "user": _pretrain(experiment)}
-        params = params._replace(tables=tables)
-    return params
+    if experiment.model.start is not None:
+        params = params._replace(tables=_own_start(experiment, params))
+    elif experiment.config.pretrain_epochs:
+        params = params._replace(tables={**params.tables, "user": _pretrained_users(experiment)})
+    return experiment.state_of(params)
 
 
-def _pretrain(experiment: Experiment) -> jax.Array:
+def _own_start(experiment: Experiment, params: Params) -> dict[str, jax.Array]:
+    """The tables that the model itself fits, on its devices."""
+    interactions = interactions_on(experiment.dataset, devices.one_device())
+    fitted = experiment.model.start(interactions, experiment.sizes, experiment.config.seed)
+    return {
+        name: devices.spread(
+            np.asarray(fitted[name], like.dtype), experiment.mesh, experiment.model.copies
+        )
+        for name, like in params.tables.items()
+    }
+
+
+def _pretrained_users(experiment: Experiment) -> jax.Array:
     """User embeddings of an MLP trained on the source domain (footnote 10)."""
     config, data = experiment.config, {"target": experiment.interactions["source"]}
     mlp = models.MODELS["mlp"]

@@ -138,8 +138,8 @@ def prepare(experiment: Experiment, params: Params) -> Recommender:
     experiment, params = for_inference(experiment, params)
     dataset, model = experiment.dataset, experiment.model
     off, to_user, source_views = None, None, None
-    if model.inference == "cross" and jax.tree.leaves(params.dense.get("cross")):
-        off, _ = crossing.switched(params, experiment.interactions, "off")
+    if model.inference == "cross" and model.uncrossed is not None:
+        off, _ = crossing.switched(model, params, experiment.interactions, "off")
     if model.pairing == "views":
         source = experiment.interactions["source"]
         degrees = np.diff(np.asarray(source.indptr))

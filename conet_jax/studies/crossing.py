@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from conet_jax import config as config_lib
 from conet_jax.errors import InputError
-from conet_jax.models.base import Params
+from conet_jax.models.base import Model, Params
 from conet_jax.run.workdir import stored_config
 from conet_jax.studies import compare
 from conet_jax.train.interactions import Interactions, to_device
@@ -52,19 +52,15 @@ def common_config(workdirs: Sequence[str]) -> dict[str, Any]:
 
 
 def switched(
-    params: Params,
-    interactions: dict[str, Interactions],
-    way: str,
-    *,
-    pairing: str = "same_user",
+    model: Model, params: Params, interactions: dict[str, Interactions], way: str
 ) -> tuple[Params, dict[str, Interactions]]:
     """Returns parameters and interactions under which the crossing is on, off or another's.
 
     Args:
-      params: settled parameters of a CoNet.
+      model: a model of two towers.
+      params: its settled parameters.
       interactions: training interactions by domain.
       way: "on", "off" or "other".
-      pairing: of the model; under "views" the source's view of a user is in the user's row.
 
     Returns:
       (params, interactions) for ``ranking.rank_held_out``.
@@ -72,19 +68,17 @@ def switched(
     Raises:
       InputError: the model has no cross connections.
     """
-    if not jax.tree.leaves(params.dense.get("cross")):
+    if model.uncrossed is None:
         raise InputError(
             "the model has no cross connections to switch: expected a run of a CoNet with "
             "config.cross_layers of 1 or more"
         )
     if way == "off":
-        cross = jax.tree_util.tree_map_with_path(_off, params.dense["cross"])
-        params = params._replace(dense={**params.dense, "cross": cross})
-    if way == "other" and pairing == "views":
-        users = interactions["source"].indptr.shape[0] - 1
-        params = params._replace(
-            tables={**params.tables, "user": _shifted_views(params.tables["user"], users)}
-        )
+        params = params._replace(dense=model.uncrossed(params.dense))
+    if way == "other" and model.pairing == "views":
+        users = interactions["source"].num_users
+        user = _shifted_views(params.tables["user"], users)
+        params = params._replace(tables={**params.tables, "user": user})
     elif way == "other":
         interactions = {**interactions, "source": _shifted(interactions["source"])}
     return params, interactions
@@ -96,12 +90,6 @@ def _shifted_views(table: jax.Array, users: int) -> jax.Array:
     target, source = jnp.split(rows, 2, axis=-1)
     joined = jnp.concatenate([target, jnp.roll(source, -1, axis=0)], axis=-1)
     return joined.reshape(table.shape)
-
-
-def _off(path: tuple[Any, ...], weights: jax.Array) -> jax.Array:
-    if path[-1].key == "stitch":  # its diagonal weighs each tower's own activations: it stays
-        return jnp.diag(jnp.diag(weights))
-    return jnp.zeros_like(weights)
 
 
 def _shifted(interactions: Interactions) -> Interactions:

@@ -167,7 +167,7 @@ def points(name: str, methods: dict[str, ConfigDict], seeds: int) -> list[Point]
         if config.model != "conet":
             raise InputError(
                 f"the figures are of CoNet, and {line} has config.model={config.model}: expected "
-                "--methods of conet, lasso, ours and other variants of that model"
+                "--methods of conet, lasso and other variants of that model"
             )
         for seed in range(config.seed, config.seed + seeds):
             if figure.field == "epoch":

@@ -150,11 +150,7 @@ def _start(experiments: list[Experiment]) -> tuple[list[Member], list[int], Trai
     found: dict[Any, TrainState] = {}
     states = []
     for experiment in experiments:
-        hyper = (
-            tuple(map(float, experiment.hyper))
-            if experiment.config.warm_start == "pretrain"
-            else ()
-        )
+        hyper = tuple(map(float, experiment.hyper)) if experiment.config.pretrain_epochs else ()
         key = (experiment.config.seed, hyper)
         if key not in found:
             found[key] = initial_state(experiment)

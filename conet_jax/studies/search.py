@@ -13,14 +13,13 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from ml_collections import ConfigDict
 
-from conet_jax.config import PUBLISHED, VARIANTS
 from conet_jax.data.types import Dataset
 from conet_jax.run import loop
 from conet_jax.run.experiment import make_experiment
 from conet_jax.run.start import initial_state
+from conet_jax.variants import PUBLISHED, VARIANTS
 
-OURS = "ours"  # stands for the variant ""
-METHODS = tuple(name or OURS for name in VARIANTS if name not in PUBLISHED)
+METHODS = tuple(name for name in VARIANTS if name not in PUBLISHED)
 
 
 class Range(NamedTuple):
@@ -52,10 +51,10 @@ _WARM_JOINED = {**_WARM, **_JOINED}
 _WARM_BOTH = {**_WARM_JOINED, **_BOTH}
 _EASE = {"ease_regularization": Range(3.0, 3000.0)}
 SPACES: dict[str, Space] = {
-    OURS: {**_WARM_BOTH, "l1": Range(1e-6, 1e-4)},
-    "ours_conet": _WARM_BOTH,
-    "ours_mlp_joined": _WARM_JOINED,
-    "ours_mlp": _WARM,
+    "recipe": {**_WARM_BOTH, "l1": Range(1e-6, 1e-4)},
+    "recipe_conet": _WARM_BOTH,
+    "recipe_joint_mlp": _WARM_JOINED,
+    "recipe_mlp": _WARM,
     "conet": _CONET,
     "lasso": {**_CONET, "l1": _PENALTY},
     "mlp": _TOWERS,
@@ -70,6 +69,8 @@ SPACES: dict[str, Space] = {
     "l2": {**_CONET, "l2": _PENALTY},
     "low_rank": _CONET,
     "per_direction": _CONET,
+    "skip": _CONET,
+    "unequal": _CONET,
     "group_lasso": {**_CONET, "l1": _PENALTY},
     "popularity": {},
     "ials": _IALS,

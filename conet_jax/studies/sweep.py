@@ -40,6 +40,7 @@ from conet_jax.data.load import load_dataset
 from conet_jax.data.types import Dataset
 from conet_jax.errors import InputError
 from conet_jax.files import make_folder, make_report_folder, write_json, write_text, write_with
+from conet_jax.models.base import FittedModel, Model
 from conet_jax.run import lock
 from conet_jax.run.epoch import FIRST_STEPS
 from conet_jax.studies import figures, population, search, table2, tables
@@ -150,7 +151,7 @@ def parse_space(texts: Sequence[str], config: ConfigDict) -> search.Space:
       {'l1': Range(low=1e-06, high=0.0001, log=True)}
     """
     if list(texts) == ["default"]:
-        space = search.SPACES.get(config.variant or search.OURS)
+        space = search.SPACES.get(config.variant)
         if not space:
             raise InputError(
                 f"--space=default: the variant {config.variant!r} has no space of its own; write "
@@ -334,7 +335,7 @@ def units(sweep: Sweep, planned: Sequence[Run]) -> list[Unit]:
     groups: dict[str, list[str]] = {}
     for key in missing:
         config = by_key[key]
-        trained = models.build(config).sweeper is None
+        trained = isinstance(models.build(config), Model)
         groups.setdefault(population.program(config) if trained else key, []).append(key)
     for keys in groups.values():
         for share in np.array_split(keys, -(-len(keys) // sweep.members)):
@@ -358,7 +359,7 @@ def work(unit: Unit, results: Path, datasets: Datasets, name: str) -> None:
     config = unit.configs[0]
     dataset = datasets.of(config)
     try:
-        if models.build(config).sweeper is not None:
+        if isinstance(models.build(config), FittedModel):
             records = [search.evaluate(config, dataset)]
         else:
             unit.folder.mkdir(parents=True, exist_ok=True)

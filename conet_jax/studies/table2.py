@@ -57,7 +57,7 @@ class Study(NamedTuple):
 
     def config(self, method: str, **fields: Any) -> ConfigDict:
         """Returns the config of a method under fields by dotted name."""
-        config = self.get_config(_variant(method))
+        config = self.get_config(method)
         config.update_from_flattened_dict({**self.given, **fields})
         config_lib.validate(config)
         return config
@@ -76,10 +76,6 @@ class Run(NamedTuple):
     workdir: Path
     config: ConfigDict
     command: str
-
-
-def _variant(method: str) -> str:
-    return "" if method == search.OURS else method
 
 
 def command(name: str, file: str, fields: dict[str, Any], *flags: str) -> str:
@@ -130,12 +126,12 @@ def run(
     done = {method: collect(study, method, datasets) for method in search.METHODS}
     done = {method: found for method, found in done.items() if found is not None}
     report = tables.report(
-        study.config(search.OURS).name,
+        study.config("recipe").name,
         datasets,
         done,
         seeds=study.seeds,
         trials=study.trials,
-        k=study.config(search.OURS).eval_k,
+        k=study.config("recipe").eval_k,
         command=study.command(list(done)),
     )
     text = tables.markdown(report)
@@ -160,7 +156,7 @@ def _check(study: Study, methods: list[str], drops: Sequence[int]) -> dict[int, 
     names = (path.name.removeprefix("drop_") for path in study.workdir.glob("*/drop_*"))
     present = [int(name) for name in names if name.isdigit()]  # of an earlier call
     datasets = {
-        drop: load_dataset(study.config(search.OURS, **_drop(drop)))
+        drop: load_dataset(study.config("recipe", **_drop(drop)))
         for drop in sorted({0, *drops, *present})
     }
     for split in ("valid", "test"):
@@ -266,8 +262,9 @@ def runs(study: Study, method: str, overrides: dict[str, Any], drop: int = 0) ->
         fields = {**overrides, "seed": seed, **_drop(drop)}
         folder = study.workdir / method
         folder = (folder / f"drop_{drop}" if drop else folder) / f"seed_{seed}"
-        file = study.file + (f":{_variant(method)}" if _variant(method) else "")
-        line = command("train", file, {**study.given, **fields}, f"--workdir={folder}")
+        line = command(
+            "train", f"{study.file}:{method}", {**study.given, **fields}, f"--workdir={folder}"
+        )
         found.append(Run(folder, study.config(method, **fields), line))
     return found
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from conet_jax import devices
-from conet_jax.models.base import Batch, Examples, Profile
+from conet_jax.models.base import Batch, Examples, History
 from conet_jax.train.interactions import (
     Interactions,
     lists_of,
@@ -25,7 +25,7 @@ from conet_jax.train.interactions import (
     positives_at,
 )
 
-PAIRINGS = ("random", "same_user", "profile", "views")
+PAIRINGS = ("random", "same_user", "views")
 
 
 ONE_DOMAIN = (None, "pairs", "context")
@@ -118,16 +118,16 @@ class Plan(NamedTuple):
 
     Attributes:
       domains: ("target",) or ("target", "source").
-      pairing: "random", "same_user", "profile", "views" (each domain's examples are seen by both
-        towers: no example has a partner); with one domain None, "pairs" (an example is a positive
-        and a negative of its user) or "context" (each example comes with its user's profile in the
-        source domain).
+      pairing: "random", "same_user", "views" (each domain's examples are seen by both towers:
+        no example has a partner); with one domain None, "pairs" (an example is a positive
+        and a negative of its user) or "context" (each example comes with its user's history in
+        the source domain).
       negatives: sampled negatives a positive.
       batch_examples: examples a step and domain, positives and negatives.
-      surplus: under "random", "profile" and "views", what the longer domain's surplus meets:
+      surplus: under "random" and "views", what the longer domain's surplus meets:
         "repeat" the shorter in new permutations, or "alone" (the published procedure): steps of one
         domain, without cross connections, first.
-      profile_length: items of a profile in training at most; of longer ones a random part.
+      history_length: items of a history in training at most; of longer ones a random part.
       lengths: examples of each domain in an epoch.
       steps: steps of an epoch.
       folds: number of folds of the positives, see ``out_of_fold``; 0 is none.
@@ -138,7 +138,7 @@ class Plan(NamedTuple):
     negatives: int
     batch_examples: int
     surplus: str
-    profile_length: int
+    history_length: int
     lengths: tuple[int, ...]
     steps: int
     folds: int = 0
@@ -157,7 +157,7 @@ def plan_epoch(
     negatives: int = 1,
     batch_size: int = 128,
     surplus: str = "repeat",
-    profile_length: int = 32,
+    history_length: int = 32,
     folds: int = 0,
 ) -> Plan:
     """Lays out an epoch.
@@ -169,12 +169,12 @@ def plan_epoch(
       negatives: sampled negatives a positive.
       batch_size: positives a step and domain.
       surplus: see ``Plan``.
-      profile_length: see ``Plan``.
+      history_length: see ``Plan``.
       folds: see ``Plan``.
 
     Returns:
       The ``Plan``; the number of steps is that of the longest domain's examples ("random",
-      "profile") or of the target's ("same_user", one domain).
+      "views") or of the target's ("same_user", one domain).
 
     Raises:
       ValueError: an epoch has 2^31 examples or more.
@@ -194,7 +194,7 @@ def plan_epoch(
         negatives=negatives,
         batch_examples=batch,
         surplus=surplus,
-        profile_length=profile_length,
+        history_length=history_length,
         lengths=lengths,
         steps=-(-max(leading) // batch),
         folds=folds,
@@ -226,7 +226,8 @@ def sample_step(
     step_key = jax.random.fold_in(step_root, step)
     keys = dict(
         zip(
-            ("target", "source", "target_profile", "source_profile", "partner", "model"),
+            # The third is of what is gone: the draws of the others stay what they were.
+            ("target", "source", "", "source_history", "partner", "model"),
             jax.random.split(step_key, 6),
             strict=True,
         )
@@ -258,26 +259,20 @@ def sample_step(
 
     target = listed("target")
     if plan.pairing in ONE_DOMAIN:
-        profile = None
+        history = None
         if plan.pairing == "context":
-            profile = _profile(
-                keys["source_profile"], interactions["source"], target.users, plan.profile_length
+            history = _history(
+                keys["source_history"], interactions["source"], target.users, plan.history_length
             )
-        return Batch(target, None, profile, None, jnp.asarray(0.0), keys["model"])
+        return Batch(target, None, history, jnp.asarray(0.0), keys["model"])
+    cross = jnp.asarray(1.0)
     if plan.pairing == "same_user":
         source = _partners(keys["partner"], interactions["source"], target, plan.negatives)
-        return Batch(target, source, None, None, jnp.asarray(1.0), keys["model"])
+        return Batch(target, source, None, cross, keys["model"])
     source = listed("source")
-    cross = jnp.asarray(1.0)
     if plan.surplus == "alone":
         cross = (step >= _steps_alone(plan)).astype(float)
-    if plan.pairing in ("random", "views"):
-        return Batch(target, source, None, None, cross, keys["model"])
-    source_profile, target_profile = (
-        _profile(keys[f"{d}_profile"], interactions[d], examples.users, plan.profile_length)
-        for d, examples in (("source", target), ("target", source))
-    )
-    return Batch(target, source, source_profile, target_profile, cross, keys["model"])
+    return Batch(target, source, None, cross, keys["model"])
 
 
 def _steps_alone(plan: Plan) -> int:
@@ -336,7 +331,7 @@ def _partners(
     return Examples(users, items, positive.astype(float), target.weights)
 
 
-def _profile(key: jax.Array, interactions: Interactions, users: jax.Array, length: int) -> Profile:
+def _history(key: jax.Array, interactions: Interactions, users: jax.Array, length: int) -> History:
     """Training items of each user, a random run of them (wrapping round) where too many."""
     length = max(1, min(length, interactions.max_degree))
     _, degree = lists_of(interactions, users)
@@ -346,4 +341,4 @@ def _profile(key: jax.Array, interactions: Interactions, users: jax.Array, lengt
     mask = slots < degree[:, None]
     place = jnp.where(mask, (offset[:, None] + slots) % some[:, None], 0)
     items = jnp.where(mask, positive_at(interactions, users, place), 0)
-    return Profile(items, mask.astype(float))
+    return History(items, mask.astype(float))

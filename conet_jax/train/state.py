@@ -64,7 +64,6 @@ class Settings(NamedTuple):
     """Static choices of the optimisation (``design.md``'s table).
 
     Attributes:
-      reduction: "sum" or "mean" of the examples' losses in a step.
       l1_method: "subgradient", "proximal" or "group", see ``optimizers.l1_adam``.
       clip_norm: largest gradient norm of each variable (a table's over the rows of the batch); 0
         is no clipping.
@@ -72,7 +71,6 @@ class Settings(NamedTuple):
       watch: whether each step looks at its gradients, see ``train_step``; some 5% of a small step.
     """
 
-    reduction: str = "sum"
     l1_method: str = "subgradient"
     clip_norm: float = 0.0
     loss_scale: float = 1.0

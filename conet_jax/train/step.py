@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from conet_jax import devices, optimizers
+from conet_jax import devices, losses, optimizers
 from conet_jax.models.base import Batch, Hyper, Model
 from conet_jax.train.state import Settings, TrainState, dense_optimizer
 
@@ -35,6 +35,41 @@ def plan_rows(
         room = devices.capacity(count) if all_fit else count
         plans[name] = devices.route(rows, num_rows[name], room)
     return plans
+
+
+def joint_objective(
+    model: Model, dense: Any, rows: dict[str, jax.Array], batch: Batch, hyper: Hyper
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The joint loss of a batch (Eq. 7): alpha L_target + (1 - alpha) L_source, each a sum (Eq. 5).
+
+    Args:
+      model: the model; of one domain its loss alone.
+      dense: dense parameters.
+      rows: embedding rows in the shapes of ``Model.lookups`` with the dimension appended.
+      batch: examples.
+      hyper: target weight alpha, and what the model reads.
+
+    Returns:
+      (f32[], with penalties; {name: f32[]}: ``<domain>_loss``, summed over examples in nats and
+      without penalties, and ``<domain>_count``, the examples).
+    """
+    alpha = {"target": hyper.target_weight, "source": 1.0 - hyper.target_weight}
+    each = model.losses(dense, rows, batch, hyper)
+    penalised = model.penalties(rows, hyper) if model.penalties else {}
+    weights = model.weights(rows, batch) if model.weights else {}
+    value, sums = jnp.zeros(()), {}
+    for domain in model.domains:
+        weight = weights.get(domain, getattr(batch, domain).weights)
+        loss = losses.reduced(each[domain], weights=weight)
+        sums |= {f"{domain}_loss": loss, f"{domain}_count": weight.sum()}
+        if domain in penalised:
+            loss = losses.reduced(each[domain] + penalised[domain], weights=weight)
+        value = value + (alpha[domain] * loss if len(model.domains) > 1 else loss)
+    if model.penalty is not None:
+        # Like lambda, against the mean loss per example; each device bears an equal share.
+        counts = devices.pmean([sums[f"{domain}_count"] for domain in model.domains])
+        value = value + batch.cross * model.penalty(dense, hyper) * jnp.max(jnp.stack(counts))
+    return value, sums
 
 
 def train_step(
@@ -57,7 +92,7 @@ def train_step(
       settings: static choices.
 
     Returns:
-      (state after, sums and counts of ``Model.loss`` at the parameters before). Under
+      (state after, sums and counts of ``joint_objective`` at the parameters before). Under
       ``settings.watch`` a step whose losses or gradients are not finite is not taken: the state
       after is the state before, its ``step`` too; and the sums have ``bad_gradient`` i32[], the
       place in ``parameter_names`` of the first parameter whose gradient is not finite, else -1.
@@ -67,13 +102,10 @@ def train_step(
         name: state.adam.read(state.tables[name], way.unique, state.step, rate)
         for name, way in rows_read.items()
     }
-    examples, counts = batch, None
-    if settings.reduction == "mean":
-        examples, counts = _averaged(batch)
 
     def objective(dense: Any, values: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
         looked_up = {name: values[name][way.inverse] for name, way in rows_read.items()}
-        value, sums = model.loss(dense, looked_up, examples, hyper, reduction="sum")
+        value, sums = joint_objective(model, dense, looked_up, batch, hyper)
         return settings.loss_scale * value, sums
 
     values = {
@@ -87,16 +119,10 @@ def train_step(
     row_grads = {
         name: devices.send_back(grads, rows_read[name]) for name, grads in row_grads.items()
     }
-    if counts is not None:
-        for domain, count in counts.items():
-            sums |= {f"{domain}_loss": count * sums[f"{domain}_loss"], f"{domain}_count": count}
-
-    # l1 weighs the norm against the mean loss per example: beside a sum it counts once an example.
-    # Where nothing crosses there is no penalty.
-    l1 = hyper.l1 * batch.cross
-    if settings.reduction == "sum":
-        counted = [count for name, count in sums.items() if name.endswith("_count")]
-        l1 = l1 * jnp.max(jnp.stack(counted))
+    # lambda of Eq. 8 weighs the norm against the mean loss per example: in a sum it counts once for
+    # each example. Where nothing crosses there is no penalty.
+    counted = [count for name, count in sums.items() if name.endswith("_count")]
+    l1 = hyper.l1 * batch.cross * jnp.max(jnp.stack(counted))
     optimizer = dense_optimizer(model, settings, rate, l1)
     updates, opt_state = optimizer.update(dense_grads, state.opt_state, state.dense)
     dense = optax.apply_updates(state.dense, updates)
@@ -134,16 +160,3 @@ def _probe(grads: Any, settings: Settings) -> Any:
         return jax.tree.map(lambda g: jnp.sum(0 * g), grads)
     # The square of a sum over n devices is at most n times the sum of the squares.
     return jax.tree.map(lambda g: devices.size() * jnp.sum(jnp.square(g)), grads)
-
-
-def _averaged(batch: Batch) -> tuple[Batch, dict[str, jax.Array]]:
-    """Weights under which a sum over all devices is the mean, and each domain's examples."""
-    counts = {}
-    for domain in ("target", "source"):
-        examples = getattr(batch, domain)
-        if examples is not None:
-            count = devices.psum(examples.weights.sum())
-            weights = examples.weights / jnp.where(count > 0, count, 1.0)
-            batch = batch._replace(**{domain: examples._replace(weights=weights)})
-            counts[domain] = count
-    return batch, counts

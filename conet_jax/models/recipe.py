@@ -1,0 +1,269 @@
+"""The recommended recipe: a CoNet on out-of-fold factors, learning what a linear model misses.
+
+Tables are factors of implicit ALS that have not seen the pair at hand (``out_of_fold``), and are
+not trained. A domain's *view* of a user is the vector that the user's items in that domain alone
+give. Both towers see the same pair, the target tower with the target's view of the user and the
+source tower with the source's: what one domain knows of a user reaches the other tower through the
+H^l and in no other way. A logit is that of a tower plus ``w^T (view * item)``, w learned, the
+linear model's own term.
+
+Dense parameters: those of ``conet.CoNet``, and ``w_target`` and ``w_source``.
+"""
+
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from conet_jax.errors import InputError
+from conet_jax.models import conet, diagnostics, ials, out_of_fold, towers
+from conet_jax.models.base import Batch, Hyper, Model, Params, Sizes, cross_entropies
+from conet_jax.models.conet import CoNet
+from conet_jax.models.towers import merge
+
+
+class Options(NamedTuple):
+    """Structure and start: ``conet.CoNet``, ``out_of_fold.fit`` and ``ials`` say what each is.
+
+    Attributes:
+      inner_weight: start of every entry of w, and factor on the dot product among the features.
+      output_bias: start of the towers' output bias.
+      output_scale: factor on the towers' output weights at the start, under "he".
+    """
+
+    layers: tuple[int, ...] = (128, 64, 32, 16)
+    cross_layers: int = 3
+    cross_per_direction: bool = False
+    cross_rank: int = 0
+    initializer: str = "he"
+    inner_weight: float = 5.0
+    output_bias: float = -2.5
+    output_scale: float = 0.1
+    dropout: bool = False
+    dtype: str = "float32"
+    folds: int = 5
+    fold_sweeps: int = 4
+    ials_sweeps: int = 15
+    ials_regularization: float = 200.0
+    ials_alpha: float = 50.0
+    ials_source_weight: float = 0.2
+
+    @property
+    def module(self) -> CoNet:
+        """The towers of this structure."""
+        fields = self._asdict()
+        return CoNet(**{name: fields[name] for name in fields.keys() & CoNet.__annotations__})
+
+    @property
+    def factorisation(self) -> ials.Options:
+        """What the tables are made by: factors of both domains."""
+        return factorisation(self, joined=True)
+
+
+def factorisation(options: Any, *, joined: bool) -> ials.Options:
+    """Returns the ``ials.Options`` of a recipe's options."""
+    constants = options.ials_regularization, options.ials_alpha, options.ials_source_weight
+    return ials.Options(options.layers, joined, *constants)
+
+
+def check(config: Any) -> None:
+    """Raises ``InputError`` where fields of the config do not fit the recipe."""
+    conet.check(config)
+    if config.inference != "cross":
+        raise InputError(
+            "config.inference is 'target' with config.model=recipe, whose target tower is trained "
+            "with the source's: expected cross, or config.cross_layers=0 with it"
+        )
+    if config.source_layers or config.cross_skip:
+        raise InputError(
+            "config.source_layers and config.cross_skip are not for config.model=recipe, whose "
+            "towers see one pair: expected () and 0"
+        )
+
+
+@lru_cache
+def build(options: Options) -> Model:
+    """Returns the recipe as a ``Model`` of pure functions."""
+    return Model(
+        domains=("target", "source"),
+        pairing="views",
+        inference="cross",
+        init=partial(init, options=options),
+        lookups=partial(lookups, options=options),
+        losses=partial(example_losses, options=options),
+        penalty=conet.penalty,
+        project=partial(project, options=options),
+        scores=partial(scores, options=options),
+        diagnostics=partial(diagnose, options=options),
+        l1_mask=conet.crossing,
+        uncrossed=conet.uncrossed if options.cross_layers else None,
+        start=partial(start, options=options),
+        fixed_tables=True,
+        folds=options.folds,
+        copies=options.folds + 1,
+    )
+
+
+def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
+    """Initialises the towers; the tables are zero: ``start`` fits them."""
+    dim = options.layers[0] // 2
+    rows = {
+        "user": sizes.users,
+        "target_item": sizes.target_items,
+        "source_item": sizes.source_items,
+    }
+    tables = {
+        name: jnp.zeros((count * (options.folds + 1), (dim + 1) * (1 + (name == "user"))))
+        for name, count in rows.items()
+    }
+    seen = jnp.zeros((1, 2 * dim + out_of_fold.FEATURES))
+    dense = options.module.init(key, seen, seen)["params"]
+    w = jnp.full((dim,), options.inner_weight, float)
+    return Params(tables, {**dense, "w_target": w, "w_source": w})
+
+
+def start(interactions: Any, sizes: Sizes, seed: int, options: Options) -> dict[str, Any]:
+    """Fits the tables: factors of both domains' training pairs, and those without each fold."""
+    return out_of_fold.fit(
+        interactions,
+        sizes,
+        options.factorisation,
+        folds=options.folds,
+        by_domain=True,
+        sweeps=options.ials_sweeps,
+        fold_sweeps=options.fold_sweeps,
+        seed=seed,
+    )
+
+
+def lookups(batch: Batch, options: Options) -> dict[str, jax.Array]:
+    """Returns {"user": int32[2, n], "target_item": int32[n], "source_item": int32[n]}.
+
+    Each row without the fold of its example.
+    """
+
+    def rows(ids: jax.Array, folds: jax.Array) -> jax.Array:
+        return out_of_fold.row_ids(ids, folds, options.folds)
+
+    target, source = batch.target, batch.source
+    return {
+        "user": jnp.stack([rows(target.users, target.folds), rows(source.users, source.folds)]),
+        "target_item": rows(target.items, target.folds),
+        "source_item": rows(source.items, source.folds),
+    }
+
+
+class _Seen(NamedTuple):
+    """A pair as both towers see it, each with its domain's view of the user.
+
+    Attributes:
+      merged: [view, item] f32[n, 2 dim] of each tower.
+      features: f32[n, 5] of each tower, see ``out_of_fold.features``.
+      factors: (view, item) f32[n, dim] of the linear term, of the example's own domain.
+    """
+
+    merged: conet.Pair
+    features: conet.Pair
+    factors: tuple[jax.Array, jax.Array]
+
+    def inputs(self) -> list[jax.Array]:
+        """The inputs of the target tower and of the source tower."""
+        both = zip(self.merged, self.features, strict=True)
+        return [jnp.concatenate(parts, axis=-1) for parts in both]
+
+
+def _seen(rows: dict[str, jax.Array], domain: str, options: Options) -> _Seen:
+    """The examples of a domain."""
+    at = ("target", "source").index(domain)
+    items = rows[f"{domain}_item"]
+    views = out_of_fold.views(rows["user"][at], options.layers[0] // 2)
+    return _Seen(
+        tuple(merge(view[..., :-1], items[..., :-1]) for view in views),
+        tuple(out_of_fold.features(view, items, options.inner_weight) for view in views),
+        (views[at][..., :-1], items[..., :-1]),
+    )
+
+
+def batch_logits(
+    dense: Any, rows: dict[str, jax.Array], batch: Batch, rate: jax.Array | None, options: Options
+) -> dict[str, jax.Array]:
+    """Returns the logits f32[n] of a batch's examples by domain; ``rate`` None is no dropout."""
+    keys = iter(() if rate is None else jax.random.split(batch.key, 4))
+    logits = {}
+    for at, domain in enumerate(("target", "source")):
+        seen = _seen(rows, domain, options)
+        if rate is not None:  # dropout is for the towers: the linear term sees its rows whole
+            merged = tuple(towers.dropout(next(keys), x, rate) for x in seen.merged)
+            seen = seen._replace(merged=merged)
+        both = options.module.apply({"params": dense}, *seen.inputs(), batch.cross)
+        view, item = seen.factors
+        logits[domain] = both[at] + (view * item) @ dense[f"w_{domain}"]
+    return logits
+
+
+def example_losses(
+    dense: Any, rows: dict[str, jax.Array], batch: Batch, hyper: Hyper, options: Options
+) -> dict[str, jax.Array]:
+    """Returns the loss of each example by domain (Eq. 5)."""
+    rate = hyper.dropout if options.dropout else None
+    return cross_entropies(batch_logits(dense, rows, batch, rate, options), batch)
+
+
+def project(params: Params, interactions: Any, options: Options) -> dict[str, jax.Array]:
+    """Sends each table through the first transition once, which is linear but for dot products.
+
+    Returns:
+      ``user`` f32[users, r] and ``item`` f32[target items, r], whose sum is the first
+      pre-activation of both towers but for the dot products; ``dots`` f32[2, r], what one of each
+      view adds; ``user_view`` f32[users, 2, dim] and ``item_factors`` f32[target items, dim], what
+      they are of; ``dense``.
+    """
+    del interactions
+    dense, dim = params.dense, options.layers[0] // 2
+    user, item = (
+        out_of_fold.of_all_pairs(params.tables[name], options.folds)
+        for name in ("user", "target_item")
+    )
+    views = out_of_fold.views(user, dim)
+    width = 2 * dim + out_of_fold.FEATURES
+    one, none = jnp.zeros((1, width)).at[0, 2 * dim].set(1), jnp.zeros((1, width))
+    item_input = out_of_fold.item_part(item)
+    first = partial(conet.first_layer, options.module)
+    linear = conet.without_bias(dense)
+    return {
+        "user": first(dense, *map(out_of_fold.user_part, views)),
+        "item": first(linear, item_input, item_input),
+        "dots": first(linear, jnp.concatenate([one, none]), jnp.concatenate([none, one])),
+        "user_view": jnp.stack([view[:, :-1] for view in views], axis=1),
+        "item_factors": item[:, :-1],
+        "dense": dense,
+    }
+
+
+def scores(
+    projected: dict[str, Any], users: jax.Array, items: jax.Array, options: Options
+) -> jax.Array:
+    """Target logits f32[n, c] of users int32[n] for items int32[n, c], from layer 1 on."""
+    dense = projected["dense"]
+    views, factors = projected["user_view"][users], projected["item_factors"][items]
+    dots = options.inner_weight * jnp.einsum("nvd,ncd->ncv", views, factors)
+    both = projected["user"][users][:, None, :] + projected["item"][items]
+    both = jax.nn.relu(both + dots @ projected["dots"])
+    target, source = jnp.split(both, [options.layers[1]], axis=-1)
+    logits, _ = options.module.apply(
+        {"params": dense}, [None, target], [None, source], method=CoNet.upper
+    )
+    weighed = views[:, 0] * dense["w_target"][None, :]
+    return logits + jnp.einsum("nd,ncd->nc", weighed, factors)
+
+
+def diagnose(
+    dense: Any, rows: dict[str, jax.Array], batch: Batch, options: Options
+) -> dict[str, jax.Array]:
+    """Returns ``diagnostics.of_towers`` of a batch and ``of_crossing`` of its target examples."""
+    logits = batch_logits(dense, rows, batch, None, options)
+    given = dense, conet.uncrossed(dense), *_seen(rows, "target", options).inputs()
+    return diagnostics.of_towers(logits, batch) | diagnostics.of_crossing(
+        options.module, *given, cross_layers=options.cross_layers
+    )
