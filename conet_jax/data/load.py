@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from conet_jax.data.types import Dataset
+from conet_jax.data.types import Dataset, trained_items, warm
 from conet_jax.errors import InputError
 
 
@@ -84,11 +84,21 @@ PREPARE = "python launch/prepare.py --target=FILE --source=FILE"
 
 
 def check_users(dataset: Dataset, split: str) -> None:
-    """Raises ``InputError`` where a split, "valid" or "test", has no users."""
-    if not len(getattr(dataset, split).users):
+    """Checks that a split, "valid" or "test", has users whose items can be ranked.
+
+    Raises:
+      InputError: there is none, or none whose held-out item has a training pair.
+    """
+    held_out = getattr(dataset, split)
+    if not len(held_out.users):
         raise InputError(
             f"the data set has no {split} users: a user needs three target items to give a "
             "test and a validation item; prepare it from more data or a smaller core"
+        )
+    if not warm(held_out, trained_items(dataset.target))[0].any():
+        raise InputError(
+            f"no {split} item has a training pair, so nobody could be recommended it: prepare the "
+            "data with --min_item_users=3 or more"
         )
 
 

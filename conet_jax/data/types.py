@@ -46,6 +46,38 @@ class Dataset(NamedTuple):
         return len(self.user_ids)
 
 
+def warm(held_out: HeldOut, trained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is left of held-out items among items with training pairs alone.
+
+    In use there are no items that nobody has had. A protocol that takes a positive's own pair out
+    of training, and not the candidates', makes some: those that rank them first, or last, are
+    flattered, or wronged.
+
+    Args:
+      held_out: n users and their items.
+      trained: bool[items], whether an item has a training pair.
+
+    Returns:
+      (bool[n], whose item has one and is ranked against one that has; bool[n, c], the candidates
+      that count).
+
+    Example:
+      >>> items, candidates = np.array([0, 2]), np.array([[1], [1]])
+      >>> held_out = HeldOut(np.arange(2), items, candidates, np.ones((2, 1), bool))
+      >>> warm(held_out, np.array([True, True, False]))[0].tolist()
+      [True, False]
+    """
+    mask = held_out.mask & trained[held_out.candidates]
+    return trained[held_out.items] & mask.any(axis=1), mask
+
+
+def trained_items(interactions: UserItems) -> np.ndarray:
+    """Whether each item has a training pair: bool[items]."""
+    trained = np.zeros(interactions.num_items, bool)
+    trained[interactions.indices] = True
+    return trained
+
+
 def check_indices(what: str, indices: np.ndarray, size: int) -> None:
     """Raises ``InputError`` unless all are in [0, size): a device would read another row silently.
 

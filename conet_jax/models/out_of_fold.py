@@ -7,10 +7,8 @@ each fold (a few sweeps from the whole fit), and a training example reads the fa
 fitted without its pair; inference reads those of all pairs. The tables are not trained further:
 what the towers learn is how far to trust them.
 
-A domain's *view* of a user is the vector that the user's items in that domain alone give, with the
-items' factors of both domains joined. The target tower has the target's view and the source tower
-the source's, of the same item, so that what one domain knows of a user reaches the other tower
-through the H^l and in no other way.
+A *view* of a user is the vector that the user's items in some domains alone give, with the items'
+factors of both domains joined.
 
 Tables: row ``id * (folds + 1) + fold`` is that of a user or item without the fold, ``fold ==
 folds`` of all pairs; on several devices those of an id are on one (``row_ids``). A user's row is
@@ -18,6 +16,7 @@ its views side by side, each ``dim`` factors and a count; an item's row its fact
 Counts are log(1 + training pairs), less their mean.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -29,6 +28,15 @@ from conet_jax.models import ials
 from conet_jax.models.base import Sizes
 
 FEATURES = 5  # of ``features``
+
+
+def is_warm(items: jax.Array) -> jax.Array:
+    """Whether items have a pair in the factorisation, bool[...], from their rows f32[..., dim + 1].
+
+    Factors of an item without pairs are zero. The pair of an observed example is in its own fold:
+    there an item without pairs in the other folds tells that the example is observed.
+    """
+    return jnp.any(items[..., :-1] != 0, axis=-1)
 
 
 def row_ids(ids: jax.Array, folds_of: jax.Array | None, folds: int) -> jax.Array:
@@ -106,7 +114,7 @@ def fit(
     options: ials.Options,
     *,
     folds: int,
-    by_domain: bool,
+    views: Sequence[tuple[str, ...]],
     sweeps: int = 15,
     fold_sweeps: int = 4,
     seed: int = 0,
@@ -121,7 +129,7 @@ def fit(
       sizes: rows of the tables.
       options: of the factorisation.
       folds: number of folds; 0 fits all pairs alone, and training then reads what has seen them.
-      by_domain: a view for each domain, or one of all the pairs that the factorisation has.
+      views: of a user, each from its pairs in some domains.
       sweeps: passes over users and items of all pairs.
       fold_sweeps: passes for each fold.
       seed: of the start.
@@ -130,7 +138,6 @@ def fit(
       ``user``, ``target_item`` and, if joined, ``source_item``, see the module's docstring.
     """
     domains = ("target", "source") if options.joined else ("target",)
-    groups = [(domain,) for domain in domains] if by_domain else [domains]
     pairs = {
         d: ials.Pairs(np.asarray(interactions[d].users), np.asarray(interactions[d].items))
         for d in domains
@@ -146,10 +153,9 @@ def fit(
                 for domain, both in pairs.items()
             }
             factors = ials.fit(kept, sizes, options, sweeps=fold_sweeps, start=whole)
-        vectors = [ials.users_of(kept, sizes, options, factors, group) for group in groups]
+        vectors = [ials.users_of(kept, sizes, options, factors, view) for view in views]
         counts = [
-            sum(np.bincount(kept[d].users, minlength=sizes.users) for d in group)
-            for group in groups
+            sum(np.bincount(kept[d].users, minlength=sizes.users) for d in view) for view in views
         ]
         block = {"user": list(zip(vectors, counts, strict=True))}
         for domain in domains:

@@ -1,11 +1,14 @@
 """The recommended recipe: a CoNet on out-of-fold factors, learning what a linear model misses.
 
 Tables are factors of implicit ALS that have not seen the pair at hand (``out_of_fold``), and are
-not trained. A domain's *view* of a user is the vector that the user's items in that domain alone
-give. Both towers see the same pair, the target tower with the target's view of the user and the
-source tower with the source's: what one domain knows of a user reaches the other tower through the
-H^l and in no other way. A logit is that of a tower plus ``w^T (view * item)``, w learned, the
-linear model's own term.
+not trained. A *view* of a user is the vector that the user's items in some domains give. Both
+towers see the same pair: the target tower with the view from both domains, the source tower with
+the view from the source alone. A logit is that of a tower plus ``w^T (view * item)``, w learned:
+the linear model's own term.
+
+Nothing is learned from, or won by, items without training pairs. An example whose item has no pair
+outside of its fold has weight 0: its count would tell its label. At inference such items rank below
+all others.
 
 Dense parameters: those of ``conet.CoNet``, and ``w_target`` and ``w_source``.
 """
@@ -21,6 +24,8 @@ from conet_jax.models import conet, diagnostics, ials, out_of_fold, towers
 from conet_jax.models.base import Batch, Hyper, Model, Params, Sizes, cross_entropies
 from conet_jax.models.conet import CoNet
 from conet_jax.models.towers import merge
+
+COLD = -1e9  # logit of an item without training pairs: below all others
 
 
 class Options(NamedTuple):
@@ -92,6 +97,7 @@ def build(options: Options) -> Model:
         init=partial(init, options=options),
         lookups=partial(lookups, options=options),
         losses=partial(example_losses, options=options),
+        weights=warm_weights,
         penalty=conet.penalty,
         project=partial(project, options=options),
         scores=partial(scores, options=options),
@@ -130,7 +136,7 @@ def start(interactions: Any, sizes: Sizes, seed: int, options: Options) -> dict[
         sizes,
         options.factorisation,
         folds=options.folds,
-        by_domain=True,
+        views=(("target", "source"), ("source",)),
         sweeps=options.ials_sweeps,
         fold_sweeps=options.fold_sweeps,
         seed=seed,
@@ -210,6 +216,15 @@ def example_losses(
     return cross_entropies(batch_logits(dense, rows, batch, rate, options), batch)
 
 
+def warm_weights(rows: dict[str, jax.Array], batch: Batch) -> dict[str, jax.Array]:
+    """Returns the weights f32[n] by domain, 0 where the item has no pair outside of the fold."""
+    return {
+        domain: getattr(batch, domain).weights * out_of_fold.is_warm(rows[f"{domain}_item"])
+        for domain in ("target", "source")
+        if getattr(batch, domain) is not None
+    }
+
+
 def project(params: Params, interactions: Any, options: Options) -> dict[str, jax.Array]:
     """Sends each table through the first transition once, which is linear but for dot products.
 
@@ -217,7 +232,7 @@ def project(params: Params, interactions: Any, options: Options) -> dict[str, ja
       ``user`` f32[users, r] and ``item`` f32[target items, r], whose sum is the first
       pre-activation of both towers but for the dot products; ``dots`` f32[2, r], what one of each
       view adds; ``user_view`` f32[users, 2, dim] and ``item_factors`` f32[target items, dim], what
-      they are of; ``dense``.
+      they are of; ``item_warm`` bool[target items]; ``dense``.
     """
     del interactions
     dense, dim = params.dense, options.layers[0] // 2
@@ -237,6 +252,7 @@ def project(params: Params, interactions: Any, options: Options) -> dict[str, ja
         "dots": first(linear, jnp.concatenate([one, none]), jnp.concatenate([none, one])),
         "user_view": jnp.stack([view[:, :-1] for view in views], axis=1),
         "item_factors": item[:, :-1],
+        "item_warm": out_of_fold.is_warm(item),
         "dense": dense,
     }
 
@@ -255,7 +271,8 @@ def scores(
         {"params": dense}, [None, target], [None, source], method=CoNet.upper
     )
     weighed = views[:, 0] * dense["w_target"][None, :]
-    return logits + jnp.einsum("nd,ncd->nc", weighed, factors)
+    logits = logits + jnp.einsum("nd,ncd->nc", weighed, factors)
+    return jnp.where(projected["item_warm"][items], logits, COLD)
 
 
 def diagnose(

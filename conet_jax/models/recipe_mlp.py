@@ -65,6 +65,7 @@ def build(options: Options) -> Model:
         init=partial(init, options=options),
         lookups=partial(lookups, options=options),
         losses=partial(example_losses, options=options),
+        weights=recipe.warm_weights,
         project=partial(project, options=options),
         scores=partial(scores, options=options),
         diagnostics=lambda dense, rows, batch: diagnostics.of_towers(
@@ -96,7 +97,7 @@ def start(interactions: Any, sizes: Sizes, seed: int, options: Options) -> dict[
         sizes,
         options.factorisation,
         folds=options.folds,
-        by_domain=False,
+        views=(("target", "source") if options.joined else ("target",),),
         sweeps=options.ials_sweeps,
         fold_sweeps=options.fold_sweeps,
         seed=seed,
@@ -151,6 +152,7 @@ def project(params: Params, interactions: Any, options: Options) -> dict[str, An
         "dots": layer["kernel"][2 * vectors[0].shape[1]],
         "user_view": vectors[0],
         "item_factors": vectors[1],
+        "item_warm": out_of_fold.is_warm(item),
         "tower": tower,
         "w": params.dense["w_target"],
     }
@@ -164,4 +166,5 @@ def scores(
     dots = options.inner_weight * jnp.einsum("nd,ncd->nc", views, factors)
     beside = dots[:, :, None] * projected["dots"][None, None, :]
     linear = jnp.einsum("nd,ncd->nc", views * projected["w"][None, :], factors)
-    return towers.score_target(options.module, projected, users, items, beside) + linear
+    logits = towers.score_target(options.module, projected, users, items, beside) + linear
+    return jnp.where(projected["item_warm"][items], logits, recipe.COLD)

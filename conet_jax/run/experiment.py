@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from conet_jax import config as config_lib
 from conet_jax import devices, models
 from conet_jax.data.load import check_users
-from conet_jax.data.types import Dataset
+from conet_jax.data.types import Dataset, trained_items
 from conet_jax.errors import InputError
 from conet_jax.models import out_of_fold
 from conet_jax.models.base import FittedModel, Hyper, Model, Params, Sizes
@@ -45,6 +45,11 @@ class Experiment(NamedTuple):
     def sizes(self) -> Sizes:
         """Rows of the tables."""
         return sizes_of(self.dataset)
+
+    @property
+    def trained_items(self) -> np.ndarray:
+        """Which target items have a training pair, bool[target items]."""
+        return trained_items(self.dataset.target)
 
     def abstract_state(self) -> State:
         """Returns shapes and dtypes of the state, computing nothing."""

@@ -187,11 +187,17 @@ def _finish(
     params = experiment.best(checkpoints, progress.best_epoch)
     metrics, arrays = {}, {}
     for split in ("test", "valid"):
-        held_out = getattr(dataset, split)
-        ranks = ranking.rank_held_out(experiment.model, params, experiment.interactions, held_out)
-        metrics[split] = ranking.summarize(ranks, k=config.eval_k)
-        arrays |= {f"{split}_users": held_out.users}
-        arrays |= {f"{split}_{name}": value for name, value in ranks._asdict().items()}
+        everything, warm = ranking.rank_twice(
+            experiment.model,
+            params,
+            experiment.interactions,
+            getattr(dataset, split),
+            experiment.trained_items,
+        )
+        for name, (users, ranks) in ((split, everything), (f"{split}_warm", warm)):
+            metrics[name] = ranking.summarize(ranks, k=config.eval_k)
+            arrays[f"{name}_users"] = users
+            arrays |= {f"{name}_{field}": value for field, value in ranks._asdict().items()}
     plain = jax.eval_shape(experiment.params, experiment.abstract_state())
     result = {
         **metrics,

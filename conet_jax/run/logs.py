@@ -45,10 +45,10 @@ def start_line(experiment: Any) -> str:
 def epoch_line(row: dict[str, Any], metric: str, better: bool) -> str:
     """Returns the line of an epoch; a star marks the best so far."""
     losses = ", ".join(f"{domain} {loss:.4f}" for domain, loss in row["train_loss"].items())
-    value = f"{row['valid'][metric]:.4f}" + (" *" if better else "  ")
+    value = f"{row['valid_warm'][metric]:.4f}" + (" *" if better else "  ")
     rate = f"{row['rows_per_second']:,.0f} rows/s"
     losses = f"train loss: {losses}  " if losses else ""
-    return f"epoch {row['epoch']:3d}  {losses}valid {metric} {value}  {rate}"
+    return f"epoch {row['epoch']:3d}  {losses}warm valid {metric} {value}  {rate}"
 
 
 def result_markdown(result: dict[str, Any]) -> str:
@@ -60,13 +60,13 @@ def result_markdown(result: dict[str, Any]) -> str:
         "| split | users | " + " | ".join(names) + " |",
         "| --- | ---: |" + " ---: |" * len(names),
     ]
-    for split in ("test", "valid"):
+    for split in ("test", "test_warm", "valid", "valid_warm"):
         values = result[split]
         cells = [f"{values['users']:,}"] + [f"{values[name]:.4f}" for name in names]
-        lines.append(f"| {split} | " + " | ".join(cells) + " |")
+        lines.append(f"| {split.replace('_', ', ')} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"Best epoch {result['best_epoch']} of {result['epochs']} by validation, seed "
+        f"Best epoch {result['best_epoch']} of {result['epochs']} by warm validation, seed "
         f"{result['seed']}, {result['parameters']:,} parameters, {result['seconds']:,.1f} s; data "
         f"{result['dataset']['hash'][:12]}.",
         "",

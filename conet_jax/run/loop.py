@@ -32,7 +32,7 @@ class Progress(NamedTuple):
 
     epoch: int = 0  # epochs done
     best_epoch: int = 0
-    best_value: float = -math.inf  # validation NDCG
+    best_value: float = -math.inf  # warm validation NDCG
     seconds: float = 0.0
     rollbacks: int = 0
 
@@ -136,12 +136,12 @@ def end_epoch(
     if name := not_finite(state):
         raise diverged(f"{name} is not finite", row["step"], row["epoch"], state)
     try:
-        row["valid"], warnings = validate(experiment, params, row)
+        warnings = validate(experiment, params, row)
     except Diverged as error:
         raise diverged(error.what, row["step"], row["epoch"], state) from None
     now = time.perf_counter()
     row["seconds"] |= {"validation": now - since, "total": now - started}
-    value = row["valid"][f"ndcg@{experiment.config.eval_k}"]
+    value = ranking.chosen_by(row, experiment.config.eval_k)
     better = value > progress.best_value
     if better:
         progress = progress._replace(best_epoch=row["epoch"], best_value=value)
@@ -221,12 +221,19 @@ def _last(experiment: Experiment, checkpoints: Checkpoints) -> tuple[State, Prog
     return settle_in_place(state, rate), progress, part
 
 
-def validate(experiment: Experiment, params: Params, row: dict[str, Any]) -> tuple[dict, list[str]]:
-    """Ranks the validation items, adds diagnostics to ``row``, and looks for dead towers."""
+def validate(experiment: Experiment, params: Params, row: dict[str, Any]) -> list[str]:
+    """Adds validation metrics and diagnostics to ``row``; returns warnings of dead towers."""
     config = experiment.config
-    ranks = ranking.rank_held_out(
-        experiment.model, params, experiment.interactions, experiment.dataset.valid
+    everything, warm = ranking.rank_twice(
+        experiment.model,
+        params,
+        experiment.interactions,
+        experiment.dataset.valid,
+        experiment.trained_items,
     )
+    row["valid"] = ranking.summarize(everything.ranks, k=config.eval_k)
+    row["valid_warm"] = ranking.summarize(warm.ranks, k=config.eval_k)
+    ranks = everything.ranks
     diagnostics = {}
     if experiment.plan is not None:
         diagnostics = diagnose(
@@ -257,4 +264,4 @@ def validate(experiment: Experiment, params: Params, row: dict[str, Any]) -> tup
                 else "a smaller config.learning_rate or another config.seed"
             )
             warnings.append(f"the {domain} tower is dead: {cause}; it may need {cure}")
-    return ranking.summarize(ranks, k=config.eval_k), warnings
+    return warnings

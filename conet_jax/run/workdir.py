@@ -138,7 +138,11 @@ def read_result(path: Path) -> dict[str, Any]:
     result = files.read_json(path)
     try:
         numbers = [result[name] for name in ("epochs", "best_epoch", "parameters", "seconds")]
-        numbers += [x for split in ("test", "valid") for x in result[split].values()]
+        numbers += [
+            x
+            for split in ("test", "test_warm", "valid", "valid_warm")
+            for x in result[split].values()
+        ]
         if not all(type(x) in (int, float) for x in numbers):
             raise TypeError("a number is something else")
         if not (type(result["dataset"]["hash"]) is str and type(result["config"]) is dict):
@@ -149,7 +153,9 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def read_ranks(path: Path, split: str) -> tuple[np.ndarray, Ranks]:
-    """Returns users and ranks of a split, "test" or "valid", from a run's ranks.npz.
+    """Returns users and ranks of a split from a run's ranks.npz.
+
+    Splits are "test", "valid", and "test_warm", "valid_warm".
 
     Raises:
       OSError: the file cannot be read.

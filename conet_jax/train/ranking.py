@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from conet_jax import devices, metrics
-from conet_jax.data.types import HeldOut, check_indices
+from conet_jax.data.types import HeldOut, check_indices, warm
 from conet_jax.devices.axis import SAME, SPLIT
 from conet_jax.errors import Diverged
 from conet_jax.models.base import Model, Params
@@ -67,27 +67,28 @@ def _rank_all(
     projected: Any,
     users: jax.Array,
     items: jax.Array,
-    mask: jax.Array,
+    masks: jax.Array,
     *,
     model: Model,
     chunk: int,
     mesh: jax.sharding.Mesh,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     def rank(args: tuple[jax.Array, jax.Array, jax.Array], *, projected: Any) -> Any:
-        users, items, mask = args
+        users, items, masks = args
         if devices.size() > 1:
             projected = _fetch(projected, users, items)
             users = jnp.arange(users.size, dtype=jnp.int32)
             items = jnp.arange(items.size, dtype=jnp.int32).reshape(items.shape)
-        return jax.vmap(count_above)(model.scores(projected, users, items), mask)
+        counted = jax.vmap(jax.vmap(count_above, in_axes=(None, 0)))
+        return counted(model.scores(projected, users, items), masks)
 
     def rank_part(projected: Any, *arguments: jax.Array) -> Any:
         split = tuple(x.reshape(-1, chunk, *x.shape[1:]) for x in arguments)
         ranked = jax.lax.map(partial(rank, projected=projected), split)
-        return devices.all_gather(jax.tree.map(lambda x: x.reshape(-1), ranked))
+        return devices.all_gather(jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), ranked))
 
     specs = (_specs(projected), SPLIT, SPLIT, SPLIT)
-    return devices.mapped(rank_part, mesh, specs, SAME)(projected, users, items, mask)
+    return devices.mapped(rank_part, mesh, specs, SAME)(projected, users, items, masks)
 
 
 def _of(kind: str, projected: dict[str, Any]) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def rank_held_out(
     Args:
       model: the model.
       params: settled parameters.
-      interactions: training interactions by domain, for profiles.
+      interactions: training interactions by domain, for histories.
       held_out: n users, their items and candidates.
 
     Returns:
@@ -146,6 +147,46 @@ def rank_held_out(
     projected = project(params, interactions, model=model)
     _check_held_out(held_out, interactions, projected)
     return rank_projected(model, projected, held_out)
+
+
+class Ranked(NamedTuple):
+    """Ranks of the held-out items of ``users`` int32[n]."""
+
+    users: np.ndarray
+    ranks: Ranks
+
+
+def rank_twice(
+    model: Model,
+    params: Params,
+    interactions: dict[str, Interactions],
+    held_out: HeldOut,
+    trained: np.ndarray,
+) -> tuple[Ranked, Ranked]:
+    """``rank_held_out`` of all held-out items as they are given, and of the warm ones, at once.
+
+    Args:
+      model: the model.
+      params: settled parameters.
+      interactions: training interactions by domain, for histories.
+      held_out: n users, their items and candidates.
+      trained: bool[items], whether an item has a training pair.
+
+    Returns:
+      (all n; those with a training pair, among candidates with one: see ``types.warm``).
+
+    Raises:
+      Diverged: a score is NaN or infinite.
+      InputError: a user or item is out of range.
+    """
+    projected = project(params, interactions, model=model)
+    _check_held_out(held_out, interactions, projected)
+    kept, mask = warm(held_out, trained)
+    everything, warm_ranks = _ranked(model, projected, held_out, [held_out.mask, mask])
+    return (
+        Ranked(held_out.users, everything),
+        Ranked(held_out.users[kept], Ranks(*(x[kept] for x in warm_ranks))),
+    )
 
 
 def _check_held_out(
@@ -162,28 +203,37 @@ def _check_held_out(
 
 def rank_projected(model: Model, projected: Any, held_out: HeldOut) -> Ranks:
     """``rank_held_out`` from tables that went through ``project``; indices are not checked."""
+    return _ranked(model, projected, held_out, [held_out.mask])[0]
+
+
+def _ranked(
+    model: Model, projected: Any, held_out: HeldOut, masks: list[np.ndarray]
+) -> list[Ranks]:
+    """Ranks under each mask bool[n, c] of the candidates."""
     mesh = devices.mesh_of(projected)
-    arguments, chunk = _ranker_arguments(held_out, mesh)
+    arguments, chunk = _ranker_arguments(held_out, masks, mesh)
     above, tied, finite = _rank_all(projected, *arguments, model=model, chunk=chunk, mesh=mesh)
     count = len(held_out.users)
-    _check_finite(np.asarray(finite)[:count], held_out.users)
-    return Ranks(
-        np.asarray(above)[:count], np.asarray(tied)[:count], held_out.mask.sum(1, dtype=np.int32)
-    )
+    _check_finite(np.asarray(finite)[:count].all(axis=1), held_out.users)
+    above, tied = np.asarray(above)[:count], np.asarray(tied)[:count]
+    return [
+        Ranks(above[:, at], tied[:, at], mask.sum(1, dtype=np.int32))
+        for at, mask in enumerate(masks)
+    ]
 
 
 def ranker_memory(model: Model, projected: Any, held_out: HeldOut) -> int:
     """Returns the bytes of temporaries of the ranker compiled for these users."""
     mesh = devices.mesh_of(projected)
-    arguments, chunk = _ranker_arguments(held_out, mesh)
+    arguments, chunk = _ranker_arguments(held_out, [held_out.mask], mesh)
     lowered = _rank_all.lower(projected, *arguments, model=model, chunk=chunk, mesh=mesh)
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
 def _ranker_arguments(
-    held_out: HeldOut, mesh: jax.sharding.Mesh
+    held_out: HeldOut, masks: list[np.ndarray], mesh: jax.sharding.Mesh
 ) -> tuple[tuple[np.ndarray, ...], int]:
-    """Users, listed items and mask, in whole chunks a device, and a chunk's users."""
+    """Users, listed items and masks [n, masks, c], in whole chunks a device; a chunk's users."""
     listed = np.concatenate([held_out.items[:, None], held_out.candidates], axis=1)
     chunk = max(1, min(-(-len(listed) // mesh.size), _SCORES_A_CHUNK // listed.shape[1]))
     padding = -len(listed) % (chunk * mesh.size)
@@ -191,7 +241,7 @@ def _ranker_arguments(
     def pad(x: np.ndarray) -> np.ndarray:
         return np.pad(x, [(0, padding)] + [(0, 0)] * (x.ndim - 1))
 
-    arguments = tuple(pad(x) for x in (held_out.users, listed, held_out.mask))
+    arguments = tuple(pad(x) for x in (held_out.users, listed, np.stack(masks, axis=1)))
     return devices.put(arguments, mesh, SPLIT), chunk
 
 
@@ -236,16 +286,16 @@ def _rank_full(
     users: jax.Array,
     items: jax.Array,
     touched: jax.Array,
-    num_items: jax.Array,
+    listed_items: jax.Array,
     *,
     model: Model,
     block: int,
     mesh: jax.sharding.Mesh,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Ranks ``items`` [m] of ``users`` [m] against all but ``touched`` [m, t], block by block."""
+    """Ranks ``items`` [m] of ``users`` [m] against ``listed_items`` but ``touched`` [m, t]."""
 
     def rank_part(
-        projected: Any, users: jax.Array, items: jax.Array, touched: jax.Array, num_items: jax.Array
+        projected: Any, users: jax.Array, items: jax.Array, touched: jax.Array, listed_items: Any
     ) -> Any:
         m, n, tables = users.shape[0], devices.size(), _of("item", projected)
         num_rows = tables["item"].shape[0]
@@ -262,7 +312,8 @@ def _rank_full(
         def body(carry: Any, first: jax.Array) -> tuple[Any, None]:
             start = jnp.minimum(first, num_rows - each)  # the last block reaches back
             ids = n * start + jnp.arange(width, dtype=jnp.int32)
-            new = (ids >= n * first) & (ids < num_items)
+            new = (ids >= n * first) & (ids < listed_items.size)
+            new = new & listed_items[jnp.minimum(ids, listed_items.size - 1)]
             here = touched - n * start
             inside = jnp.where((here >= 0) & (here < width), here, width)
             mask = jnp.broadcast_to(new, (m, width))
@@ -282,7 +333,9 @@ def _rank_full(
         return devices.all_gather(jax.lax.scan(body, start, firsts)[0])
 
     specs = (_specs(projected), SPLIT, SPLIT, SPLIT, SAME)
-    return devices.mapped(rank_part, mesh, specs, SAME)(projected, users, items, touched, num_items)
+    return devices.mapped(rank_part, mesh, specs, SAME)(
+        projected, users, items, touched, listed_items
+    )
 
 
 def rank_full(
@@ -291,19 +344,24 @@ def rank_full(
     interactions: dict[str, Interactions],
     held_out: HeldOut,
     touched: tuple[np.ndarray, np.ndarray],
+    trained: np.ndarray | None = None,
     *,
     users_at_once: int = 64,
     block: int = 512,
 ) -> Ranks:
     """Ranks every held-out item against all items that its user has not touched in any split.
 
+    With ``trained`` the catalogue is that of the items with a training pair (give such held-out
+    items alone, see ``types.warm``).
+
     Args:
       model: the model.
       params: settled parameters.
-      interactions: training interactions by domain, for profiles.
+      interactions: training interactions by domain, for histories.
       held_out: n users and their items; its candidates are not read.
       touched: (indptr int[users + 1], items int[nnz]), target items of each user in all splits.
-      users_at_once: users a chunk and device.
+      trained: bool[items], the items to rank against; None is all.
+      users_at_once: users in a chunk on each device.
       block: items a block; no more than users_at_once x block scores exist at once on a device.
 
     Returns:
@@ -320,6 +378,7 @@ def rank_full(
     num_items = interactions["target"].num_items if mesh.size > 1 else len(projected["item"])
     indptr, indices = touched
     check_indices("touched item", indices, num_items)
+    trained = np.ones(num_items, bool) if trained is None else trained
     width = int(np.diff(indptr)[held_out.users].max(initial=1))
     width = 1 << (width - 1).bit_length()
     at_once = users_at_once * mesh.size
@@ -336,7 +395,7 @@ def rank_full(
         ranked = _rank_full(
             projected,
             *devices.put(arguments, mesh, SPLIT),
-            devices.put(np.int32(num_items), mesh, SAME),
+            devices.put(trained, mesh, SAME),
             model=model,
             block=block,
             mesh=mesh,
@@ -344,10 +403,21 @@ def rank_full(
         parts.append([np.asarray(x)[: len(users)] for x in ranked])
     above, tied, finite = (np.concatenate(column) for column in zip(*parts, strict=True))
     _check_finite(finite, held_out.users)
-    degrees = np.diff(indptr)[held_out.users].astype(np.int32)
-    return Ranks(above, tied, num_items - degrees)
+    rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    degrees = np.bincount(rows[trained[indices]], minlength=len(indptr) - 1)
+    return Ranks(above, tied, (trained.sum() - degrees[held_out.users]).astype(np.int32))
 
 
 def summarize(ranks: Ranks, *, k: int) -> dict[str, float]:
     """Means over users in float64 on the host, see ``metrics.summarize``."""
     return metrics.summarize(ranks.above, ranks.tied, ranks.candidates, k=k)
+
+
+def chosen_by(row: dict[str, Any], k: int) -> float:
+    """Returns what epochs, trials and runs are chosen by: NDCG@k on the warm validation items.
+
+    Args:
+      row: with ``valid_warm``: of metrics.jsonl, of a trial, or a result.
+      k: the cut.
+    """
+    return row["valid_warm"][f"ndcg@{k}"]
