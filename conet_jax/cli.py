@@ -158,13 +158,19 @@ def config_file(flag: Any) -> ConfigFile:
 
     holder = flags.FLAGS[flag.name]
     path, _, variant = config_flags.get_config_filename(holder).partition(":")
-    spec = importlib.util.spec_from_file_location("config_file", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_config_file(path)
     given = dict(config_flags.get_override_values(holder))
     return ConfigFile(
         config, path, variant, module.get_config, given, getattr(module, "sweep", None)
     )
+
+
+def load_config_file(path: Any) -> Any:
+    """Returns a config file as a module."""
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def cache_programs() -> None:
@@ -202,9 +208,29 @@ def choose_platform(config: Any) -> None:
             ) from None
 
 
+def take_data(config: Any, folder: str | None) -> None:
+    """Sets ``config.data.dir`` to the folder of ``--data``, after which a run is then named.
+
+    Raises:
+      InputError: the config names a folder, too, or makes its data.
+    """
+    if folder is None:
+        if config.name == "run" and config.data.dir:
+            config.name = os.path.basename(os.path.abspath(config.data.dir))
+        return
+    if "synthetic" in config.data:
+        raise InputError(
+            f"--data={folder} is given, but this config makes its data: take "
+            "--config=configs/default.py, or the config of a data set"
+        )
+    config.data.dir = folder
+    if config.name == "run":
+        config.name = os.path.basename(os.path.abspath(folder))
+
+
 def default_workdir(config: Any) -> str:
-    """Returns runs/NAME or runs/NAME-variant."""
-    return f"runs/{config.name}" + (f"-{config.variant}" if config.variant else "")
+    """Returns runs/NAME-VARIANT."""
+    return f"runs/{config.name}-{config.variant}"
 
 
 def run(main: Callable[..., None], *, arguments: bool = False) -> None:

@@ -1,25 +1,29 @@
-"""CoNet beside its floor and its ceiling, on synthetic data, in a minute or two.
+"""The recipe and CoNet between a ceiling and a floor, on synthetic data, in a minute or two.
 
 python launch/demo.py [--workdir=runs/demo] [--seed=0]
+
+The recipe starts from a linear model of both domains (ials_joined): what it adds to that is its
+own; what it adds to the paper's CoNet (lasso) is mostly that start.
 """
 
 from absl import flags
 
 from conet_jax import cli
 
-_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder of the demo's two runs.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/demo", "Folder of the demo's runs.")
 _SEED = flags.DEFINE_integer(
     "seed",
     0,
-    "Seed of the data and of both runs.",
+    "Seed of the data and of all runs.",
     lower_bound=0,
     upper_bound=2**31 - 1,
 )
+_VARIANTS = ("recipe", "ials_joined", "lasso", "mlp", "popularity")
+_CEILING = "oracle, the ceiling"
 
 
 def main() -> None:
-    """Trains the MLP and CoNet-lasso and prints them between popularity and the oracle."""
-    import importlib.util
+    """Trains the variants and prints them under the oracle, who knows all true preferences."""
     from pathlib import Path
 
     import numpy as np
@@ -27,39 +31,27 @@ def main() -> None:
     from conet_jax.data import synthetic
     from conet_jax.run.fit import fit
     from conet_jax.train import ranking
+    from conet_jax.variants import VARIANTS
 
-    path = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
-    spec = importlib.util.spec_from_file_location("demo_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
-    results = {}
-    for name, variant in (("mlp", "mlp"), ("conet", "")):
-        config = module.get_config(variant)
+    config_of = cli.load_config_file(Path(__file__).resolve().parent.parent / "configs/demo.py")
+    rows = {}
+    for variant in _VARIANTS:
+        config = config_of.get_config(variant)
         config.seed = config.data.synthetic.seed = _SEED.value
-        results[name] = fit(config, Path(_WORKDIR.value) / name)
+        result = fit(config, Path(_WORKDIR.value) / variant)
+        rows[f"{variant}: {VARIANTS[variant].says}"] = result["test_warm"]
 
     dataset, oracle = synthetic.dataset(**config.data.synthetic.to_dict())
     test = dataset.test
     listed = np.concatenate([test.items[:, None], test.candidates], axis=1)
-    counts = np.bincount(dataset.target.indices, minlength=dataset.target.num_items)
-    rows = [("popularity (floor)", counts[listed].astype(float)), ("oracle (ceiling)", None)]
-    rows[1] = ("oracle (ceiling)", oracle(test.users, listed))
-    bounds = {
-        name: ranking.summarize(ranking.rank_scores(scores, test.mask), k=config.eval_k)
-        for name, scores in rows
-    }
-    table = [
-        ("oracle (ceiling)", bounds["oracle (ceiling)"]),
-        ("CoNet-lasso", results["conet"]["test"]),
-        ("MLP, target only", results["mlp"]["test"]),
-        ("popularity (floor)", bounds["popularity (floor)"]),
-    ]
+    known = ranking.rank_scores(oracle(test.users, listed), test.mask)
+    rows = {_CEILING: ranking.summarize(known, k=config.eval_k)} | rows
     keys = [f"{metric}@{config.eval_k}" for metric in ("hit_ratio", "ndcg", "mrr")]
+    width = min(max(map(len, rows)), 60)
     print(f"test split, {len(test.users):,} users, one item among {listed.shape[1]}")
-    print(f"{'':20}" + "".join(f"{key:>14}" for key in keys))
-    for name, metrics in table:
-        print(f"{name:20}" + "".join(f"{metrics[key]:14.4f}" for key in keys))
+    print(f"{'':{width}}" + "".join(f"{key:>14}" for key in keys))
+    for name, metrics in sorted(rows.items(), key=lambda row: -row[1][keys[1]]):
+        print(f"{name:{width}.{width}}" + "".join(f"{metrics[key]:14.4f}" for key in keys))
 
 
 if __name__ == "__main__":

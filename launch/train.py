@@ -1,6 +1,10 @@
 """Trains a model, or goes on with a run that was interrupted.
 
-python launch/train.py --config=configs/NAME.py[:variant] [--config.field=value ...]
+python launch/train.py --config=configs/NAME.py[:variant] [--data=DIR] [--config.field=value ...]
+
+The plain config is CoNet-lasso as the paper has it, :recipe the recommended recipe;
+conet_jax/variants.py has all variants. configs/default.py is for any data that launch/prepare.py
+has made.
 
 On several machines the same command runs on each, with a --workdir that all of them see:
 --coordinator=HOST:PORT --num_processes=N --process_id=I. Under Slurm, Open MPI, Kubernetes and on
@@ -18,8 +22,11 @@ _CONFIG = config_flags.DEFINE_config_file(
     "Config file, with a variant after a colon: configs/amazon.py:published; required. "
     "Its fields are set by --config.FIELD=VALUE; conet_jax/config.py has them all, with defaults.",
 )
+_DATA = flags.DEFINE_string(
+    "data", None, "Prepared data, in place of --config.data.dir; by default the config's."
+)
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run, made if absent; by default runs/NAME[-variant]."
+    "workdir", None, "Folder of the run, made if absent; by default runs/NAME-VARIANT."
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -43,6 +50,7 @@ _TENSORBOARD = flags.DEFINE_boolean(
 def main() -> None:
     """Runs the experiment."""
     config = cli.config_of(_CONFIG)
+    cli.take_data(config, _DATA.value)
     from conet_jax.devices import processes
 
     processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)

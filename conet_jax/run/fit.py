@@ -106,6 +106,7 @@ def _fit(
 ) -> dict:
     config = experiment.config
     progress, state, part = loop.Progress(), None, None
+    told: set[str] = set()
 
     def say(text: str) -> None:
         print(text, file=out, flush=True)  # there is no bar yet
@@ -155,7 +156,9 @@ def _fit(
                 checkpoints.save_latest(progress.epoch, saved, progress.to_json())
                 console.line(epoch_line(end.row, f"ndcg@{config.eval_k}", end.better))
                 for warning in end.warnings:
-                    console.line(f"warning: {warning}")
+                    if warning not in told:  # once, not each epoch
+                        console.line(f"warning: {warning}")
+                        told.add(warning)
                 del end, saved
                 memory.return_memory()
                 if signum := signals.requested():
