@@ -90,7 +90,7 @@ def main() -> None:
     """Reads, builds, writes, prints."""
     core = _check_flags()
 
-    from conet_jax.data import build, readers, recbole, store
+    from conet_jax.data import audit, build, readers, recbole, store
 
     store.check_writable(_OUT.value)
     if _RECBOLE.value:
@@ -113,7 +113,10 @@ def main() -> None:
     print("\n".join(_table(built.meta["counts"], paper=_DOWNLOAD.value == "amazon")))
     if "twins" in built.meta["audit"]:  # data made from arrays have had no audit
         print("\n".join(_audit(built.meta)))
+    print("\n".join(["", *audit.lines(built.meta["audit"])]))
     print(f"\nwritten to {_OUT.value} (hash {built.meta['hash'][:12]})")
+    for line in audit.warnings(built.meta["audit"]):
+        print(f"warning: {line}", file=sys.stderr)
     twins = built.meta["audit"].get("twins", {})
     share = max(twins.get("target_share", 0.0), twins.get("source_share", 0.0))
     if share > _TWIN_WARNING and not _DROP_TWINS.value:
@@ -230,11 +233,8 @@ def _audit(meta: dict) -> list[str]:
     at = f"Jaccard index {options['twin_jaccard']:g} or more"
     lines += [
         f"  {twins['pairs']:,} pairs of twins ({at}, 3 shared users or more)",
-        f"  {counts['test_users']:,} test items, {audit['test_items_not_in_training']:,} of them "
-        f"never in training; {audit['users_without_test']:,} users without",
-        f"  {counts['valid_users']:,} validation items, "
-        f"{audit['valid_items_not_in_training']:,} of them never in training; "
-        f"{audit['users_without_valid']:,} users without",
+        f"  {counts['test_users']:,} test items, {audit['users_without_test']:,} users without; "
+        f"{counts['valid_users']:,} validation items, {audit['users_without_valid']:,} without",
     ]
     return lines
 

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 
-from conet_jax.data import split
-from conet_jax.data.types import DOMAINS, Dataset, HeldOut, UserItems, content_hash
+from conet_jax.data import audit, split
+from conet_jax.data.types import DOMAINS, HELD_OUT, Dataset, HeldOut, UserItems, content_hash
 from conet_jax.errors import InputError
 
 
@@ -165,14 +165,13 @@ def assemble(
         return held_out_of(users, target.items[at[users]], drawn, np.ones(drawn.shape, bool))
 
     test = given if given is not None else draw(test_at, "test candidates")
-    valid = draw(valid_at, "validation candidates")
-    return from_split(interactions, valid, test, ids, report=report, options=options)
+    parts = {"valid": draw(valid_at, "validation candidates"), "test": test}
+    return from_split(interactions, parts, ids, report=report, options=options)
 
 
 def from_split(
     interactions: dict[str, UserItems],
-    valid: HeldOut,
-    test: HeldOut,
+    parts: dict[str, HeldOut],
     ids: tuple[np.ndarray, np.ndarray, np.ndarray],
     *,
     report: dict,
@@ -182,8 +181,7 @@ def from_split(
 
     Args:
       interactions: training positives by domain.
-      valid: validation items.
-      test: test items.
+      parts: held-out items, by the names of ``types.HELD_OUT``; ``valid`` and ``test`` at least.
       ids: raw ids of users, target items and source items.
       report: of the audit, so far.
       options: that the data were made with.
@@ -199,19 +197,13 @@ def from_split(
                 f"user {user_ids[full[0]]!r} has all {rows.num_items} items of the {domain} as "
                 "training positives, so no negative is possible: leave the user out or add items"
             )
-    counts = count(interactions, valid, test)
-    trained = np.zeros(interactions["target"].num_items, bool)
-    trained[interactions["target"].indices] = True
-    report = report | {
-        "users_without_test": num_users - len(test.users),
-        "users_without_valid": num_users - len(valid.users),
-        "test_items_not_in_training": int((~trained[test.items]).sum()),
-        "valid_items_not_in_training": int((~trained[valid.items]).sum()),
-    }
+    counts = count(interactions, parts)
+    report = report | {"cold": audit.coldness_of(parts, interactions)}
+    for part in ("test", "valid"):
+        report[f"users_without_{part}"] = num_users - len(parts[part].users)
     dataset = Dataset(
         **interactions,
-        valid=valid,
-        test=test,
+        **parts,
         user_ids=user_ids,
         target_item_ids=ids[1],
         source_item_ids=ids[2],
@@ -220,19 +212,17 @@ def from_split(
     return dataset._replace(meta=dataset.meta | {"hash": content_hash(dataset)})
 
 
-def count(
-    interactions: dict[str, UserItems], valid: HeldOut, test: HeldOut
-) -> dict[str, int | float]:
+def count(interactions: dict[str, UserItems], parts: dict[str, HeldOut]) -> dict[str, int | float]:
     """Numbers of users, items and interactions, held-out ones included, and densities."""
     num_users = len(interactions["target"].indptr) - 1
     counts: dict[str, int | float] = {"users": num_users}
-    held_out = {"target": len(valid.users) + len(test.users), "source": 0}
     for domain, rows in interactions.items():
-        number = len(rows.indices) + held_out[domain]
+        held_out = sum(len(parts[part].users) for part in parts if HELD_OUT[part] == domain)
+        number = len(rows.indices) + held_out
         counts[f"{domain}_items"] = rows.num_items
         counts[f"{domain}_interactions"] = number
         counts[f"{domain}_density"] = number / (num_users * rows.num_items)
-    return counts | {"valid_users": len(valid.users), "test_users": len(test.users)}
+    return counts | {f"{part}_users": len(held.users) for part, held in parts.items()}
 
 
 def _indptr(users: np.ndarray, num_users: int) -> np.ndarray:

@@ -166,7 +166,7 @@ def load(directory: str | os.PathLike) -> Dataset:
                 "items: write the files anew by launch/export.py --data"
             )
     ids = tuple(np.array(list(x), object) for x in (users, items["target"], items["source"]))
-    return from_split(interactions, **held_out, ids=ids, report=report, options=options)
+    return from_split(interactions, held_out, ids, report=report, options=options)
 
 
 def _write(path: Path, **columns: np.ndarray) -> None:
