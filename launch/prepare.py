@@ -77,13 +77,13 @@ _DROP_TWINS = flags.DEFINE_boolean(
 )
 _TWIN_JACCARD = flags.DEFINE_float(
     "twin_jaccard",
-    0.9,
+    0.5,
     "Jaccard index of their users, above 0 and at most 1, from which two items are twins.",
 )
+_TWIN_USERS = flags.DEFINE_integer("twin_users", 2, "Users that two twins share at least, from 1.")
 
 # Table 1 of the paper: users, then items and interactions of target and source.
 _PAPER_AMAZON = (80_763, 93_799, 1_323_101, 35_896, 963_373)
-_TWIN_WARNING = 0.01  # share of interactions
 
 
 def main() -> None:
@@ -108,24 +108,16 @@ def main() -> None:
             seed=_SEED.value,
             drop_twins=_DROP_TWINS.value,
             twin_jaccard=_TWIN_JACCARD.value,
+            twin_users=_TWIN_USERS.value,
         )
     store.save(built, _OUT.value)
     print("\n".join(_table(built.meta["counts"], paper=_DOWNLOAD.value == "amazon")))
     if "twins" in built.meta["audit"]:  # data made from arrays have had no audit
         print("\n".join(_audit(built.meta)))
-    print("\n".join(["", *audit.lines(built.meta["audit"])]))
+    print("\n".join(audit.lines(built.meta["audit"])))
     print(f"\nwritten to {_OUT.value} (hash {built.meta['hash'][:12]})")
     for line in audit.warnings(built.meta["audit"]):
         print(f"warning: {line}", file=sys.stderr)
-    twins = built.meta["audit"].get("twins", {})
-    share = max(twins.get("target_share", 0.0), twins.get("source_share", 0.0))
-    if share > _TWIN_WARNING and not _DROP_TWINS.value:
-        print(
-            f"warning: {100 * share:.1f}% of a domain's interactions are on twins: a held-out pair "
-            "then also stands in the source under another id; --drop_twins removes these source "
-            "items",
-            file=sys.stderr,
-        )
 
 
 def _check_flags() -> int:
@@ -152,7 +144,7 @@ def _check_flags() -> int:
         raise InputError(f"--twin_jaccard={_TWIN_JACCARD.value} must be above 0 and at most 1")
     if not 0 <= _SEED.value < 2**63:
         raise InputError(f"--seed={_SEED.value} must be 0 or more and below 2^63")
-    for flag in (_MIN_USER_ITEMS, _MIN_ITEM_USERS, _CANDIDATES):
+    for flag in (_MIN_USER_ITEMS, _MIN_ITEM_USERS, _CANDIDATES, _TWIN_USERS):
         if flag.value is not None and flag.value < 1:
             raise InputError(f"--{flag.name}={flag.value} must be 1 or more")
     return 5 if _DOWNLOAD.value else 1
@@ -224,15 +216,7 @@ def _audit(meta: dict) -> list[str]:
         ):
             cells = ("-" if value is None else f"{value:,}" for value in values)
             lines.append(f"  {label:<43}" + "".join(f"{cell:>14}" for cell in cells))
-    twins = audit["twins"]
-    shares = "".join(f"{100 * twins[f'{d}_share']:>13.1f}%" for d in ("target", "source"))
-    lines.append(f"  {'interactions on twins':<43}{shares}")
-    if twins["dropped_source_interactions"]:
-        dropped = twins["dropped_source_interactions"]
-        lines.append(f"  {'dropped: source items of twins':<43}{'-':>14}{dropped:>14,}")
-    at = f"Jaccard index {options['twin_jaccard']:g} or more"
     lines += [
-        f"  {twins['pairs']:,} pairs of twins ({at}, 3 shared users or more)",
         f"  {counts['test_users']:,} test items, {audit['users_without_test']:,} users without; "
         f"{counts['valid_users']:,} validation items, {audit['users_without_valid']:,} without",
     ]

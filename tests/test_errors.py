@@ -421,6 +421,10 @@ MESSAGES = [
         lambda: launch("prepare", "--out=x", "--target=a", "--source=b", "--candidates=0"),
     ),
     (
+        "--twin_users=0 must be 1 or more",
+        lambda: launch("prepare", "--out=x", "--target=a", "--source=b", "--twin_users=0"),
+    ),
+    (
         "--recbole brings its own split: leave out --seed",
         lambda: launch("prepare", "--out=x", "--recbole=x", "--seed=1"),
     ),

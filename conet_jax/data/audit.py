@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from conet_jax import metrics
-from conet_jax.data.types import HELD_OUT, HeldOut, UserItems
+from conet_jax.data.types import DOMAINS, HELD_OUT, HeldOut, UserItems
 
 K = 10  # the cut of the audit's metrics
 # A warning's bounds: the least share of cold held-out items, and how many times the candidates'.
 _MUCH_COLD, _TELLING = 0.05, 1.5
+_MANY_TWINS = 0.01  # a warning's bound: share of interactions, or of held-out pairs
 # Held-out parts in words.
 NAMES = {
     "valid": "validation",
@@ -74,37 +75,83 @@ def coldness_of(
 
 
 def lines(audit: Mapping) -> list[str]:
-    """The part of the printed audit that is about cold items, in plain words."""
+    """The printed audit from the twins on, in plain words."""
+    return [*_twin_lines(audit), *_cold_lines(audit)]
+
+
+def _twin_lines(audit: Mapping) -> list[str]:
+    twins = audit.get("twins")
+    if not twins:
+        return []
+    # The bounds of the first version, which did not write them.
+    jaccard, least = twins.get("jaccard", 0.9), twins.get("min_users", 3)
+    shares = "".join(f"{100 * twins[f'{d}_share']:>13.1f}%" for d in DOMAINS)
+    found = [f"  {'interactions on twins':<43}{shares}"]
+    if twins["dropped_source_interactions"]:
+        dropped = twins["dropped_source_interactions"]
+        found.append(f"  {'dropped: source items of twins':<43}{'-':>14}{dropped:>14,}")
+    found.append(
+        f"  {twins['pairs']:,} pairs of twins: Jaccard index {jaccard:g} or more, {least} shared "
+        "users or more"
+    )
+    if "test_in_source" in twins:
+        found.append(
+            f"  the user's source has a twin of {100 * twins['test_in_source']:.1f}% of the test "
+            f"items, {100 * twins['valid_in_source']:.1f}% of the validation items"
+        )
+    return found
+
+
+def _cold_lines(audit: Mapping) -> list[str]:
     parts = {p: found for p, found in audit.get("cold", {}).items() if found["pairs"]}
     if not parts:
         return []
-    table = _row("held-out pairs", (NAMES[part] for part in parts))
     rows = (
         ("", lambda f: f"{f['pairs']:,}"),
-        (
-            "whose item has no training pair (is cold)",
-            lambda f: f"{100 * f['cold_positives']:.1f}%",
-        ),
-        ("candidates that are cold", lambda f: f"{100 * f['cold_candidates']:.1f}%"),
+        ("whose item has no training pair (is cold)", lambda f: _percent(f["cold_positives"])),
+        ("candidates that are cold", lambda f: _percent(f["cold_candidates"])),
         (f"NDCG@{K}, HR@{K} of popularity", lambda f: _both(f, "popular")),
         ("the same with cold items put first", lambda f: _both(f, "cold_first")),
     )
-    return [table, *(_row(f"  {label}", map(cell, parts.values())) for label, cell in rows)]
+    table = _row("held-out pairs", (NAMES[part] for part in parts))
+    return ["", table, *(_row(f"  {label}", map(cell, parts.values())) for label, cell in rows)]
 
 
 def warnings(audit: Mapping) -> list[str]:
     """What to beware of, each with the flag that helps."""
-    found = audit.get("cold", {}).get("test", {"pairs": 0})
+    return [*_twin_warnings(audit.get("twins", {})), *_cold_warnings(audit.get("cold", {}))]
+
+
+def _twin_warnings(twins: Mapping) -> list[str]:
+    if not twins or twins["dropped_source_interactions"]:
+        return []
+    share = max(twins["target_share"], twins["source_share"])
+    held_out = max(twins.get("test_in_source", 0.0), twins.get("valid_in_source", 0.0))
+    if max(share, held_out) <= _MANY_TWINS:
+        return []
+    return [
+        f"{_percent(share)} of a domain's interactions are on twins, and the user's source has a "
+        f"twin of {_percent(held_out)} of the held-out items: one product under two ids is no "
+        "transfer; --drop_twins removes these source items"
+    ]
+
+
+def _cold_warnings(cold: Mapping) -> list[str]:
+    found = cold.get("test", {"pairs": 0})
     if not found["pairs"]:
         return []
     positives, candidates = found["cold_positives"], found["cold_candidates"]
     if positives < _MUCH_COLD or positives < _TELLING * candidates:
         return []
     return [
-        f"{100 * positives:.1f}% of the test items and {100 * candidates:.1f}% of their candidates "
+        f"{_percent(positives)} of the test items and {_percent(candidates)} of their candidates "
         "have no training pair, so that being unknown tells a test item: read the warm metrics, or "
         "prepare with a larger --min_item_users"
     ]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}%"
 
 
 def _row(label: str, cells: Iterable[str]) -> str:

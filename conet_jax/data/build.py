@@ -9,7 +9,7 @@ import polars as pl
 
 from conet_jax.data.assemble import Pairs, assemble, held_out_of, merge, objects, take
 from conet_jax.data.readers import DomainRows, Given
-from conet_jax.data.twins import find_twins
+from conet_jax.data.twins import find_twins, share_in_source
 from conet_jax.data.types import DOMAINS, Dataset, HeldOut
 from conet_jax.errors import InputError
 
@@ -25,7 +25,8 @@ def build(
     candidates: int = 99,
     seed: int = 0,
     drop_twins: bool = False,
-    twin_jaccard: float = 0.9,
+    twin_jaccard: float = 0.5,
+    twin_users: int = 2,
 ) -> Dataset:
     """Builds one data set from the rows of two domains.
 
@@ -45,7 +46,8 @@ def build(
       seed: of all draws.
       drop_twins: remove the source item of each pair of twins, after the core: the target and its
         test set stay as they are.
-      twin_jaccard: see ``twins.find_twins``.
+      twin_jaccard: Jaccard index from which two items are twins, see ``twins.find_twins``.
+      twin_users: users that twins share at least.
 
     Returns:
       The data set, the same for the same rows in any order.
@@ -83,20 +85,25 @@ def build(
         keep = _apply_core(pairs, reports, len(shared), min_user_items, min_item_users)
         shared = shared.filter(pl.Series(keep))
         _compact(pairs, item_ids, keep)
-    twins = _find_twins(pairs, item_ids, twin_jaccard, drop_twins)
-    options = {"candidates": candidates, "seed": seed}
-    options |= {"drop_twins": drop_twins, "twin_jaccard": twin_jaccard}
+    twins, reports["twins"] = _find_twins(pairs, item_ids, twin_jaccard, twin_users, drop_twins)
+    options = {"candidates": candidates, "seed": seed, "drop_twins": drop_twins}
+    if drop_twins:
+        options |= {"twin_jaccard": twin_jaccard, "twin_users": twin_users}
     options["split"] = split if target.given is None else "given"
     if not ncf:
         options |= {"min_rating": min_rating, "min_user_items": min_user_items}
         options["min_item_users"] = min_item_users
-    return assemble(
+    made = assemble(
         pairs,
         (objects(shared), *(objects(item_ids[domain]) for domain in DOMAINS)),
         given["target"],
-        report={**reports, "twins": twins},
+        report=reports,
         options=options,
     )
+    for part in ("valid", "test"):
+        share = share_in_source(getattr(made, part), twins, made.source)
+        made.meta["audit"]["twins"][f"{part}_in_source"] = share
+    return made
 
 
 def _positives(rows: DomainRows, min_rating: float) -> tuple[pl.LazyFrame, dict]:
@@ -209,10 +216,15 @@ def _compact_items(pairs: dict[str, Pairs], item_ids: dict[str, pl.Series], doma
 
 
 def _find_twins(
-    pairs: dict[str, Pairs], item_ids: dict[str, pl.Series], jaccard: float, drop: bool
-) -> dict:
-    twins = find_twins(*pairs["target"][:2], *pairs["source"][:2], jaccard)
-    report: dict = {"pairs": len(twins)}
+    pairs: dict[str, Pairs],
+    item_ids: dict[str, pl.Series],
+    jaccard: float,
+    min_users: int,
+    drop: bool,
+) -> tuple[np.ndarray, dict]:
+    """The twins that are left, none if they are dropped from the pairs, and what the audit says."""
+    twins = find_twins(*pairs["target"][:2], *pairs["source"][:2], jaccard, min_users)
+    report: dict = {"jaccard": jaccard, "min_users": min_users, "pairs": len(twins)}
     on_twin = {}
     for column, domain in enumerate(DOMAINS):
         is_twin = np.zeros(len(item_ids[domain]), bool)
@@ -228,7 +240,8 @@ def _find_twins(
                 "no source item is left after --drop_twins: leave it out, or raise --twin_jaccard"
             )
         _compact_items(pairs, item_ids, "source")
-    return report
+        twins = twins[:0]
+    return twins, report
 
 
 def _code_given(
