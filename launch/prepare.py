@@ -67,8 +67,29 @@ _MIN_ITEM_USERS = flags.DEFINE_integer(
 _SPLIT = flags.DEFINE_enum(
     "split",
     "random",
-    ["random", "latest"],
-    "Which item of a user is the test item: any, or the one with the latest time.",
+    ["random", "latest", "time"],
+    "Which item of a user is the test item: any, the one with the latest time, or the first from "
+    "--cutoff on.",
+)
+_KEEP_FUTURE = flags.DEFINE_boolean(
+    "keep_future",
+    False,
+    "With --split=latest: keep a user's source rows from the time of the held-out item on.",
+)
+_CUTOFF = flags.DEFINE_string(
+    "cutoff",
+    None,
+    "With --split=time: the moment from which on rows are held out or dropped; a date as "
+    "2014-07-01, a share of the target's rows as 0.8, or a time as in the files.",
+)
+_HOLD_OUT = flags.DEFINE_enum(
+    "hold_out", "target", ["target", "both"], "Domains whose items are held out."
+)
+_USERS = flags.DEFINE_enum(
+    "users",
+    "shared",
+    ["shared", "all"],
+    "Users to keep: those of both domains, as in the paper, or those of one alone, too.",
 )
 _CANDIDATES = flags.DEFINE_integer("candidates", 99, "Negatives each held-out item is ranked with.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of all draws, from 0.")
@@ -109,6 +130,10 @@ def main() -> None:
             drop_twins=_DROP_TWINS.value,
             twin_jaccard=_TWIN_JACCARD.value,
             twin_users=_TWIN_USERS.value,
+            keep_future=_KEEP_FUTURE.value,
+            cutoff=_CUTOFF.value,
+            hold_out=_HOLD_OUT.value,
+            users=_USERS.value,
         )
     store.save(built, _OUT.value)
     print("\n".join(_table(built.meta["counts"], paper=_DOWNLOAD.value == "amazon")))
@@ -206,6 +231,8 @@ def _audit(meta: dict) -> list[str]:
         "duplicates_merged": "duplicates merged",
         "item_core": f"dropped: item with fewer than {options.get('min_item_users')} users",
         "user_core": f"dropped: user with fewer than {options.get('min_user_items')} items",
+        "later_unknown": "dropped: after the cutoff, unknown before",
+        "left_out_by_time": "left out: too late to train on",
         "positives_among_negatives": "positives among the given negatives",
     }
     lines = ["", "audit" + " " * 40 + f"{'target':>14}{'source':>14}"]

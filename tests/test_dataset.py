@@ -140,6 +140,7 @@ def test_duplicates_keep_the_latest_time():
         rows(pairs, times=[1, 2, 3, 9, 0]),
         rows([("a", 1), ("b", 2)]),
         split="latest",
+        keep_future=True,
         candidates=1,
     )
     assert data.target_item_ids[data.test.items].tolist() == ["1"]
@@ -250,7 +251,7 @@ def given_style():
 
 
 def test_given_test_items_and_candidates_are_kept_and_positives_masked():
-    data = build.build(*given_style(), candidates=1, min_user_items=50, split="latest")
+    data = build.build(*given_style(), candidates=1, min_user_items=50)
     ids = data.target_item_ids
     assert data.user_ids.tolist() == ["a", "b"]  # c is not in the source
     assert ids.tolist() == ["1", "2", "3", "4", "5", "6", "7", "8"]  # 9 was c's, 7 and 8 listed

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from conet_jax import metrics
+from conet_jax.data.moments import in_words
 from conet_jax.data.types import DOMAINS, HELD_OUT, HeldOut, UserItems
 
 K = 10  # the cut of the audit's metrics
@@ -75,8 +76,59 @@ def coldness_of(
 
 
 def lines(audit: Mapping) -> list[str]:
-    """The printed audit from the twins on, in plain words."""
-    return [*_twin_lines(audit), *_cold_lines(audit)]
+    """The printed audit after the counts of rows, in plain words."""
+    return [
+        *_user_lines(audit),
+        *_twin_lines(audit),
+        *_time_lines(audit.get("time", {})),
+        *_cold_lines(audit),
+    ]
+
+
+def _user_lines(audit: Mapping) -> list[str]:
+    found, left = audit.get("users"), audit.get("users_shared")
+    if not found:
+        return []
+    kinds = (
+        f"  {found['shared']:,} users of both domains, {found['target_only']:,} of the target "
+        f"alone, {found['source_only']:,} of the source alone, before the core"
+    )
+    if left:
+        return [
+            kinds,
+            f"  --users=shared would keep {left['users']:,} users, {left['target']:,} target and "
+            f"{left['source']:,} source interactions",
+        ]
+    more = [audit[domain]["user_not_shared"] for domain in DOMAINS]
+    if not any(more):
+        return [kinds]
+    return [
+        kinds,
+        f"  --users=all would keep {more[0]:,} target and {more[1]:,} source rows more, before the "
+        "core",
+    ]
+
+
+def _time_lines(time: Mapping) -> list[str]:
+    found = []
+    if "users_with_ties" in time:
+        found.append(
+            f"  equal times: the seed chose among the latest items of {time['users_with_ties']:,} "
+            "users"
+        )
+    if time.get("future_dropped"):
+        found.append(
+            f"  {time['future_rows']:,} source rows come at or after their user's first held-out "
+            f"item: not trained on; {time['users_without_source']:,} users have no others"
+        )
+    elif "future_rows" in time:
+        found.append(
+            f"  {time['future_rows']:,} source rows come at or after their user's first held-out "
+            "item, and are trained on"
+        )
+    if "cutoff" in time:
+        found.append(f"  trained on what comes before {in_words(time['cutoff'])}")
+    return found
 
 
 def _twin_lines(audit: Mapping) -> list[str]:
@@ -119,7 +171,25 @@ def _cold_lines(audit: Mapping) -> list[str]:
 
 def warnings(audit: Mapping) -> list[str]:
     """What to beware of, each with the flag that helps."""
-    return [*_twin_warnings(audit.get("twins", {})), *_cold_warnings(audit.get("cold", {}))]
+    return [
+        *_twin_warnings(audit.get("twins", {})),
+        *_time_warnings(audit.get("time", {})),
+        *_cold_warnings(audit.get("cold", {})),
+    ]
+
+
+def _time_warnings(time: Mapping) -> list[str]:
+    if time.get("one_moment"):
+        return [
+            "all times are equal, so that nothing is the latest: the seed chose what is held out, "
+            "as --split=random does"
+        ]
+    if time.get("future_rows") and not time["future_dropped"]:
+        return [
+            f"{time['future_rows']:,} source rows come at or after their user's first held-out "
+            "item and may tell of it; without --keep_future they are left out"
+        ]
+    return []
 
 
 def _twin_warnings(twins: Mapping) -> list[str]:

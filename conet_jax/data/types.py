@@ -9,6 +9,8 @@ import numpy as np
 from conet_jax.errors import InputError
 
 DOMAINS = ("target", "source")
+# Counts of the three kinds of users, in the order in which they are numbered.
+KINDS = ("shared_users", "target_only_users", "source_only_users")
 
 
 class UserItems(NamedTuple):
