@@ -65,7 +65,7 @@ UNSEEN = {
     "conet_jax/cli.py: fail(error)": "prints the others; tests/test_launch.py sees it do so",
     'conet_jax/cli.py: fail(f"{where}': "what the disk refuses; tests/test_crash.py sees it",
     "conet_jax/run/checkpoints.py: raise OSError(": "becomes the line of cli.py above",
-    "conet_jax/studies/sweep.py: config.on_nonfinite is": "the reason in a row; tests/test_numbers.py",
+    "conet_jax/studies/sweep.py: config.on_nonfinite is": "a row's reason; tests/test_numbers.py",
     "conet_jax/data/download.py: more data than announced": "the reason within another message",
     "conet_jax/data/download.py: where {have} was asked for": "the reason within another message",
 }
@@ -728,6 +728,10 @@ MESSAGES = [
     ("not readable as the description", lambda: saved("dataset.json", lambda x: x.pop("hash"))),
     ("format 2 where 1 is expected", lambda: saved("dataset.json", lambda x: x.update(format=2))),
     (
+        "counts of shared_users, .* do not add up to the users",
+        lambda: saved("dataset.json", lambda x: x["counts"].update(shared_users=1)),
+    ),
+    (
         "counts.target_density differs from the arrays",
         lambda: saved("dataset.json", lambda x: x["counts"].update(target_density=0.5)),
     ),
@@ -791,7 +795,7 @@ MESSAGES = [
         ),
     ),
     (
-        "id 'x' is not listed in target.item",
+        "id 'x' is not listed in the .item file",
         lambda: atomic(
             "candidates.parquet",
             lambda frame: frame.with_columns(pl.lit(["x", "x"]).alias("candidates")),

@@ -82,7 +82,7 @@ def build(
             + ("" if ncf else f" with a rating of {min_rating:g} or more (--min_rating)")
             + "; the ids of a user must be spelled alike in both files"
         )
-    known = pl.concat([shared, *alone])
+    known = pl.concat([shared, *alone]).sort()
     given = {"target": target.given, "source": source.given}
     pairs, item_ids = {}, {}
     for domain in DOMAINS:
@@ -112,7 +112,9 @@ def build(
             )
         if users == "all":
             options["users"] = "all"
-            reports["users_shared"] = _counts_of_shared(pairs, len(shared), **least)
+            other = reduce(pairs, len(known), users="shared", **least)
+            reports["users_shared"] = {"users": len(other.users)}
+            reports["users_shared"] |= {d: len(p.users) for d, p in other.pairs.items()}
         for domain in DOMAINS:
             reports[domain] |= reduced.dropped[domain]
             item_ids[domain] = item_ids[domain].gather(reduced.items[domain])
@@ -238,13 +240,6 @@ def _coded(
     report["user_not_shared"] = report["rows"] - report["below_min_rating"] - len(rows)
     merged, report["duplicates_merged"] = merge(pairs)
     return merged, ids
-
-
-def _counts_of_shared(pairs: dict[str, Pairs], num_shared: int, **least: int) -> dict[str, int]:
-    """What would be left of the users of both domains alone: the first ``num_shared``."""
-    pairs = {domain: take(p, p.users < num_shared) for domain, p in pairs.items()}
-    left = reduce(pairs, num_shared, users="shared", **least)
-    return {"users": len(left.users)} | {d: len(p.users) for d, p in left.pairs.items()}
 
 
 def _find_twins(

@@ -18,6 +18,7 @@ from conet_jax.data.assemble import count
 from conet_jax.data.types import (
     DOMAINS,
     HELD_OUT,
+    KINDS,
     Dataset,
     HeldOut,
     UserItems,
@@ -206,6 +207,9 @@ def load(directory: str | os.PathLike) -> Dataset:
     for name, number in count(interactions, held).items():
         if counts.get(name) != number:
             _damaged(path / _JSON, f"counts.{name} differs from the arrays")
+    problem = _kinds_problem(counts, interactions, held)
+    if problem:
+        _damaged(path / _JSON, problem)
     dataset = Dataset(**interactions, **held, **ids, meta=meta)
     if content_hash(dataset) != stored:
         _damaged(path, "the content does not match its hash")
@@ -257,6 +261,29 @@ def _held_out_problem(held: HeldOut, num_users: int, num_items: int) -> str | No
         if values.size and not 0 <= values.min() <= values.max() < size:
             return f"a {what} index out of range 0 .. {size - 1}"
     return None if (np.diff(held.users) > 0).all() else "users that are not strictly increasing"
+
+
+def _kinds_problem(
+    counts: dict, interactions: dict[str, UserItems], held: dict[str, HeldOut]
+) -> str | None:
+    """What is wrong with the counts of users of both domains and of one alone, if there are any."""
+    kinds = [counts.get(kind, 0) for kind in KINDS]
+    if not any(kind in counts for kind in KINDS):
+        kinds[0] = counts["users"]
+    if not all(type(n) is int and n >= 0 for n in kinds) or sum(kinds) != counts["users"]:
+        return f"counts of {', '.join(KINDS)} that do not add up to the users"
+    shared, with_target = kinds[0], kinds[0] + kinds[1]
+    degrees = {domain: np.diff(rows.indptr) for domain, rows in interactions.items()}
+    if degrees["target"][with_target:].any() or degrees["source"][shared:with_target].any():
+        return "interactions of users in a domain that they are not counted in"
+    for part, (low, high) in {
+        **dict.fromkeys(held, (0, shared)),
+        "test_target_only": (shared, with_target),
+    }.items():
+        users = held[part].users if part in held else ()
+        if len(users) and not low <= users[0] <= users[-1] < high:
+            return f"{part}: users of another kind than expected"
+    return None
 
 
 def _decode(data: np.ndarray, offsets: np.ndarray, size: int) -> np.ndarray:
