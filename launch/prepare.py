@@ -92,6 +92,11 @@ _USERS = flags.DEFINE_enum(
     "Users to keep: those of both domains, as in the paper, or those of one alone, too.",
 )
 _CANDIDATES = flags.DEFINE_integer("candidates", 99, "Negatives each held-out item is ranked with.")
+_EVAL_K = flags.DEFINE_integer(
+    "eval_k",
+    10,
+    "Largest K of HR@K and NDCG@K that runs will report; needs more candidates than that.",
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of all draws, from 0.")
 _DROP_TWINS = flags.DEFINE_boolean(
     "drop_twins", False, "Remove the source item of each pair of twins (see the audit)."
@@ -135,6 +140,12 @@ def main() -> None:
             hold_out=_HOLD_OUT.value,
             users=_USERS.value,
         )
+    listed = built.test.candidates.shape[1]  # given with the files, perhaps
+    if listed <= _EVAL_K.value:
+        raise InputError(
+            f"the test items are ranked with {listed} candidates: expected more than "
+            f"--eval_k={_EVAL_K.value}; ask for a smaller K"
+        )
     store.save(built, _OUT.value)
     print("\n".join(_table(built.meta["counts"], paper=_DOWNLOAD.value == "amazon")))
     if "twins" in built.meta["audit"]:  # data made from arrays have had no audit
@@ -153,7 +164,7 @@ def _check_flags() -> int:
         )
     if _RECBOLE.value:
         others = [f for f in flags.FLAGS.get_key_flags_for_module(sys.argv[0]) if f.present]
-        more = sorted({f.name for f in others} - {"recbole", "out"})
+        more = sorted({f.name for f in others} - {"recbole", "out", "eval_k"})
         if more:
             raise InputError(f"--recbole brings its own split: leave out --{more[0]}")
     elif _DOWNLOAD.value:
@@ -169,9 +180,14 @@ def _check_flags() -> int:
         raise InputError(f"--twin_jaccard={_TWIN_JACCARD.value} must be above 0 and at most 1")
     if not 0 <= _SEED.value < 2**63:
         raise InputError(f"--seed={_SEED.value} must be 0 or more and below 2^63")
-    for flag in (_MIN_USER_ITEMS, _MIN_ITEM_USERS, _CANDIDATES, _TWIN_USERS):
+    for flag in (_MIN_USER_ITEMS, _MIN_ITEM_USERS, _CANDIDATES, _EVAL_K, _TWIN_USERS):
         if flag.value is not None and flag.value < 1:
             raise InputError(f"--{flag.name}={flag.value} must be 1 or more")
+    if _CANDIDATES.value <= _EVAL_K.value:
+        raise InputError(
+            f"--candidates={_CANDIDATES.value} must be above --eval_k={_EVAL_K.value}: among so few "
+            "every item is in the first K; draw more candidates, or ask for a smaller K"
+        )
     return 5 if _DOWNLOAD.value else 1
 
 

@@ -421,6 +421,17 @@ MESSAGES = [
         lambda: launch("prepare", "--out=x", "--target=a", "--source=b", "--candidates=0"),
     ),
     (
+        "--candidates=10 must be above --eval_k=10: .* smaller K",
+        lambda: launch("prepare", "--out=x", "--target=a", "--source=b", "--candidates=10"),
+    ),
+    (
+        "ranked with 2 candidates: expected more than --eval_k=10; ask for",
+        lambda: (
+            recbole.save(data(), "recbole"),
+            launch("prepare", "--out=x", "--recbole=recbole"),
+        ),
+    ),
+    (
         "--twin_users=0 must be 1 or more",
         lambda: launch("prepare", "--out=x", "--target=a", "--source=b", "--twin_users=0"),
     ),
