@@ -67,30 +67,56 @@ _MIN_ITEM_USERS = flags.DEFINE_integer(
 _SPLIT = flags.DEFINE_enum(
     "split",
     "random",
-    ["random", "latest"],
-    "Which item of a user is the test item: any, or the one with the latest time.",
+    ["random", "latest", "time"],
+    "Which item of a user is the test item: any, the one with the latest time, or the first from "
+    "--cutoff on.",
+)
+_KEEP_FUTURE = flags.DEFINE_boolean(
+    "keep_future",
+    False,
+    "With --split=latest: keep a user's source rows from the time of the held-out item on.",
+)
+_CUTOFF = flags.DEFINE_string(
+    "cutoff",
+    None,
+    "With --split=time: the moment from which on rows are held out or dropped; a date as "
+    "2014-07-01, a share of the target's rows as 0.8, or a time as in the files.",
+)
+_HOLD_OUT = flags.DEFINE_enum(
+    "hold_out", "target", ["target", "both"], "Domains whose items are held out."
+)
+_USERS = flags.DEFINE_enum(
+    "users",
+    "shared",
+    ["shared", "all"],
+    "Users to keep: those of both domains, as in the paper, or those of one alone, too.",
 )
 _CANDIDATES = flags.DEFINE_integer("candidates", 99, "Negatives each held-out item is ranked with.")
+_EVAL_K = flags.DEFINE_integer(
+    "eval_k",
+    10,
+    "Largest K of HR@K and NDCG@K that runs will report; needs more candidates than that.",
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of all draws, from 0.")
 _DROP_TWINS = flags.DEFINE_boolean(
     "drop_twins", False, "Remove the source item of each pair of twins (see the audit)."
 )
 _TWIN_JACCARD = flags.DEFINE_float(
     "twin_jaccard",
-    0.9,
+    0.5,
     "Jaccard index of their users, above 0 and at most 1, from which two items are twins.",
 )
+_TWIN_USERS = flags.DEFINE_integer("twin_users", 2, "Users that two twins share at least, from 1.")
 
 # Table 1 of the paper: users, then items and interactions of target and source.
 _PAPER_AMAZON = (80_763, 93_799, 1_323_101, 35_896, 963_373)
-_TWIN_WARNING = 0.01  # share of interactions
 
 
 def main() -> None:
     """Reads, builds, writes, prints."""
     core = _check_flags()
 
-    from conet_jax.data import build, readers, recbole, store
+    from conet_jax.data import audit, build, readers, recbole, store
 
     store.check_writable(_OUT.value)
     if _RECBOLE.value:
@@ -108,21 +134,26 @@ def main() -> None:
             seed=_SEED.value,
             drop_twins=_DROP_TWINS.value,
             twin_jaccard=_TWIN_JACCARD.value,
+            twin_users=_TWIN_USERS.value,
+            keep_future=_KEEP_FUTURE.value,
+            cutoff=_CUTOFF.value,
+            hold_out=_HOLD_OUT.value,
+            users=_USERS.value,
+        )
+    listed = built.test.candidates.shape[1]  # given with the files, perhaps
+    if listed <= _EVAL_K.value:
+        raise InputError(
+            f"the test items are ranked with {listed} candidates: expected more than "
+            f"--eval_k={_EVAL_K.value}; ask for a smaller K"
         )
     store.save(built, _OUT.value)
     print("\n".join(_table(built.meta["counts"], paper=_DOWNLOAD.value == "amazon")))
     if "twins" in built.meta["audit"]:  # data made from arrays have had no audit
         print("\n".join(_audit(built.meta)))
+    print("\n".join(audit.lines(built.meta["audit"])))
     print(f"\nwritten to {_OUT.value} (hash {built.meta['hash'][:12]})")
-    twins = built.meta["audit"].get("twins", {})
-    share = max(twins.get("target_share", 0.0), twins.get("source_share", 0.0))
-    if share > _TWIN_WARNING and not _DROP_TWINS.value:
-        print(
-            f"warning: {100 * share:.1f}% of a domain's interactions are on twins: a held-out pair "
-            "then also stands in the source under another id; --drop_twins removes these source "
-            "items",
-            file=sys.stderr,
-        )
+    for line in audit.warnings(built.meta["audit"]):
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def _check_flags() -> int:
@@ -133,7 +164,7 @@ def _check_flags() -> int:
         )
     if _RECBOLE.value:
         others = [f for f in flags.FLAGS.get_key_flags_for_module(sys.argv[0]) if f.present]
-        more = sorted({f.name for f in others} - {"recbole", "out"})
+        more = sorted({f.name for f in others} - {"recbole", "out", "eval_k"})
         if more:
             raise InputError(f"--recbole brings its own split: leave out --{more[0]}")
     elif _DOWNLOAD.value:
@@ -149,9 +180,14 @@ def _check_flags() -> int:
         raise InputError(f"--twin_jaccard={_TWIN_JACCARD.value} must be above 0 and at most 1")
     if not 0 <= _SEED.value < 2**63:
         raise InputError(f"--seed={_SEED.value} must be 0 or more and below 2^63")
-    for flag in (_MIN_USER_ITEMS, _MIN_ITEM_USERS, _CANDIDATES):
+    for flag in (_MIN_USER_ITEMS, _MIN_ITEM_USERS, _CANDIDATES, _EVAL_K, _TWIN_USERS):
         if flag.value is not None and flag.value < 1:
             raise InputError(f"--{flag.name}={flag.value} must be 1 or more")
+    if _CANDIDATES.value <= _EVAL_K.value:
+        raise InputError(
+            f"--candidates={_CANDIDATES.value} must be above --eval_k={_EVAL_K.value}: among so few "
+            "every item is in the first K; draw more candidates, or ask for a smaller K"
+        )
     return 5 if _DOWNLOAD.value else 1
 
 
@@ -211,6 +247,8 @@ def _audit(meta: dict) -> list[str]:
         "duplicates_merged": "duplicates merged",
         "item_core": f"dropped: item with fewer than {options.get('min_item_users')} users",
         "user_core": f"dropped: user with fewer than {options.get('min_user_items')} items",
+        "later_unknown": "dropped: after the cutoff, unknown before",
+        "left_out_by_time": "left out: too late to train on",
         "positives_among_negatives": "positives among the given negatives",
     }
     lines = ["", "audit" + " " * 40 + f"{'target':>14}{'source':>14}"]
@@ -221,20 +259,9 @@ def _audit(meta: dict) -> list[str]:
         ):
             cells = ("-" if value is None else f"{value:,}" for value in values)
             lines.append(f"  {label:<43}" + "".join(f"{cell:>14}" for cell in cells))
-    twins = audit["twins"]
-    shares = "".join(f"{100 * twins[f'{d}_share']:>13.1f}%" for d in ("target", "source"))
-    lines.append(f"  {'interactions on twins':<43}{shares}")
-    if twins["dropped_source_interactions"]:
-        dropped = twins["dropped_source_interactions"]
-        lines.append(f"  {'dropped: source items of twins':<43}{'-':>14}{dropped:>14,}")
-    at = f"Jaccard index {options['twin_jaccard']:g} or more"
     lines += [
-        f"  {twins['pairs']:,} pairs of twins ({at}, 3 shared users or more)",
-        f"  {counts['test_users']:,} test items, {audit['test_items_not_in_training']:,} of them "
-        f"never in training; {audit['users_without_test']:,} users without",
-        f"  {counts['valid_users']:,} validation items, "
-        f"{audit['valid_items_not_in_training']:,} of them never in training; "
-        f"{audit['users_without_valid']:,} users without",
+        f"  {counts['test_users']:,} test items, {audit['users_without_test']:,} users without; "
+        f"{counts['valid_users']:,} validation items, {audit['users_without_valid']:,} without",
     ]
     return lines
 

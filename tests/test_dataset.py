@@ -140,6 +140,7 @@ def test_duplicates_keep_the_latest_time():
         rows(pairs, times=[1, 2, 3, 9, 0]),
         rows([("a", 1), ("b", 2)]),
         split="latest",
+        keep_future=True,
         candidates=1,
     )
     assert data.target_item_ids[data.test.items].tolist() == ["1"]
@@ -176,6 +177,19 @@ def test_hash_sees_every_array_id_and_option():
     options = data.meta["options"] | {"min_rating": 3.0}
     seen.add(content_hash(data._replace(meta=data.meta | {"options": options})))
     assert len(seen) == 1 + 2 + 8 + 3 + 1
+
+
+def test_data_made_as_before_keep_the_hash_that_they_had():
+    # Published figures name their data by hash: if it changes here, it changes for everybody.
+    target, source = some(degree=4, source_degree=3)
+    source = source + [(u, 1000 + i) for u, i in target if i < 5]
+    made = build.build(rows(target), rows(source), candidates=9)
+    assert made.meta["hash"].startswith("c97f3d73f9f4")
+    strict = {"drop_twins": True, "twin_jaccard": 0.9, "twin_users": 3}
+    made = build.build(rows(target), rows(source), candidates=9, **strict)
+    assert made.meta["hash"].startswith("6ae0ede88b82")
+    made = build.build(rows(target), rows(source), candidates=9, drop_twins=True)
+    assert made.meta["options"]["twin_users"] == 2
 
 
 def test_leading_zeros_are_other_ids():
@@ -237,7 +251,7 @@ def given_style():
 
 
 def test_given_test_items_and_candidates_are_kept_and_positives_masked():
-    data = build.build(*given_style(), candidates=1, min_user_items=50, split="latest")
+    data = build.build(*given_style(), candidates=1, min_user_items=50)
     ids = data.target_item_ids
     assert data.user_ids.tolist() == ["a", "b"]  # c is not in the source
     assert ids.tolist() == ["1", "2", "3", "4", "5", "6", "7", "8"]  # 9 was c's, 7 and 8 listed
@@ -264,7 +278,7 @@ def test_given_target_beside_a_source_with_ratings():
     assert all_pairs(data, "source") == {("a", "1"), ("b", "2")}
 
 
-def simple_twins(target: set, source: set, jaccard: float) -> list:
+def simple_twins(target: set, source: set, jaccard: float, least: int = 2) -> list:
     def users_of(pairs):
         return {i: {u for u, j in pairs if j == i} for _, i in pairs}
 
@@ -272,12 +286,13 @@ def simple_twins(target: set, source: set, jaccard: float) -> list:
         (x, y)
         for x, a in users_of(target).items()
         for y, b in users_of(source).items()
-        if len(a & b) >= 3 and len(a & b) / len(a | b) >= jaccard
+        if len(a & b) >= least and len(a & b) / len(a | b) >= jaccard
     )
 
 
+@pytest.mark.parametrize("least", [1, 2, 3])
 @pytest.mark.parametrize("jaccard", [0.2, 0.5, 0.6, 0.75, 0.9, 1.0])
-def test_twins_are_those_of_brute_force(jaccard):
+def test_twins_are_those_of_brute_force(jaccard, least):
     found_any = 0
     for seed in range(12):
         rng = np.random.default_rng(seed)
@@ -288,8 +303,8 @@ def test_twins_are_those_of_brute_force(jaccard):
             for domain in (base, (base ^ flip)[rng.permutation(14)])
         ]
         arrays = [np.array(sorted(s)).T for s in sets]
-        found = twins.find_twins(*arrays[0], *arrays[1], jaccard)
-        want = simple_twins(*sets, jaccard)
+        found = twins.find_twins(*arrays[0], *arrays[1], jaccard, least)
+        want = simple_twins(*sets, jaccard, least)
         assert [tuple(pair) for pair in found.tolist()] == want
         found_any += len(want)
     assert found_any
@@ -298,9 +313,9 @@ def test_twins_are_those_of_brute_force(jaccard):
 def test_twins_in_small_chunks_are_the_same(monkeypatch):
     rng = np.random.default_rng(0)
     pairs = np.argwhere(rng.random((40, 12)) < 0.4).T
-    whole = twins.find_twins(*pairs, *pairs, 0.4)
+    whole = twins.find_twins(*pairs, *pairs, 0.4, 3)
     monkeypatch.setattr(twins, "_CHUNK", 3)
-    np.testing.assert_array_equal(twins.find_twins(*pairs, *pairs, 0.4), whole)
+    np.testing.assert_array_equal(twins.find_twins(*pairs, *pairs, 0.4, 3), whole)
     assert len(whole) >= 12
 
 
@@ -309,13 +324,22 @@ def test_dropping_twins_leaves_the_target_as_it_is():
     source = source + [(u, 1000 + i) for u, i in target if i < 5]  # five items listed twice
     kept = build.build(rows(target), rows(source), candidates=9)
     dropped = build.build(rows(target), rows(source), candidates=9, drop_twins=True)
-    twins = simple_twins(set(target), set(source), 0.9)
-    assert {y for _, y in twins} <= set(range(1000, 1005)) and twins
+    twins = simple_twins(set(target), set(source), 0.5)
+    assert {y for _, y in twins} >= set(range(1000, 1005))
     report = kept.meta["audit"]["twins"]
     assert report["pairs"] == len(twins)
     for domain, pairs, at in (("target", target, 0), ("source", source, 1)):
         on = sum(item in {pair[at] for pair in twins} for _, item in pairs)
         assert report[f"{domain}_share"] == on / len(pairs)
+    mine = {}  # source items by user
+    for user, item in source:
+        mine.setdefault(user, set()).add(item)
+    for part in ("valid", "test"):
+        held = getattr(kept, part)
+        named = zip(kept.user_ids[held.users], kept.target_item_ids[held.items], strict=True)
+        has = [any((int(i), y) in twins for y in mine[int(u)]) for u, i in named]
+        assert report[f"{part}_in_source"] == np.mean(has) > 0
+        assert dropped.meta["audit"]["twins"][f"{part}_in_source"] == 0
     for one, two in zip(kept.test + kept.valid, dropped.test + dropped.valid, strict=True):
         np.testing.assert_array_equal(one, two)
     np.testing.assert_array_equal(kept.target.indices, dropped.target.indices)
@@ -393,7 +417,7 @@ def test_douban_books_from_music_has_the_known_core(data_dir):
 def test_cell_from_electronics_has_the_known_positives_and_twins(data_dir):
     folder = data_dir / "amazon-cell-electronics"
     domains = [readers.read(folder / name) for name in ("cell", "electronics")]
-    data = build.build(*domains)
+    data = build.build(*domains, twin_jaccard=0.9, twin_users=3)
     assert counts(data) == (3325, 18462, 53732, 39463, 118879)
     report = data.meta["audit"]
     assert report["target"]["positives_among_negatives"] == 22

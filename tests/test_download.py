@@ -253,7 +253,8 @@ def test_prepare_downloads_resumes_and_builds(server, tmp_path):
     code = (
         "import runpy, sys, time; time.sleep = lambda s: None; from conet_jax.data import download;"
         f"download.URLS['amazon'] = dict(target='{server.url}/b.csv', source='{server.url}/m.csv');"
-        "sys.argv = ['prepare', '--download=amazon', '--candidates=9', *sys.argv[1:]];"
+        "few = ['--candidates=9', '--eval_k=5'];"
+        "sys.argv = ['prepare', '--download=amazon', *few, *sys.argv[1:]];"
         "runpy.run_path('launch/prepare.py', run_name='__main__')"
     )
     root = pathlib.Path(__file__).resolve().parent.parent

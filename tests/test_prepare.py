@@ -46,15 +46,16 @@ def contents(folder: pathlib.Path) -> dict:
 
 
 def test_same_input_and_seed_give_the_same_bytes(raw, tmp_path):
-    first = prepare(**raw, out=tmp_path / "one", candidates=20)
+    options = {"candidates": 20, "twin_jaccard": 1}  # of so few users, many items look alike
+    first = prepare(**raw, out=tmp_path / "one", **options)
     assert first.returncode == 0 and first.stderr == "", first.stderr
-    assert prepare(**raw, out=tmp_path / "two", candidates=20).returncode == 0
+    assert prepare(**raw, out=tmp_path / "two", **options).returncode == 0
     for side in raw:  # packed and shuffled, the content is the same
         header, *lines = raw[side].read_text().splitlines()
         raw[side].write_bytes(gzip.compress("\r\n".join([header, *lines[::-1]]).encode()))
-    assert prepare(**raw, out=tmp_path / "three", candidates=20).returncode == 0
+    assert prepare(**raw, out=tmp_path / "three", **options).returncode == 0
     assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "three")
-    assert prepare(**raw, out=tmp_path / "two", candidates=20, seed=1).returncode == 0
+    assert prepare(**raw, out=tmp_path / "two", **options, seed=1).returncode == 0
     assert contents(tmp_path / "one") != contents(tmp_path / "two")
     data = store.load(tmp_path / "one")
     assert data.user_ids[7] == "0007" and data.target_item_ids[3].startswith("000")
@@ -63,8 +64,9 @@ def test_same_input_and_seed_give_the_same_bytes(raw, tmp_path):
 
 def test_options_reach_the_data_set(raw, tmp_path):
     options = {"min_rating": 3, "min_user_items": 2, "min_item_users": 2, "split": "latest"}
-    options |= {"candidates": 7, "seed": 5, "drop_twins": True, "twin_jaccard": 0.5}
-    done = prepare(**raw, out=tmp_path / "out", **options)
+    options |= {"candidates": 7, "seed": 5, "drop_twins": True, "twin_jaccard": 0.6}
+    options |= {"twin_users": 4}
+    done = prepare(**raw, out=tmp_path / "out", **options, eval_k=6, keep_future=True)
     assert done.returncode == 0, done.stderr
     assert store.load(tmp_path / "out").meta["options"] == options
     assert prepare(**raw, out=tmp_path / "out", candidates=20).returncode == 0
@@ -89,16 +91,26 @@ def test_options_reach_the_data_set(raw, tmp_path):
         ({"min_item_users": -1}, "--min_item_users=-1 must be 1 or more"),
         ({"min_item_users": 31}, "core is empty"),
         ({"candidates": 0}, "--candidates=0 must be 1 or more"),
-        ({"candidates": 99}, "--candidates="),
+        ({"candidates": 99}, "fewer than the 99 candidates wanted: --candidates="),
+        ({"candidates": 10}, "--candidates=10 must be above --eval_k=10"),
+        ({"eval_k": 0}, "--eval_k=0 must be 1 or more"),
+        ({"eval_k": 19}, "--candidates=19 must be above --eval_k=19"),
+        ({"split": "time"}, "--split=time and --cutoff=DATE go together"),
+        ({"cutoff": 3}, "--split=time and --cutoff=DATE go together"),
+        ({"split": "time", "cutoff": "soon"}, "--cutoff=soon: expected a date"),
+        ({"keep_future": True}, "--keep_future is for --split=latest"),
+        ({"users": "some"}, "users"),
+        ({"hold_out": "source"}, "hold_out"),
         ({"seed": -1}, "--seed=-1"),
         ({"split": "first"}, "split"),
         ({"twin_jaccard": 0}, "--twin_jaccard=0.0 must be above 0"),
         ({"twin_jaccard": 1.1}, "--twin_jaccard=1.1"),
+        ({"twin_users": 0}, "--twin_users=0 must be 1 or more"),
         ({"min_ratings": 4}, "did you mean --min_rating?"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(raw, tmp_path, options, message):
-    refused(message, **({**raw, "out": tmp_path / "deep" / "out", "candidates": 9} | options))
+    refused(message, **({**raw, "out": tmp_path / "deep" / "out", "candidates": 19} | options))
     assert sorted(os.listdir(tmp_path)) == ["books.csv", "movies.csv"]  # nothing half-written
 
 
@@ -112,6 +124,22 @@ def test_foreign_directory_is_refused_before_any_work(raw, tmp_path):
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
     refused("thesis.tex", **{**raw, "target": "nowhere"}, out=tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+def test_options_of_time_and_users_reach_the_data_set(raw, tmp_path):
+    options = {"split": "latest", "hold_out": "both", "candidates": 15}
+    done = prepare(**raw, out=tmp_path / "latest", **options)
+    assert done.returncode == 0, done.stderr
+    data = store.load(tmp_path / "latest")
+    assert data.meta["options"]["keep_future"] is False and len(data.test_source.users)
+    assert "not trained on" in done.stdout and "source test" in done.stdout
+    options = {"split": "time", "cutoff": 5, "users": "all", "candidates": 15}
+    done = prepare(**raw, out=tmp_path / "time", **options)
+    assert done.returncode == 0, done.stderr
+    data = store.load(tmp_path / "time")
+    assert data.meta["options"]["cutoff"] == 5 and data.test_target_only is not None
+    assert "trained on what comes before 5" in done.stdout
+    assert "--users=shared would keep" in done.stdout
 
 
 def test_twins_are_warned_of(raw, tmp_path):
@@ -133,6 +161,7 @@ def test_help_lists_all_flags_quickly_and_formats_agree():
     for flag in (
         *("target", "source", "out", "format", "download", "min_rating", "min_user_items"),
         *("min_item_users", "split", "candidates", "seed", "drop_twins", "twin_jaccard"),
+        *("twin_users", "eval_k", "keep_future", "cutoff", "hold_out", "users"),
     ):
         assert f"--{flag}" in done.stdout or f"--[no]{flag}" in done.stdout
     assert "|".join(readers.FORMATS) in done.stdout.replace("\n", "").replace(" ", "")
@@ -149,7 +178,7 @@ def test_help_lists_all_flags_quickly_and_formats_agree():
             "movies.csv",
             {"min_item_users": 3, "min_user_items": 2},
             ["5,797", "4,968", "26,881", "5,468", "45,780"],
-            ["0.0%", "0.0%"],
+            ["0.1%", "0.1%"],
         ),
         (
             "douban-books-music",
@@ -163,7 +192,7 @@ def test_help_lists_all_flags_quickly_and_formats_agree():
             "amazon-cell-electronics",
             "cell",
             "electronics",
-            {},
+            {"twin_jaccard": 0.9, "twin_users": 3},
             ["3,325", "18,462", "53,732", "39,463", "118,879"],
             ["7.5%", "3.4%"],
         ),

@@ -25,7 +25,7 @@ def indptr_of(degrees) -> np.ndarray:
 
 
 def test_users_with_few_items_give_no_test_or_no_validation_item():
-    for how in split.SPLITS:
+    for how in ("random", "latest"):
         indptr = indptr_of([1, 2, 3, 0, 7])
         test, valid = split.leave_one_out(
             indptr, split=how, seed=0, timestamps=np.arange(13, dtype=float)
@@ -91,24 +91,70 @@ def test_test_item_that_stands_first_of_all_is_not_chosen_for_validation():
 @pytest.mark.parametrize("users", [0, 2])
 def test_users_without_items_have_no_held_out_items(users):
     indptr = np.zeros(users + 1, int)
-    for how in split.SPLITS:
+    for how in ("random", "latest"):
         test, valid = split.leave_one_out(indptr, split=how, seed=0, timestamps=np.empty(0))
         assert test.tolist() == valid.tolist() == [-1] * users
 
 
 def test_latest_takes_last_and_last_but_one():
-    times = np.array([5.0, 9, 1, 2, 2, 2, 7, 3])
+    times = np.array([5.0, 9, 1, 2, 3, 4, 7, 3])
     test, valid = split.leave_one_out(
         indptr_of([3, 3, 2]), split="latest", seed=0, timestamps=times
     )
-    assert test.tolist() == [1, 5, 6]  # of equal times the larger index
+    assert test.tolist() == [1, 5, 6]
     assert valid.tolist() == [0, 4, -1]
+
+
+def test_equal_times_are_in_a_random_order_of_the_seed():
+    users, degree = 4000, 4
+    indptr, starts = indptr_of([degree] * users), np.arange(users) * degree
+    times = np.tile([1.0, 2, 2, 2], users)
+    counts = np.zeros((degree, degree))
+    test, valid = split.leave_one_out(indptr, split="latest", seed=5, timestamps=times)
+    np.add.at(counts, (test - starts, valid - starts), 1)
+    assert not counts[0].any() and not counts[:, 0].any() and not counts.diagonal().any()
+    assert chi_square_is_plausible(counts[1:, 1:][~np.eye(3, dtype=bool)])
+    again, _ = split.leave_one_out(indptr, split="latest", seed=5, timestamps=times)
+    other, _ = split.leave_one_out(indptr, split="latest", seed=6, timestamps=times)
+    assert (again == test).all() and (other != test).any()
+
+
+@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.given(st.lists(st.lists(st.integers(0, 3), max_size=5), min_size=1, max_size=6))
+def test_users_with_ties_are_those_whom_the_seed_could_change(lists):
+    times = np.array([t for own in lists for t in own], float)
+    count = 0
+    for own in lists:
+        ranked = sorted(own, reverse=True)
+        count += len(own) >= 2 and (
+            ranked[0] == ranked[1] or (len(own) >= 3 and ranked[1] == ranked[2])
+        )
+    assert split.users_with_ties(indptr_of([len(own) for own in lists]), times) == count
+
+
+@hypothesis.settings(deadline=None, max_examples=60)
+@hypothesis.given(
+    st.lists(st.lists(st.integers(0, 9), max_size=5), min_size=1, max_size=6), st.integers(0, 9)
+)
+def test_first_later_items_are_those_of_a_loop(lists, cutoff):
+    times = np.array([t for own in lists for t in own], float)
+    indptr = indptr_of([len(own) for own in lists])
+    test, valid = split.first_later(indptr, times, cutoff=cutoff, seed=0)
+    for user, own in enumerate(lists):
+        later = sorted(t for t in own if t >= cutoff)
+        assert (test[user] >= 0) == (len(later) >= 1)
+        assert (valid[user] >= 0) == (len(later) >= 2)
+        if len(later) == 1:
+            assert times[test[user]] == later[0]
+        elif later:
+            assert [times[valid[user]], times[test[user]]] == later[:2]
+            assert indptr[user] <= valid[user] != test[user] < indptr[user + 1]
 
 
 def test_latest_needs_times():
     with pytest.raises(InputError, match="^--split=latest needs timestamps"):
         split.leave_one_out(indptr_of([3]), split="latest", seed=0)
-    with pytest.raises(InputError, match="^unknown split 'last': expected one of random, latest$"):
+    with pytest.raises(InputError, match="^unknown split 'last': expected random or latest$"):
         split.leave_one_out(indptr_of([3]), split="last", seed=0)
 
 

@@ -1,21 +1,20 @@
-"""From pairs of integers to a data set: leave-one-out, candidates, counts, hash."""
-
-from typing import NamedTuple
+"""From pairs of integers to a data set: what is held out, candidates, counts, hash."""
 
 import numpy as np
 import polars as pl
 
-from conet_jax.data import split
-from conet_jax.data.types import DOMAINS, Dataset, HeldOut, UserItems, content_hash
+from conet_jax.data import audit, moments, split
+from conet_jax.data.core import Pairs, merge, take
+from conet_jax.data.types import (
+    DOMAINS,
+    HELD_OUT,
+    KINDS,
+    Dataset,
+    HeldOut,
+    UserItems,
+    content_hash,
+)
 from conet_jax.errors import InputError
-
-
-class Pairs(NamedTuple):
-    """Distinct pairs of one domain, sorted by user, then item."""
-
-    users: np.ndarray  # int64[n]
-    items: np.ndarray  # int64[n]
-    times: np.ndarray | None  # f64[n]
 
 
 def from_arrays(
@@ -31,6 +30,9 @@ def from_arrays(
     seed: int = 0,
     split: str = "random",
     target_timestamps: np.ndarray | None = None,
+    source_timestamps: np.ndarray | None = None,
+    keep_future: bool = False,
+    hold_out: str = "target",
 ) -> Dataset:
     """Builds a data set from integer pairs, without filters; raw ids are the decimal numbers.
 
@@ -44,8 +46,11 @@ def from_arrays(
       num_source_items: likewise.
       candidates: as in ``build``.
       seed: as in ``build``.
-      split: as in ``build``.
+      split: ``random`` or ``latest``, as in ``build``.
       target_timestamps: f64[n], needed for ``latest``.
+      source_timestamps: f64[m], needed for ``latest`` without ``keep_future``.
+      keep_future: as in ``build``.
+      hold_out: as in ``build``.
 
     Returns:
       The data set; of pairs given twice the latest counts.
@@ -58,6 +63,7 @@ def from_arrays(
     raw = {d: (np.asarray(u, np.int64), np.asarray(i, np.int64)) for d, (u, i) in raw.items()}
     if num_users is None:
         num_users = 1 + max(int(u.max(initial=-1)) for u, _ in raw.values())
+    times = {"target": target_timestamps, "source": source_timestamps}
     pairs, ids = {}, [numbers(num_users)]
     for domain, (users, items) in raw.items():
         num_items = sizes[domain]
@@ -71,29 +77,22 @@ def from_arrays(
                 f"{domain}: not every user of 0 .. {num_users - 1} occurs: expected each in both "
                 "domains"
             )
-        times = None
-        if domain == "target" and target_timestamps is not None:
-            times = np.asarray(target_timestamps, np.float64)
-        pairs[domain], _ = merge(Pairs(users, items, times))
+        own = times[domain] if times[domain] is None else np.asarray(times[domain], np.float64)
+        pairs[domain], _ = merge(Pairs(users, items, own))
         ids.append(numbers(num_items))
-    options = {"candidates": candidates, "seed": seed, "split": split}
-    return assemble(pairs, tuple(ids), None, report={}, options=options)
+    options = {"candidates": candidates, "seed": seed}
+    options |= split_options(split, keep_future=keep_future, hold_out=hold_out)
+    return assemble(pairs, tuple(ids), {}, report={}, options=options)
 
 
-def merge(pairs: Pairs) -> tuple[Pairs, int]:
-    """Sorts the pairs, keeps the latest of equal ones, and says how many went."""
-    keys = (pairs.items, pairs.users)
-    if pairs.times is not None:
-        keys = (pairs.times, *keys)
-    pairs = take(pairs, np.lexsort(keys))
-    last = np.ones(len(pairs.users), bool)
-    last[:-1] = (np.diff(pairs.users) != 0) | (np.diff(pairs.items) != 0)
-    return take(pairs, last), int((~last).sum())
-
-
-def take(pairs: Pairs, which: np.ndarray) -> Pairs:
-    """Returns some of the pairs."""
-    return Pairs(*(None if column is None else column[which] for column in pairs))
+def split_options(split: str, *, keep_future: bool, hold_out: str) -> dict:
+    """The options of a split as stored: what is as in the first version is not there."""
+    options: dict = {"split": split}
+    if split == "latest" and not keep_future:
+        options["keep_future"] = False
+    if hold_out != "target":
+        options["hold_out"] = hold_out
+    return options
 
 
 def held_out_of(
@@ -109,84 +108,156 @@ def held_out_of(
 def assemble(
     pairs: dict[str, Pairs],
     ids: tuple[np.ndarray, np.ndarray, np.ndarray],
-    given: HeldOut | None,
+    given: dict[str, HeldOut],
     *,
     report: dict,
     options: dict,
+    only: tuple[int, int] = (0, 0),
 ) -> Dataset:
-    """Splits the target, draws candidates, checks that negatives exist, counts, hashes."""
+    """Chooses what is held out, draws candidates, checks that negatives exist, counts, hashes.
+
+    Args:
+      pairs: of each domain.
+      ids: raw ids of users, target items and source items.
+      given: held-out items that come with the files, by domain.
+      report: of the audit, so far.
+      options: that the data are made with.
+      only: users of the target alone and of the source alone, who come after the others.
+
+    Raises:
+      InputError: there is nothing to test on, a user has too few untouched items, or as in
+        ``from_split``.
+    """
     if options["candidates"] < 1:
         raise InputError(f"candidates={options['candidates']} must be 1 or more")
-    user_ids, num_users, seed = ids[0], len(ids[0]), options["seed"]
-    sizes = {domain: len(ids[1 + at]) for at, domain in enumerate(DOMAINS)}
-    target = pairs["target"]
-    indptr = _indptr(target.users, num_users)
-    if given is None:
-        test_at, valid_at = split.leave_one_out(
-            indptr, split=options["split"], seed=seed, timestamps=target.times
-        )
-    else:
-        keys = target.users * sizes["target"] + target.items
-        wanted = given.users.astype(np.int64) * sizes["target"] + given.items
-        test_at = np.full(num_users, -1)
-        test_at[given.users] = np.searchsorted(keys, wanted)
-        valid_at = split.one_more(indptr, test_at, seed=seed)
-    if not (test_at >= 0).any():
+    num_users, seed = len(ids[0]), options["seed"]
+    num_items = {domain: len(ids[1 + at]) for at, domain in enumerate(DOMAINS)}
+    num_shared = num_users - sum(only)
+    indptr = {domain: _indptr(p.users, num_users) for domain, p in pairs.items()}
+    train = {domain: np.ones(len(p.users), bool) for domain, p in pairs.items()}
+    chosen = {"target": _choose(pairs, indptr, given, num_items, options, "target")}
+    if not (chosen["target"][0][:num_shared] >= 0).any():
         raise InputError(
-            "no user has two target items or more, so there is nothing to test on: prepare it from "
-            "more data or a smaller core"
+            "no user has a target item from --cutoff on that others had before it, so there is "
+            "nothing to test on: take an earlier moment"
+            if options["split"] == "time"
+            else "no user has two target items or more, so there is nothing to test on: prepare it "
+            "from more data or a smaller core"
         )
-    train = np.ones(len(target.users), bool)
-    train[test_at[test_at >= 0]] = False
-    train[valid_at[valid_at >= 0]] = False
-    interactions = {
-        "target": _interactions(take(target, train), num_users, sizes["target"]),
-        "source": _interactions(pairs["source"], num_users, sizes["source"]),
-    }
-
-    def draw(at: np.ndarray, purpose: str) -> HeldOut:
-        users = np.flatnonzero(at >= 0)
-        count = options["candidates"]
-        room = sizes["target"] - np.diff(indptr)[users]
-        if len(users) and room.min() < count:
-            worst = int(room.argmin())
-            if room[worst] < 1:
-                raise InputError(
-                    f"user {user_ids[users[worst]]!r} has all {sizes['target']} target items: no "
-                    "untouched one is left to rank the held-out one against; take the user out"
-                )
-            raise InputError(
-                f"user {user_ids[users[worst]]!r} has {room[worst]} untouched target items, fewer "
-                f"than the {count} candidates wanted: --candidates={room[worst]} or less "
-                "would do"
+    if options["split"] == "time":
+        for domain, p in pairs.items():
+            train[domain] = p.times < options["cutoff"]
+        report = report | {"time": {"cutoff": options["cutoff"]}}
+    if options["split"] == "latest":
+        drop = options.get("keep_future") is False
+        train["source"], time = moments.before_held_out(
+            pairs["target"], pairs["source"], indptr["target"], *chosen["target"], drop=drop
+        )
+        report = report | {"time": time}
+    if options.get("hold_out") == "both":
+        chosen["source"] = _choose(pairs, indptr, given, num_items, options, "source")
+        if report.get("time", {}).get("future_dropped"):  # some of that is held out here
+            chosen["source"] = tuple(
+                np.where((at >= 0) & ~np.append(train["source"], True)[at], at, -1)
+                for at in chosen["source"]
             )
-        rng = split.generator(seed, purpose)
-        drawn = split.draw_candidates(indptr, target.items, sizes["target"], users, count, rng)
-        return held_out_of(users, target.items[at[users]], drawn, np.ones(drawn.shape, bool))
+    for domain, (test_at, valid_at) in chosen.items():
+        valid_at[num_shared:] = -1
+        if domain == "source":
+            test_at[num_shared:] = -1
+        for at in (test_at, valid_at):
+            train[domain][at[at >= 0]] = False
+    interactions = {
+        domain: _interactions(take(p, train[domain]), num_users, num_items[domain])
+        for domain, p in pairs.items()
+    }
+    if options["split"] in ("latest", "time"):
+        for domain, rows in train.items():
+            held = sum(int((at >= 0).sum()) for at in chosen.get(domain, ()))
+            left_out = int((~rows).sum()) - held
+            report = report | {domain: report.get(domain, {}) | {"left_out_by_time": left_out}}
 
-    test = given if given is not None else draw(test_at, "test candidates")
-    valid = draw(valid_at, "validation candidates")
-    return from_split(interactions, valid, test, ids, report=report, options=options)
+    def draw(domain: str, at: np.ndarray, purpose: str) -> HeldOut:
+        users, p = np.flatnonzero(at >= 0), pairs[domain]
+        size, count = num_items[domain], options["candidates"]
+        _check_room(ids[0][users], size - np.diff(indptr[domain])[users], size, count, domain)
+        rng = split.generator(seed, purpose)
+        drawn = split.draw_candidates(indptr[domain], p.items, size, users, count, rng)
+        return held_out_of(users, p.items[at[users]], drawn, np.ones(drawn.shape, bool))
+
+    parts = {}
+    for domain, (test_at, valid_at) in chosen.items():
+        mark, words = ("", "") if domain == "target" else ("_source", "source ")
+        shared = np.where(np.arange(num_users) < num_shared, test_at, -1)
+        parts[f"valid{mark}"] = draw(domain, valid_at, f"{words}validation candidates")
+        parts[f"test{mark}"] = (
+            given[domain] if domain in given else draw(domain, shared, f"{words}test candidates")
+        )
+    if options.get("users") == "all":
+        alone = np.where(np.arange(num_users) < num_shared, -1, chosen["target"][0])
+        parts["test_target_only"] = draw("target", alone, "target-only test candidates")
+    return from_split(interactions, parts, ids, report=report, options=options, only=only)
+
+
+def _choose(
+    pairs: dict[str, Pairs],
+    indptr: dict[str, np.ndarray],
+    given: dict[str, HeldOut],
+    num_items: dict[str, int],
+    options: dict,
+    domain: str,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(test, valid): positions of a domain's held-out pairs, int[num_users], -1 for none."""
+    p, rows, how, seed = pairs[domain], indptr[domain], options["split"], options["seed"]
+    purpose = "held out" if domain == "target" else "held out of the source"
+    if domain in given:
+        keys = p.users * num_items[domain] + p.items
+        wanted = given[domain].users.astype(np.int64) * num_items[domain] + given[domain].items
+        test_at = np.full(len(rows) - 1, -1)
+        test_at[given[domain].users] = np.searchsorted(keys, wanted)
+        return test_at, split.one_more(rows, test_at, seed=seed, purpose=purpose)
+    if how == "time":
+        return split.first_later(rows, p.times, cutoff=options["cutoff"], seed=seed)
+    how = "random" if how == "given" else how  # the other domain's are
+    return split.leave_one_out(rows, split=how, seed=seed, timestamps=p.times, purpose=purpose)
+
+
+def _check_room(
+    user_ids: np.ndarray, room: np.ndarray, num_items: int, count: int, domain: str
+) -> None:
+    """Raises ``InputError`` where a user has fewer untouched items than candidates wanted."""
+    if not len(room) or room.min() >= count:
+        return
+    worst = int(room.argmin())
+    if room[worst] < 1:
+        raise InputError(
+            f"user {user_ids[worst]!r} has all {num_items} {domain} items: no untouched one is "
+            "left to rank the held-out one against; take the user out"
+        )
+    raise InputError(
+        f"user {user_ids[worst]!r} has {room[worst]} untouched {domain} items, fewer than the "
+        f"{count} candidates wanted: --candidates={room[worst]} or less would do"
+    )
 
 
 def from_split(
     interactions: dict[str, UserItems],
-    valid: HeldOut,
-    test: HeldOut,
+    parts: dict[str, HeldOut],
     ids: tuple[np.ndarray, np.ndarray, np.ndarray],
     *,
     report: dict,
     options: dict,
+    only: tuple[int, int] = (0, 0),
 ) -> Dataset:
     """Puts together what is split already: checks that negatives exist, counts, hashes.
 
     Args:
       interactions: training positives by domain.
-      valid: validation items.
-      test: test items.
+      parts: held-out items, by the names of ``types.HELD_OUT``; ``valid`` and ``test`` at least.
       ids: raw ids of users, target items and source items.
       report: of the audit, so far.
       options: that the data were made with.
+      only: users of the target alone and of the source alone.
 
     Raises:
       InputError: a user has no possible negative.
@@ -199,19 +270,16 @@ def from_split(
                 f"user {user_ids[full[0]]!r} has all {rows.num_items} items of the {domain} as "
                 "training positives, so no negative is possible: leave the user out or add items"
             )
-    counts = count(interactions, valid, test)
-    trained = np.zeros(interactions["target"].num_items, bool)
-    trained[interactions["target"].indices] = True
-    report = report | {
-        "users_without_test": num_users - len(test.users),
-        "users_without_valid": num_users - len(valid.users),
-        "test_items_not_in_training": int((~trained[test.items]).sum()),
-        "valid_items_not_in_training": int((~trained[valid.items]).sum()),
-    }
+    counts = count(interactions, parts)
+    if options.get("users") == "all":
+        num_shared = num_users - sum(only)
+        counts |= dict(zip(KINDS, (num_shared, *only), strict=True))
+    report = report | {"cold": audit.coldness_of(parts, interactions)}
+    for part in ("test", "valid"):
+        report[f"users_without_{part}"] = num_users - sum(only) - len(parts[part].users)
     dataset = Dataset(
         **interactions,
-        valid=valid,
-        test=test,
+        **parts,
         user_ids=user_ids,
         target_item_ids=ids[1],
         source_item_ids=ids[2],
@@ -220,19 +288,17 @@ def from_split(
     return dataset._replace(meta=dataset.meta | {"hash": content_hash(dataset)})
 
 
-def count(
-    interactions: dict[str, UserItems], valid: HeldOut, test: HeldOut
-) -> dict[str, int | float]:
+def count(interactions: dict[str, UserItems], parts: dict[str, HeldOut]) -> dict[str, int | float]:
     """Numbers of users, items and interactions, held-out ones included, and densities."""
     num_users = len(interactions["target"].indptr) - 1
     counts: dict[str, int | float] = {"users": num_users}
-    held_out = {"target": len(valid.users) + len(test.users), "source": 0}
     for domain, rows in interactions.items():
-        number = len(rows.indices) + held_out[domain]
+        held_out = sum(len(parts[part].users) for part in parts if HELD_OUT[part] == domain)
+        number = len(rows.indices) + held_out
         counts[f"{domain}_items"] = rows.num_items
         counts[f"{domain}_interactions"] = number
         counts[f"{domain}_density"] = number / (num_users * rows.num_items)
-    return counts | {"valid_users": len(valid.users), "test_users": len(test.users)}
+    return counts | {f"{part}_users": len(held.users) for part, held in parts.items()}
 
 
 def _indptr(users: np.ndarray, num_users: int) -> np.ndarray:

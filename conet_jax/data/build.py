@@ -7,9 +7,11 @@ Strings become integers as early as possible; everything after that works on Num
 import numpy as np
 import polars as pl
 
-from conet_jax.data.assemble import Pairs, assemble, held_out_of, merge, objects, take
+from conet_jax.data import moments
+from conet_jax.data.assemble import assemble, held_out_of, objects, split_options
+from conet_jax.data.core import Pairs, merge, reduce, renumber, take
 from conet_jax.data.readers import DomainRows, Given
-from conet_jax.data.twins import find_twins
+from conet_jax.data.twins import find_twins, share_in_source
 from conet_jax.data.types import DOMAINS, Dataset, HeldOut
 from conet_jax.errors import InputError
 
@@ -25,7 +27,12 @@ def build(
     candidates: int = 99,
     seed: int = 0,
     drop_twins: bool = False,
-    twin_jaccard: float = 0.9,
+    twin_jaccard: float = 0.5,
+    twin_users: int = 2,
+    keep_future: bool = False,
+    cutoff: str | None = None,
+    hold_out: str = "target",
+    users: str = "shared",
 ) -> Dataset:
     """Builds one data set from the rows of two domains.
 
@@ -40,12 +47,20 @@ def build(
       min_rating: least rating of a positive.
       min_user_items: a user with fewer items in either domain is removed.
       min_item_users: an item with fewer users is removed.
-      split: ``random`` or ``latest``, see ``split.leave_one_out``.
+      split: ``random`` or ``latest``, see ``split.leave_one_out``, or ``time``: users, items and
+        the core are those of the rows before ``cutoff``, see ``split.first_later`` for the others.
       candidates: negatives drawn for each held-out item.
       seed: of all draws.
       drop_twins: remove the source item of each pair of twins, after the core: the target and its
         test set stay as they are.
-      twin_jaccard: see ``twins.find_twins``.
+      twin_jaccard: Jaccard index from which two items are twins, see ``twins.find_twins``.
+      twin_users: users that twins share at least.
+      keep_future: under ``latest``, keep a user's source rows from the time of the first held-out
+        item on.
+      cutoff: the moment of ``time``, see ``moments.cutoff``.
+      hold_out: ``both`` holds out source items too, of users of both domains.
+      users: ``shared``, those of both domains, or ``all``; then the core is over each domain's own
+        users, and those of the target alone have test items of their own.
 
     Returns:
       The data set, the same for the same rows in any order.
@@ -58,45 +73,102 @@ def build(
     positives, reports = {}, {}
     for domain, rows in zip(DOMAINS, (target, source), strict=True):
         positives[domain], reports[domain] = _positives(rows, min_rating)
-    if split == "latest" and not target.given:  # said before the long part, not after it
-        if "timestamp" not in positives["target"].collect_schema():
-            raise InputError(f"{target.name}: --split=latest needs timestamps; use --split=random")
-    shared = _shared_users(positives, reports)
+    rows = {"target": target, "source": source}
+    _check_options(rows, positives, split, keep_future, cutoff, users)
+    shared, alone = _users(positives, reports, users)
     if not len(shared):
         raise InputError(
             f"no shared users: no user id occurs in both {target.name} and {source.name}"
             + ("" if ncf else f" with a rating of {min_rating:g} or more (--min_rating)")
             + "; the ids of a user must be spelled alike in both files"
         )
+    known = pl.concat([shared, *alone]).sort()
     given = {"target": target.given, "source": source.given}
     pairs, item_ids = {}, {}
     for domain in DOMAINS:
-        # Items that occur in the target's candidates alone belong to the catalogue, too.
-        listed = given[domain] if domain == "target" else None
-        pairs[domain], item_ids[domain] = _coded(positives[domain], shared, listed, reports[domain])
+        # Items that occur in the candidates alone belong to the catalogue, too.
+        listed = given[domain] if domain == "target" or hold_out == "both" else None
+        pairs[domain], item_ids[domain] = _coded(positives[domain], known, listed, reports[domain])
         if given[domain] is not None:
             given[domain], masked = _code_given(
-                given[domain], shared, item_ids[domain], pairs[domain]
+                given[domain], known, item_ids[domain], pairs[domain]
             )
             reports[domain]["positives_among_negatives"] = masked
+    options: dict = {"candidates": candidates, "seed": seed, "drop_twins": drop_twins}
+    only = (0, 0)
     if not ncf:
-        keep = _apply_core(pairs, reports, len(shared), min_user_items, min_item_users)
-        shared = shared.filter(pl.Series(keep))
-        _compact(pairs, item_ids, keep)
-    twins = _find_twins(pairs, item_ids, twin_jaccard, drop_twins)
-    options = {"candidates": candidates, "seed": seed}
-    options |= {"drop_twins": drop_twins, "twin_jaccard": twin_jaccard}
-    options["split"] = split if target.given is None else "given"
-    if not ncf:
-        options |= {"min_rating": min_rating, "min_user_items": min_user_items}
-        options["min_item_users"] = min_item_users
-    return assemble(
+        later = None
+        if split == "time":
+            options["cutoff"] = moments.cutoff(cutoff, pairs["target"].times)
+            later = {d: take(p, p.times >= options["cutoff"]) for d, p in pairs.items()}
+            pairs = {d: take(p, p.times < options["cutoff"]) for d, p in pairs.items()}
+        least = {"min_user_items": min_user_items, "min_item_users": min_item_users}
+        reduced = reduce(pairs, len(known), users=users, later=later, **least)
+        if len(reduced.users) == sum(reduced.only):
+            raise InputError(
+                f"the core is empty: no users are left with --min_user_items={min_user_items} and "
+                f"--min_item_users={min_item_users} ({len(shared)} users are shared before it); "
+                "lower them" + (", or take a later --cutoff" if split == "time" else "")
+            )
+        if users == "all":
+            options["users"] = "all"
+            other = reduce(pairs, len(known), users="shared", **least)
+            reports["users_shared"] = {"users": len(other.users)}
+            reports["users_shared"] |= {d: len(p.users) for d, p in other.pairs.items()}
+        for domain in DOMAINS:
+            reports[domain] |= reduced.dropped[domain]
+            item_ids[domain] = item_ids[domain].gather(reduced.items[domain])
+        known, pairs, only = known.gather(reduced.users), reduced.pairs, reduced.only
+        options |= {"min_rating": min_rating, **least}
+    num_shared = len(known) - sum(only)
+    twins, reports["twins"] = _find_twins(pairs, item_ids, num_shared, twin_jaccard, twin_users)
+    if drop_twins:
+        options |= {"twin_jaccard": twin_jaccard, "twin_users": twin_users}
+        pairs, item_ids = _without_twins(pairs, item_ids, twins, reports["twins"])
+        twins = twins[:0]
+    split = split if target.given is None else "given"
+    options |= split_options(split, keep_future=keep_future, hold_out=hold_out)
+    made = assemble(
         pairs,
-        (objects(shared), *(objects(item_ids[domain]) for domain in DOMAINS)),
-        given["target"],
-        report={**reports, "twins": twins},
+        (objects(known), *(objects(item_ids[domain]) for domain in DOMAINS)),
+        {d: g for d, g in given.items() if g is not None and (d == "target" or hold_out == "both")},
+        report=reports,
         options=options,
+        only=only,
     )
+    for part in ("valid", "test"):
+        share = share_in_source(getattr(made, part), twins, made.source)
+        made.meta["audit"]["twins"][f"{part}_in_source"] = share
+    return made
+
+
+def _check_options(
+    rows: dict[str, DomainRows],
+    positives: dict[str, pl.LazyFrame],
+    split: str,
+    keep_future: bool,
+    cutoff: str | None,
+    users: str,
+) -> None:
+    """Refuses, before the long part, what the files cannot give."""
+    names = [f"--split={split}"] * (split != "random") + [f"--users={users}"] * (users != "shared")
+    for domain in DOMAINS:
+        if rows[domain].given is not None and names and (domain == "target" or users == "all"):
+            raise InputError(
+                f"{rows[domain].name}: brings its own test items and users: leave out {names[-1]}"
+            )
+    if (split == "time") != (cutoff is not None):
+        raise InputError("--split=time and --cutoff=DATE go together: give both, or neither")
+    if keep_future and split != "latest":
+        raise InputError("--keep_future is for --split=latest: leave it out")
+    need = {"latest": DOMAINS[:1] if keep_future else DOMAINS, "time": DOMAINS}.get(split, ())
+    for domain in need:
+        if "timestamp" in positives[domain].collect_schema():
+            continue
+        more = " (or --keep_future)" if (split, domain) == ("latest", "source") else ""
+        raise InputError(
+            f"{rows[domain].name}: --split={split} needs timestamps; use --split=random{more}"
+        )
 
 
 def _positives(rows: DomainRows, min_rating: float) -> tuple[pl.LazyFrame, dict]:
@@ -114,14 +186,27 @@ def _positives(rows: DomainRows, min_rating: float) -> tuple[pl.LazyFrame, dict]
     return frame.select("user", "item", *({"timestamp"} & set(columns))), report
 
 
-def _shared_users(positives: dict[str, pl.LazyFrame], reports: dict[str, dict]) -> pl.Series:
-    """Sorted ids of the users of both domains."""
+def _users(
+    positives: dict[str, pl.LazyFrame], reports: dict[str, dict], users: str
+) -> tuple[pl.Series, list[pl.Series]]:
+    """Sorted ids of the users of both domains, and of each domain alone if all are wanted."""
     by_size = sorted(DOMAINS, key=lambda d: reports[d]["rows"] - reports[d]["below_min_rating"])
     small, large = (positives[domain].select("user") for domain in by_size)
     # Only the smaller domain's users are ever held; the larger one streams past them.
-    small = small.unique().collect(engine="streaming")
-    shared = large.join(small.lazy(), on="user", how="semi").unique().collect(engine="streaming")
-    return shared["user"].sort()
+    held = small.unique().collect(engine="streaming")
+    both = large.join(held.lazy(), on="user", how="semi").unique().collect(engine="streaming")
+    shared, alone, counts = both["user"].sort(), [], {"shared": len(both)}
+    for domain in DOMAINS:
+        frame = positives[domain].select("user")
+        if users == "all":
+            ids = frame.join(both.lazy(), on="user", how="anti").unique()
+            alone.append(ids.collect(engine="streaming")["user"].sort())
+            counts[f"{domain}_only"] = len(alone[-1])
+        else:
+            found = frame.select(pl.col("user").n_unique()).collect(engine="streaming").item()
+            counts[f"{domain}_only"] = found - len(both)
+    reports["users"] = counts
+    return shared, alone
 
 
 def _coded(
@@ -157,78 +242,37 @@ def _coded(
     return merged, ids
 
 
-def _apply_core(
-    pairs: dict[str, Pairs],
-    reports: dict[str, dict],
-    num_users: int,
-    min_user_items: int,
-    min_item_users: int,
-) -> np.ndarray:
-    """Reduces the pairs to the K-core in place; returns bool[num_users], the users left.
-
-    Removing never saves anyone, so the fixed point does not depend on the order of removal.
-    """
-    users_left = np.ones(num_users, bool)
-    for report in reports.values():
-        report |= {"item_core": 0, "user_core": 0}
-    while True:
-        before = sum(len(p.users) for p in pairs.values())
-        for domain, p in pairs.items():
-            enough = np.bincount(p.items) >= min_item_users if len(p.items) else np.ones(0, bool)
-            pairs[domain] = take(p, enough[p.items])
-            reports[domain]["item_core"] += len(p.users) - len(pairs[domain].users)
-        for p in pairs.values():
-            users_left &= np.bincount(p.users, minlength=num_users) >= max(min_user_items, 1)
-        for domain, p in pairs.items():
-            pairs[domain] = take(p, users_left[p.users])
-            reports[domain]["user_core"] += len(p.users) - len(pairs[domain].users)
-        if not users_left.any():
-            raise InputError(
-                f"the core is empty: no users are left with --min_user_items={min_user_items} and "
-                f"--min_item_users={min_item_users} ({num_users} users are shared before it); "
-                "lower them"
-            )
-        if sum(len(p.users) for p in pairs.values()) == before:
-            return users_left
-
-
-def _compact(
-    pairs: dict[str, Pairs], item_ids: dict[str, pl.Series], keep_users: np.ndarray
-) -> None:
-    """Renumbers users and items, in place, without gaps and in the same order."""
-    new_user = np.cumsum(keep_users) - 1
-    for domain, p in pairs.items():
-        pairs[domain] = p._replace(users=new_user[p.users])
-        _compact_items(pairs, item_ids, domain)
-
-
-def _compact_items(pairs: dict[str, Pairs], item_ids: dict[str, pl.Series], domain: str) -> None:
-    keep = np.bincount(pairs[domain].items, minlength=len(item_ids[domain])) > 0
-    pairs[domain] = pairs[domain]._replace(items=(np.cumsum(keep) - 1)[pairs[domain].items])
-    item_ids[domain] = item_ids[domain].filter(pl.Series(keep))
-
-
 def _find_twins(
-    pairs: dict[str, Pairs], item_ids: dict[str, pl.Series], jaccard: float, drop: bool
-) -> dict:
-    twins = find_twins(*pairs["target"][:2], *pairs["source"][:2], jaccard)
-    report: dict = {"pairs": len(twins)}
-    on_twin = {}
+    pairs: dict[str, Pairs],
+    item_ids: dict[str, pl.Series],
+    num_shared: int,
+    jaccard: float,
+    min_users: int,
+) -> tuple[np.ndarray, dict]:
+    """The twins, by the users of both domains, and what the audit says of them."""
+    shared = {domain: take(p, p.users < num_shared) for domain, p in pairs.items()}
+    twins = find_twins(*shared["target"][:2], *shared["source"][:2], jaccard, min_users)
+    report: dict = {"jaccard": jaccard, "min_users": min_users, "pairs": len(twins)}
     for column, domain in enumerate(DOMAINS):
         is_twin = np.zeros(len(item_ids[domain]), bool)
         is_twin[twins[:, column]] = True
-        on_twin[domain] = is_twin[pairs[domain].items]
-        report[f"{domain}_share"] = float(on_twin[domain].mean())
-    report["dropped_source_interactions"] = 0
-    if drop and len(twins):
-        report["dropped_source_interactions"] = int(on_twin["source"].sum())
-        pairs["source"] = take(pairs["source"], ~on_twin["source"])
-        if not len(pairs["source"].users):
-            raise InputError(
-                "no source item is left after --drop_twins: leave it out, or raise --twin_jaccard"
-            )
-        _compact_items(pairs, item_ids, "source")
-    return report
+        report[f"{domain}_share"] = float(is_twin[pairs[domain].items].mean())
+    return twins, report | {"dropped_source_interactions": 0}
+
+
+def _without_twins(
+    pairs: dict[str, Pairs], item_ids: dict[str, pl.Series], twins: np.ndarray, report: dict
+) -> tuple[dict[str, Pairs], dict[str, pl.Series]]:
+    """Removes the source item of each pair of twins."""
+    source = pairs["source"]
+    items = np.setdiff1d(source.items, twins[:, 1])
+    left = renumber(source, np.arange(1 + source.users.max(initial=-1)), items)
+    if not len(left.users):
+        raise InputError(
+            "no source item is left after --drop_twins: leave it out, or raise --twin_jaccard"
+        )
+    report["dropped_source_interactions"] = len(source.users) - len(left.users)
+    return pairs | {"source": left}, item_ids | {"source": item_ids["source"].gather(items)}
 
 
 def _code_given(

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from conet_jax.data.types import Dataset, trained_items, warm
+from conet_jax.data.types import HELD_OUT, Dataset, held_out_parts, trained_items, warm
 from conet_jax.errors import InputError
 
 
@@ -106,8 +106,9 @@ def touched_items(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Target items of each user in all splits, as CSR (indptr, indices sorted within a user)."""
     target = dataset.target
     users = np.repeat(np.arange(dataset.num_users), np.diff(target.indptr))
-    users = np.concatenate([users, dataset.valid.users, dataset.test.users])
-    items = np.concatenate([target.indices, dataset.valid.items, dataset.test.items])
+    held = [h for part, h in held_out_parts(dataset).items() if HELD_OUT[part] == "target"]
+    users = np.concatenate([users, *(h.users for h in held)])
+    items = np.concatenate([target.indices, *(h.items for h in held)])
     order = np.lexsort((items, users))
     indptr = np.searchsorted(users[order], np.arange(dataset.num_users + 1))
     return indptr, items[order]

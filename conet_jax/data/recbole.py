@@ -2,8 +2,9 @@
 
 A folder a domain, as RecBole expects: ``target/target.{train,valid,test}.inter`` (its
 ``benchmark_filename``), ``source/source.inter``, and ``.user`` and ``.item`` files that list all
-ids. What RecBole has no place for stands beside: ``candidates.parquet``, the negatives of each
-held-out item, and ``dataset.json``, how the data were made.
+ids; further held-out parts in files of their names, as ``source/source.test_source.inter``. What
+RecBole has no place for stands beside: ``candidates.parquet``, the negatives of each held-out item,
+and ``dataset.json``, how the data were made.
 """
 
 import array
@@ -17,10 +18,17 @@ import polars as pl
 from conet_jax import files
 from conet_jax.data import readers, store
 from conet_jax.data.assemble import from_split
-from conet_jax.data.types import DOMAINS, Dataset, HeldOut, UserItems
+from conet_jax.data.types import (
+    DOMAINS,
+    HELD_OUT,
+    KINDS,
+    Dataset,
+    HeldOut,
+    UserItems,
+    held_out_parts,
+)
 from conet_jax.errors import InputError
 
-_HELD_OUT = ("valid", "test")
 _CANDIDATES = {
     "part": pl.String,
     "user_id": pl.String,
@@ -72,12 +80,12 @@ def save(dataset: Dataset, directory: str | os.PathLike) -> None:
             name = f"{domain}.train" if domain == "target" else domain
             _write(beside / domain / f"{name}.inter", user_id=users, item_id=items[rows.indices])
         parts = []
-        for part in _HELD_OUT:
-            held_out: HeldOut = getattr(dataset, part)
-            users = dataset.user_ids[held_out.users]
-            items = dataset.target_item_ids[held_out.items]
-            _write(beside / "target" / f"target.{part}.inter", user_id=users, item_id=items)
-            listed = dataset.target_item_ids[held_out.candidates]
+        for part, held_out in held_out_parts(dataset).items():
+            domain = HELD_OUT[part]
+            ids = getattr(dataset, f"{domain}_item_ids")
+            users, items = dataset.user_ids[held_out.users], ids[held_out.items]
+            _write(beside / domain / f"{domain}.{part}.inter", user_id=users, item_id=items)
+            listed = ids[held_out.candidates]
             columns = [part] * len(users), users, listed, held_out.mask
             values = zip(_CANDIDATES, (list(values) for values in columns), strict=True)
             parts.append(pl.DataFrame(dict(values), schema=_CANDIDATES))
@@ -110,6 +118,7 @@ def load(directory: str | os.PathLike) -> Dataset:
         with files.open_regular(path / "candidates.parquet") as file:
             candidates = pl.read_parquet(file)
         report, options = meta["audit"], meta["options"]
+        only = tuple(int(meta["counts"].get(kind, 0)) for kind in KINDS[1:])
         if not type(report) is type(options) is dict or candidates.schema != _CANDIDATES:
             raise ValueError("a field or column is of another type")
     except (OSError, ValueError, LookupError, TypeError, *_POLARS) as error:
@@ -137,11 +146,13 @@ def load(directory: str | os.PathLike) -> Dataset:
         interactions[domain] = UserItems(
             indptr, distinct[:, 1].astype(np.int32), len(items[domain])
         )
-    size = len(items["target"])
-    positives = pairs["target"] @ [size, 1]
-    for part in _HELD_OUT:
-        file = path / "target" / f"target.{part}.inter"
-        rows, chosen = _rows(file, users, items["target"])
+    sizes = {d: len(items[d]) for d in DOMAINS}
+    positives = {d: pairs[d] @ [sizes[d], 1] for d in DOMAINS}
+    for part, domain in HELD_OUT.items():
+        file = path / domain / f"{domain}.{part}.inter"
+        if part not in ("valid", "test") and not file.exists():
+            continue
+        rows, chosen = _rows(file, users, items[domain])
         order = np.argsort(rows)
         rows, chosen = rows[order], chosen[order]
         listed = candidates.filter(part=part)
@@ -150,23 +161,25 @@ def load(directory: str | os.PathLike) -> Dataset:
             raise InputError(
                 f"{file}: expected one item of each user that candidates.parquet has for {part}"
             )
-        if np.isin(rows * size + chosen, positives).any():
+        keys = rows * sizes[domain] + chosen
+        if np.isin(keys, positives[domain]).any():
             raise InputError(
                 f"{file}: a pair stands in the training data or another part too: expected each "
                 "pair in one"
             )
-        positives = np.concatenate([positives, rows * size + chosen])
-        drawn, mask = _drawn(path / "candidates.parquet", listed, items["target"])
+        positives[domain] = np.concatenate([positives[domain], keys])
+        drawn, mask = _drawn(path / "candidates.parquet", listed, items[domain])
         held_out[part] = HeldOut(*(x.astype(np.int32) for x in (rows, chosen, drawn)), mask)
     for part, held in held_out.items():
-        keys = held.users.astype(np.int64)[:, None] * size + held.candidates
-        if (np.isin(keys, positives) & held.mask).any():
+        domain = HELD_OUT[part]
+        keys = held.users.astype(np.int64)[:, None] * sizes[domain] + held.candidates
+        if (np.isin(keys, positives[domain]) & held.mask).any():
             raise InputError(
                 f"{path / 'candidates.parquet'}: a candidate for {part} is among the user's own "
                 "items: write the files anew by launch/export.py --data"
             )
     ids = tuple(np.array(list(x), object) for x in (users, items["target"], items["source"]))
-    return from_split(interactions, **held_out, ids=ids, report=report, options=options)
+    return from_split(interactions, held_out, ids, report=report, options=options, only=only)
 
 
 def _write(path: Path, **columns: np.ndarray) -> None:
@@ -218,7 +231,7 @@ def _drawn(path: Path, listed: pl.DataFrame, items: dict[str, int]) -> tuple[np.
     unknown = next((name for row in names for name in row if name not in items), None)
     if unknown is not None:
         raise InputError(
-            f"{path}: id {unknown!r} is not listed in target.item: expected all ids there"
+            f"{path}: id {unknown!r} is not listed in the .item file: expected all ids there"
         )
     codes = np.array([[items[name] for name in row] for row in names], np.int64)
     shape = len(names), width

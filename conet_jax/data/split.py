@@ -1,4 +1,4 @@
-"""Leave-one-out: which item of a user is held out, and against which candidates it is ranked.
+"""Which item of a user is held out, and against which candidates it is ranked.
 
 Rows of one domain are given as a CSR pair (``indptr``, ``items``), items strictly increasing within
 a user. Randomness is NumPy's PCG64, seeded by (seed, purpose), so that no draw depends on another.
@@ -8,8 +8,6 @@ import numpy as np
 
 from conet_jax.errors import InputError
 
-SPLITS = ("random", "latest")
-
 
 def generator(seed: int, purpose: str) -> np.random.Generator:
     """A random generator of its own for each purpose of one seed."""
@@ -17,17 +15,22 @@ def generator(seed: int, purpose: str) -> np.random.Generator:
 
 
 def leave_one_out(
-    indptr: np.ndarray, *, split: str, seed: int, timestamps: np.ndarray | None = None
+    indptr: np.ndarray,
+    *,
+    split: str,
+    seed: int,
+    timestamps: np.ndarray | None = None,
+    purpose: str = "held out",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Chooses a test item for each user with two items or more, a validation item from three on.
 
     Args:
       indptr: int[num_users + 1], CSR row pointers.
       split: ``random`` (uniform over the user's items) or ``latest`` (the latest item is the test
-        item, the one before it the validation item; of equal times the larger item index counts
-        as the later).
+        item, the one before it the validation item; equal times in an order drawn from the seed).
       seed: of the random draws.
       timestamps: f64[nnz], needed by ``latest``.
+      purpose: of the draws, which differ from those of another purpose.
 
     Returns:
       (test, valid): int64[num_users] positions into the CSR data, -1 where there is none.
@@ -43,38 +46,101 @@ def leave_one_out(
     """
     starts, degree = np.asarray(indptr[:-1], np.int64), np.diff(indptr).astype(np.int64)
     if split == "random":
-        rng = generator(seed, "held out")
+        rng = generator(seed, purpose)
         first = rng.integers(0, np.maximum(degree, 1))
         second = rng.integers(0, np.maximum(degree - 1, 1))
         second += second >= first
         test, valid = starts + first, starts + second
     elif split == "latest":
         if timestamps is None:
-            raise InputError("--split=latest needs timestamps in the target; use --split=random")
-        users = np.repeat(np.arange(len(degree)), degree)
-        order = np.lexsort((timestamps, users))  # stable: ties stay in item order
+            raise InputError("--split=latest needs timestamps; use --split=random")
+        order = _by_time(indptr, timestamps, seed)
         ends = starts + degree
         test = order[np.maximum(ends - 1, 0)] if len(order) else ends
         valid = order[np.maximum(ends - 2, 0)] if len(order) else ends
     else:
-        raise InputError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+        raise InputError(f"unknown split {split!r}: expected random or latest")
     return np.where(degree >= 2, test, -1), np.where(degree >= 3, valid, -1)
 
 
-def one_more(indptr: np.ndarray, test: np.ndarray, *, seed: int) -> np.ndarray:
+def _by_time(indptr: np.ndarray, timestamps: np.ndarray, seed: int) -> np.ndarray:
+    """Positions by user and time, equal times in an order drawn from the seed."""
+    users = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+    drawn = generator(seed, "equal times").random(len(users))
+    return np.lexsort((drawn, timestamps, users))
+
+
+def users_with_ties(indptr: np.ndarray, timestamps: np.ndarray) -> int:
+    """The users whose latest item, or the one before it, the seed chooses among equal times.
+
+    Example:
+      >>> users_with_ties(np.array([0, 3, 5]), np.array([1.0, 2, 2, 3, 4]))
+      1
+    """
+    starts, ends = np.asarray(indptr[:-1], np.int64), np.asarray(indptr[1:], np.int64)
+    users = np.repeat(np.arange(len(starts)), ends - starts)
+    times = np.append(np.asarray(timestamps)[np.lexsort((timestamps, users))], np.nan)
+
+    def equal(back: int) -> np.ndarray:
+        """Whether an item and the one before it, counted from the latest, are of one time."""
+        there = ends - back > starts
+        late, early = (np.where(there, ends - at, -1) for at in (back, back + 1))
+        return times[late] == times[early]
+
+    return int((equal(1) | equal(2)).sum())
+
+
+def first_later(
+    indptr: np.ndarray, timestamps: np.ndarray, *, cutoff: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Chooses what is held out of the items that a user took from a moment on.
+
+    A user's first later item is the test item; where there are two, the first is the validation
+    item and the second the test item. So every test item comes after all training pairs, and after
+    its user's validation item.
+
+    Args:
+      indptr: int[num_users + 1], CSR row pointers.
+      timestamps: f64[nnz].
+      cutoff: the moment, in the unit of the timestamps.
+      seed: of the order of equal times.
+
+    Returns:
+      (test, valid): int64[num_users] positions into the CSR data, -1 where there is none.
+
+    Example:
+      >>> times = np.array([1.0, 7.0, 9.0, 2.0, 8.0])
+      >>> test, valid = first_later(np.array([0, 3, 5]), times, cutoff=5.0, seed=0)
+      >>> print(test, valid)
+      [2 4] [ 1 -1]
+    """
+    order = _by_time(indptr, timestamps, seed)
+    ends = np.asarray(indptr[1:], np.int64)
+    later = np.concatenate([[0], np.cumsum(timestamps >= cutoff)])
+    later = later[indptr[1:]] - later[indptr[:-1]]
+    padded = np.append(order, -1)
+    first = np.where(later >= 1, padded[np.where(later >= 1, ends - later, -1)], -1)
+    second = np.where(later >= 2, padded[np.where(later >= 2, ends - later + 1, -1)], -1)
+    return np.where(later >= 2, second, first), np.where(later >= 2, first, -1)
+
+
+def one_more(
+    indptr: np.ndarray, test: np.ndarray, *, seed: int, purpose: str = "held out"
+) -> np.ndarray:
     """Chooses a validation item where the test items are given: uniformly, never the test item.
 
     Args:
       indptr: int[num_users + 1], CSR row pointers.
       test: int[num_users], positions of the test items in the CSR data, -1 where there is none.
       seed: of the draws.
+      purpose: of the draws.
 
     Returns:
       int64[num_users] positions, -1 for users with fewer than three items.
     """
     starts, degree = np.asarray(indptr[:-1], np.int64), np.diff(indptr).astype(np.int64)
     has_test = test >= 0
-    draw = generator(seed, "held out").integers(0, np.maximum(degree - has_test, 1))
+    draw = generator(seed, purpose).integers(0, np.maximum(degree - has_test, 1))
     draw += has_test & (draw >= test - starts)
     return np.where(degree >= 3, starts + draw, -1)
 

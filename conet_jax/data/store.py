@@ -15,7 +15,16 @@ import numpy as np
 
 from conet_jax import files
 from conet_jax.data.assemble import count
-from conet_jax.data.types import DOMAINS, Dataset, HeldOut, UserItems, arrays, content_hash
+from conet_jax.data.types import (
+    DOMAINS,
+    HELD_OUT,
+    KINDS,
+    Dataset,
+    HeldOut,
+    UserItems,
+    arrays,
+    content_hash,
+)
 from conet_jax.errors import InputError
 
 _FORMAT = 1
@@ -25,7 +34,7 @@ _DTYPES = {
     **{f"{domain}_{field}": "<i4" for domain in DOMAINS for field in ("indptr", "indices")},
     **{
         f"{part}_{field}": "|b1" if field == "mask" else "<i4"
-        for part in ("valid", "test")
+        for part in HELD_OUT
         for field in HeldOut._fields
     },
     **{f"{name}_bytes": "|u1" for name in _IDS},
@@ -163,7 +172,17 @@ def load(directory: str | os.PathLike) -> Dataset:
         _damaged(path / _JSON, "not readable as the description of a data set")
     if found != _FORMAT:
         _damaged(path / _JSON, f"format {found!r} where {_FORMAT} is expected")
-    read = {name: _read(path / f"{name}.npy", dtype) for name, dtype in _DTYPES.items()}
+    # A part that is not there at all is one that the data set does not have: the hash knows.
+    parts = {
+        part: [f"{part}_{field}" for field in HeldOut._fields]
+        for part in HELD_OUT
+        if part in ("valid", "test") or (path / f"{part}_users.npy").exists()
+    }
+    others = [name for name in _DTYPES if name.partition("_")[0] in (*DOMAINS, "user")]
+    read = {
+        name: _read(path / f"{name}.npy", _DTYPES[name])
+        for name in (*others, *(name for names in parts.values() for name in names))
+    }
     interactions = {}
     for domain in DOMAINS:
         indptr, indices = read[f"{domain}_indptr"], read[f"{domain}_indices"]
@@ -173,9 +192,10 @@ def load(directory: str | os.PathLike) -> Dataset:
             _damaged(path, f"{domain}: {problem}")
         interactions[domain] = UserItems(indptr, indices, num_items)
     held = {}
-    for part in ("valid", "test"):
-        held[part] = HeldOut(*(read[f"{part}_{field}"] for field in HeldOut._fields))
-        problem = _held_out_problem(held[part], sizes["users"], sizes["target_items"])
+    for part, names in parts.items():
+        held[part] = HeldOut(*(read[name] for name in names))
+        num_items = sizes[f"{HELD_OUT[part]}_items"]
+        problem = _held_out_problem(held[part], sizes["users"], num_items)
         if problem:
             _damaged(path, f"{part}: {problem}")
     ids = {}
@@ -184,9 +204,12 @@ def load(directory: str | os.PathLike) -> Dataset:
             ids[name] = _decode(read[f"{name}_bytes"], read[f"{name}_offsets"], size)
         except ValueError as error:
             _damaged(path, f"{name}: {error}")
-    for name, number in count(interactions, **held).items():
+    for name, number in count(interactions, held).items():
         if counts.get(name) != number:
             _damaged(path / _JSON, f"counts.{name} differs from the arrays")
+    problem = _kinds_problem(counts, interactions, held)
+    if problem:
+        _damaged(path / _JSON, problem)
     dataset = Dataset(**interactions, **held, **ids, meta=meta)
     if content_hash(dataset) != stored:
         _damaged(path, "the content does not match its hash")
@@ -238,6 +261,29 @@ def _held_out_problem(held: HeldOut, num_users: int, num_items: int) -> str | No
         if values.size and not 0 <= values.min() <= values.max() < size:
             return f"a {what} index out of range 0 .. {size - 1}"
     return None if (np.diff(held.users) > 0).all() else "users that are not strictly increasing"
+
+
+def _kinds_problem(
+    counts: dict, interactions: dict[str, UserItems], held: dict[str, HeldOut]
+) -> str | None:
+    """What is wrong with the counts of users of both domains and of one alone, if there are any."""
+    kinds = [counts.get(kind, 0) for kind in KINDS]
+    if not any(kind in counts for kind in KINDS):
+        kinds[0] = counts["users"]
+    if not all(type(n) is int and n >= 0 for n in kinds) or sum(kinds) != counts["users"]:
+        return f"counts of {', '.join(KINDS)} that do not add up to the users"
+    shared, with_target = kinds[0], kinds[0] + kinds[1]
+    degrees = {domain: np.diff(rows.indptr) for domain, rows in interactions.items()}
+    if degrees["target"][with_target:].any() or degrees["source"][shared:with_target].any():
+        return "interactions of users in a domain that they are not counted in"
+    for part, (low, high) in {
+        **dict.fromkeys(held, (0, shared)),
+        "test_target_only": (shared, with_target),
+    }.items():
+        users = held[part].users if part in held else ()
+        if len(users) and not low <= users[0] <= users[-1] < high:
+            return f"{part}: users of another kind than expected"
+    return None
 
 
 def _decode(data: np.ndarray, offsets: np.ndarray, size: int) -> np.ndarray:

@@ -1,14 +1,15 @@
 """Twins: items of the two domains that are one product under two ids.
 
 A held-out pair of the target then also stands in the source, and a nearest-neighbour scorer looks
-it up. Two items are twins if at least three users are shared and the Jaccard index of their sets
-of users reaches a threshold.
+it up. Two items are twins if they share enough users and the Jaccard index of their sets of users
+reaches a threshold.
 """
 
 import numpy as np
 
-MIN_SHARED_USERS = 3
-_CHUNK = 1 << 24  # pairs looked at together: some hundred MiB
+from conet_jax.data.types import HeldOut, UserItems
+
+_CHUNK = 1 << 21  # pairs of items looked at together: some hundred MiB
 
 
 def find_twins(
@@ -17,12 +18,13 @@ def find_twins(
     source_users: np.ndarray,
     source_items: np.ndarray,
     jaccard: float,
+    min_users: int,
 ) -> np.ndarray:
     """All pairs (target item, source item) of twins, exactly.
 
-    A prefix-filter join: with the users in any fixed order, sets x and y of Jaccard index >= t
-    share one of the first |x| - ceil(t |x|) + 1 users of x and of the first
-    |y| - ceil(t |y|) + 1 of y. Rare users first keeps the pairs to be verified few.
+    Each target item meets the source items of each of its users: how often a pair of items meets
+    is the number of users that they share. Pairs of too unequal sizes are left out before they are
+    counted. Time and memory grow with the sum over users of (target items) x (source items).
 
     Args:
       target_users: int[n], with ``target_items`` the distinct pairs of the target.
@@ -30,81 +32,62 @@ def find_twins(
       source_users: int[m], with ``source_items`` the distinct pairs of the source.
       source_items: int[m].
       jaccard: the threshold t, in (0, 1].
+      min_users: the number m of users that twins share at least, from 1.
 
     Returns:
       int64[pairs, 2], sorted.
 
     Example:
       >>> users, items = np.array([0, 1, 2, 2]), np.array([0, 0, 0, 1])
-      >>> print(find_twins(users, items, users, 5 + items, 1.0))  # with 3 users or more
+      >>> print(find_twins(users, items, users, 5 + items, 1.0, 2))  # item 1 has one user
       [[0 5]]
     """
+    sizes = np.bincount(target_items), np.bincount(source_items)
     num_users = 1 + max(target_users.max(initial=-1), source_users.max(initial=-1))
-    activity = np.bincount(target_users, minlength=num_users) + np.bincount(
-        source_users, minlength=num_users
-    )
-    rank = np.empty(num_users, np.int64)
-    rank[np.argsort(activity, kind="stable")] = np.arange(num_users)
-    target = _by_item(rank[target_users], target_items)
-    source = _by_item(rank[source_users], source_items)
-    left_users, left_items = _prefixes(*target, jaccard)
-    right_users, right_items = _prefixes(*source, jaccard)
-    low = np.searchsorted(right_users, left_users, side="left")
-    count = np.searchsorted(right_users, left_users, side="right") - low
-    span = np.int64(source[0].size)  # number of source items + 1: pairs as one number
-    found = []
-    for part in _chunks(count):
-        at = np.repeat(low[part], count[part]) + _ranges(count[part])
-        x, y = np.repeat(left_items[part], count[part]), right_items[at]
-        sizes = np.diff(target[0])[x], np.diff(source[0])[y]
-        # Sets of too unequal size cannot reach the threshold.
-        alike = np.minimum(*sizes) >= jaccard * np.maximum(*sizes) * (1 - 1e-12)
-        found.append(np.unique(x[alike] * span + y[alike]))
-    pairs = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
-    pairs = np.stack([pairs // span, pairs % span], axis=1)
-    return pairs[_verified(pairs, target, source, num_users, jaccard)]
+    order = np.argsort(target_items, kind="stable")
+    left_users, left_items = target_users[order], target_items[order]
+    right = source_items[np.argsort(source_users, kind="stable")]
+    count = np.bincount(source_users, minlength=num_users)
+    start = np.concatenate([[0], np.cumsum(count)])
+    count = count[left_users]
+    ends = np.cumsum(sizes[0])  # where the pairs of each target item end
+    work = np.diff(np.concatenate([[0], np.cumsum(count)])[np.concatenate([[0], ends])])
+    span = np.int64(len(sizes[1]))  # number of source items: a pair of items as one number
+    found = [np.empty((0, 2), np.int64)]
+    for items in _chunks(work):
+        rows = slice(ends[items.start] - sizes[0][items.start], ends[items.stop - 1])
+        x = np.repeat(left_items[rows], count[rows])
+        y = right[np.repeat(start[left_users[rows]], count[rows]) + _ranges(count[rows])]
+        small, large = np.minimum(sizes[0][x], sizes[1][y]), np.maximum(sizes[0][x], sizes[1][y])
+        alike = (small >= min_users) & (small >= jaccard * large * (1 - 1e-12))
+        keys, shared = np.unique(x[alike] * span + y[alike], return_counts=True)
+        pairs = np.stack([keys // span, keys % span], axis=1)
+        union = sizes[0][pairs[:, 0]] + sizes[1][pairs[:, 1]] - shared
+        found.append(pairs[(shared >= min_users) & (shared / union >= jaccard)])
+    return np.concatenate(found)
 
 
-def _by_item(ranks: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """CSR by item, users as their ranks, rare first."""
-    order = np.lexsort((ranks, items))
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(items))]).astype(np.int64)
-    return indptr, ranks[order]
+def share_in_source(held: HeldOut, twins: np.ndarray, source: UserItems) -> float:
+    """Share of held-out target pairs of which a twin is among the user's source items.
 
+    Args:
+      held: held-out pairs of the target.
+      twins: int[pairs, 2] from ``find_twins``.
+      source: the source's training pairs.
 
-def _prefixes(
-    indptr: np.ndarray, ranks: np.ndarray, jaccard: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """(user rank, item) for the prefix of every item with enough users, sorted by user."""
-    size = np.diff(indptr)
-    length = size - np.ceil(jaccard * size * (1 - 1e-12)).astype(np.int64) + 1
-    length = np.where(size >= MIN_SHARED_USERS, np.minimum(length, size), 0)
-    items = np.repeat(np.arange(len(size)), length)
-    users = ranks[np.repeat(indptr[:-1], length) + _ranges(length)]
-    order = np.argsort(users, kind="stable")
-    return users[order], items[order]
-
-
-def _verified(
-    pairs: np.ndarray,
-    target: tuple[np.ndarray, np.ndarray],
-    source: tuple[np.ndarray, np.ndarray],
-    num_users: int,
-    jaccard: float,
-) -> np.ndarray:
-    sizes = np.diff(target[0])[pairs[:, 0]], np.diff(source[0])[pairs[:, 1]]
-    owner = np.repeat(np.arange(len(source[0]) - 1), np.diff(source[0]))
-    keys = owner * num_users + source[1]  # sorted: by item, users in rank order
-    shared = np.zeros(len(pairs), np.int64)
-    for part in _chunks(sizes[0]):
-        length = sizes[0][part]
-        users = target[1][np.repeat(target[0][pairs[part, 0]], length) + _ranges(length)]
-        wanted = np.repeat(pairs[part, 1], length) * num_users + users
-        at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-        which = np.repeat(np.arange(len(length)), length)
-        shared[part] = np.bincount(which[keys[at] == wanted], minlength=len(length))
-    union = sizes[0] + sizes[1] - shared
-    return (shared >= MIN_SHARED_USERS) & (shared / np.maximum(union, 1) >= jaccard)
+    Returns:
+      In [0, 1]; 0 where nothing is held out.
+    """
+    if not len(held.users):
+        return 0.0
+    keys = np.repeat(np.arange(len(source.indptr) - 1), np.diff(source.indptr))
+    keys = keys * source.num_items + source.indices  # sorted
+    low = np.searchsorted(twins[:, 0], held.items, side="left")
+    count = np.searchsorted(twins[:, 0], held.items, side="right") - low
+    owner = np.repeat(np.arange(len(count)), count)
+    twin = twins[np.repeat(low, count) + _ranges(count), 1]
+    has = np.isin(held.users[owner].astype(np.int64) * source.num_items + twin, keys)
+    return len(np.unique(owner[has])) / len(held.users)
 
 
 def _ranges(lengths: np.ndarray) -> np.ndarray:

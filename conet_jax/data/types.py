@@ -9,6 +9,8 @@ import numpy as np
 from conet_jax.errors import InputError
 
 DOMAINS = ("target", "source")
+# Counts of the three kinds of users, in the order in which they are numbered.
+KINDS = ("shared_users", "target_only_users", "source_only_users")
 
 
 class UserItems(NamedTuple):
@@ -29,7 +31,12 @@ class HeldOut(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """One prepared pair of domains; ``meta`` has keys counts, audit, options and hash."""
+    """One prepared pair of domains; ``meta`` has keys counts, audit, options and hash.
+
+    Users of both domains come first, then those of the target alone, then those of the source
+    alone; the last two only in data prepared by ``--users=all``. ``valid`` and ``test`` hold users
+    of both domains.
+    """
 
     target: UserItems  # training positives only: test and validation items are removed
     source: UserItems  # all source interactions
@@ -39,11 +46,45 @@ class Dataset(NamedTuple):
     target_item_ids: np.ndarray
     source_item_ids: np.ndarray
     meta: dict
+    valid_source: HeldOut | None = None  # of the source's items, by --hold_out=both
+    test_source: HeldOut | None = None
+    test_target_only: HeldOut | None = None  # target items of users without a source, --users=all
 
     @property
     def num_users(self) -> int:
-        """Users shared by the two domains."""
+        """All users."""
         return len(self.user_ids)
+
+    @property
+    def num_target_only(self) -> int:
+        """Users of the target alone."""
+        return self.meta["counts"].get("target_only_users", 0)
+
+    @property
+    def num_source_only(self) -> int:
+        """Users of the source alone."""
+        return self.meta["counts"].get("source_only_users", 0)
+
+    @property
+    def num_shared(self) -> int:
+        """Users of both domains."""
+        return self.num_users - self.num_target_only - self.num_source_only
+
+
+# The held-out parts that a data set may have, and the domain of their items.
+HELD_OUT = {
+    "valid": "target",
+    "test": "target",
+    "valid_source": "source",
+    "test_source": "source",
+    "test_target_only": "target",
+}
+
+
+def held_out_parts(dataset: Dataset) -> dict[str, HeldOut]:
+    """The held-out parts that a data set has, by name."""
+    parts = {part: getattr(dataset, part) for part in HELD_OUT}
+    return {part: held for part, held in parts.items() if held is not None}
 
 
 def warm(held_out: HeldOut, trained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -99,8 +140,8 @@ def arrays(dataset: Dataset) -> dict[str, np.ndarray]:
     for domain in DOMAINS:
         rows = getattr(dataset, domain)
         named |= {f"{domain}_indptr": rows.indptr, f"{domain}_indices": rows.indices}
-    for part in ("valid", "test"):
-        for field, values in getattr(dataset, part)._asdict().items():
+    for part, held in held_out_parts(dataset).items():
+        for field, values in held._asdict().items():
             named[f"{part}_{field}"] = values
     for name in ("user_ids", "target_item_ids", "source_item_ids"):
         # Item ids cannot hold lone surrogates when read from files; from elsewhere they may.
@@ -113,7 +154,12 @@ def arrays(dataset: Dataset) -> dict[str, np.ndarray]:
 
 def content_hash(dataset: Dataset) -> str:
     """SHA-256 over arrays, ids and options: equal for equal content, however it is stored."""
-    digest = hashlib.sha256(json.dumps(dataset.meta["options"], sort_keys=True).encode())
+    options = dict(dataset.meta["options"])
+    if "drop_twins" in options:  # as the first version wrote them: data keep their hashes
+        options.setdefault("twin_jaccard", 0.9)
+        if options.get("twin_users") == 3:
+            del options["twin_users"]
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for name, values in arrays(dataset).items():
         digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
         digest.update(np.ascontiguousarray(values).data)
