@@ -14,7 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from conet_jax import benchmark
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from benchmarks.traffic import compile_steps, traffic
 from conet_jax.config import default_config
 from conet_jax.data import synthetic
 from conet_jax.data.load import touched_items
@@ -48,11 +50,11 @@ def config_of(devices, variant="lasso", **fields):
 def large_batches(devices, dataset, fields):
     """What a step of 1,024 examples a domain moves and holds, from the compiled program."""
     experiment = make_experiment(config_of(devices, batch_size=512, **fields), dataset)
-    compiled = benchmark.compile_steps(experiment, initial_state(experiment), 1)
+    compiled = compile_steps(experiment, initial_state(experiment), 1)
     found = compiled.memory_analysis()
     params = jax.eval_shape(experiment.params, experiment.abstract_state())
     settled = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)) // devices
-    return benchmark.traffic(experiment, compiled) | {
+    return traffic(experiment, compiled) | {
         "announced": memory.memory(experiment, 1),
         "held": found.argument_size_in_bytes + found.temp_size_in_bytes + 2 * settled,
     }

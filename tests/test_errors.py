@@ -61,7 +61,6 @@ FULL = OSError(errno.ENOSPC, "No space left")
 SPEAKERS = ("fail", "_damaged", "_bad_negatives")
 # Raised within a module and never seen by a user, or out of reach of one process.
 UNSEEN = {
-    "conet_jax/benchmark.py: prepare failed": "a bug of ours, in a child of the benchmark",
     "conet_jax/cli.py: fail(error)": "prints the others; tests/test_launch.py sees it do so",
     'conet_jax/cli.py: fail(f"{where}': "what the disk refuses; tests/test_crash.py sees it",
     "conet_jax/run/checkpoints.py: raise OSError(": "becomes the line of cli.py above",
