@@ -37,7 +37,7 @@ def measure(report: Report, scale: str) -> None:
         return jax.tree.map(lambda *x: jnp.stack(x), *values)
 
     def states() -> Any:
-        return jax.block_until_ready(stack([t.init() for t in experiments]))
+        return jax.block_until_ready(stack([initial_state(t) for t in experiments]))
 
     keys = jnp.stack([t.sampling_key for t in experiments])
     hypers = stack([t.hyper for t in experiments])
