@@ -1041,6 +1041,10 @@ MESSAGES = [
         "user 'x' is in neither domain of the data: .*--fallback=popularity",
         lambda: recommend.find_users(recommend.load(run()), ["x"]),
     ),
+    (
+        "--include_cold: this model knows nothing of an item without training pairs; leave it out",
+        lambda: recommend.recommend(recommend.load(run()), [], include_cold=True),
+    ),
     ("a score of user '0' is NaN or infinite: the run has diverged; lower", lambda: nan_scores()),
     (
         "expected a name that ends in .csv",
