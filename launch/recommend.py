@@ -104,14 +104,14 @@ def main() -> None:
         given[domain] = recommend.read_items_of(recommender, domain, path, ids) if path else {}
     fallback = _FALLBACK.value is not None
     if ids is None:
-        unlearnt = recommender.dataset.num_users - len(recommender.rows)
-        if unlearnt and not fallback:
+        own = list(recommender.rows) if fallback else recommend.users_of_data(recommender)
+        unlearnt = len(recommender.rows) - len(own)
+        if unlearnt:
             print(
                 f"{unlearnt:,} users of the data have no pairs that this model learns from and are "
                 "left out; --fallback=popularity gives them the most popular items",
                 file=sys.stderr,
             )
-        own = recommender.dataset.user_ids if fallback else recommender.rows
         ids = dict.fromkeys([*own, *given["source"], *given["target"]])
     users = recommend.find_users(
         recommender,

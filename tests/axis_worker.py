@@ -16,6 +16,8 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
+from helpers import MEDIUM
+
 from benchmarks.traffic import compile_steps, traffic
 from conet_jax.config import default_config
 from conet_jax.data import synthetic
@@ -26,15 +28,6 @@ from conet_jax.run.fit import fit
 from conet_jax.run.start import initial_state
 from conet_jax.train import ranking
 from conet_jax.train.chunk import diagnose, train_chunk
-
-SIZES = dict(
-    num_users=120,
-    num_target_items=220,
-    num_source_items=150,
-    target_interactions=900,
-    source_interactions=1500,
-    seed=0,
-)
 
 
 def config_of(devices, variant="lasso", **fields):
@@ -116,7 +109,7 @@ def main(
     ``full`` has diagnostics and ranks all items, too; ``traffic`` is a number of devices.
     """
     jax.config.update("jax_enable_x64", x64)
-    dataset = synthetic.dataset(**SIZES)[0]
+    dataset = synthetic.dataset(**MEDIUM)[0]
     for workdir, count, until in runs:
         config = config_of(count, epochs=until, **(fields or {}))
         fit(config, workdir, dataset=dataset, quiet=True)

@@ -5,7 +5,7 @@ import re
 import tomllib
 
 import pytest
-from test_launch import ROOT, launch
+from helpers import ROOT, launch
 
 from benchmarks import scaling
 from benchmarks.data import SCALES

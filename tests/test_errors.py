@@ -64,7 +64,7 @@ UNSEEN = {
     "conet_jax/cli.py: fail(error)": "prints the others; tests/test_launch.py sees it do so",
     'conet_jax/cli.py: fail(f"{where}': "what the disk refuses; tests/test_crash.py sees it",
     "conet_jax/run/checkpoints.py: raise OSError(": "becomes the line of cli.py above",
-    "conet_jax/studies/sweep.py: config.on_nonfinite is": "the reason in a row; tests/test_numbers.py",
+    "conet_jax/studies/sweep.py: config.on_nonfinite is": "a reason in a row; test_numbers.py",
     "conet_jax/data/download.py: more data than announced": "the reason within another message",
     "conet_jax/data/download.py: where {have} was asked for": "the reason within another message",
 }

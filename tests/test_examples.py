@@ -3,11 +3,11 @@
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
-FOLDER = Path(__file__).resolve().parent.parent / "examples"
+FOLDER = ROOT / "examples"
 
 
 def output_of(name):

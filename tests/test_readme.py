@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(r"(?:<!-- ([^>\n]+) -->\n)?```(sh|python)\n(.*?)```", re.DOTALL)
 
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
+from helpers import DEMO, as_if_trained, assert_one_line_error, launch, slow
 from test_evaluation import TABLE
-from test_launch import DEMO, assert_one_line_error, launch
 
 from conet_jax.config import default_config
 from conet_jax.data import readers, synthetic
@@ -22,10 +22,6 @@ from conet_jax.studies import crossing
 from conet_jax.train.interactions import to_device
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
-def slow(variant):
-    return pytest.param(variant, marks=pytest.mark.slow)
 
 
 USERS, ITEMS, SOURCE_ITEMS = 80, 150, 70
@@ -65,10 +61,7 @@ def made(data, variant="conet", kind="shared users"):
     if experiment.sweep is not None:
         _MADE[variant, kind] = recommend.prepare(experiment, experiment.sweep(state))
     else:
-        params = jax.tree.map(
-            lambda x: x + 0.3 * jnp.cos(jnp.arange(x.size).reshape(x.shape)),
-            experiment.params(state),
-        )
+        params = as_if_trained(experiment.params(state))
         _MADE[variant, kind] = recommend.prepare(experiment, params)
     return _MADE[variant, kind]
 
@@ -470,6 +463,8 @@ def test_users_of_one_domain_get_lists_from_a_model_that_has_learnt_from_them(al
     frame = recommend.recommend(recommender, recommend.find_users(recommender, ["u003"]), k=5)
     expected = brute_force(all_scores(recommender)[3:4], [left_out(all_users)[3]], 5)
     assert lists_of(frame, all_users.target_item_ids) == expected
+    names = recommend.users_of_data(recommender)
+    assert names == [user for user in all_users.user_ids if (user, variant) != ("u004", "ials")]
     if variant == "ials":  # which knows nothing of the source
         with pytest.raises(InputError, match="user 'u004'"):
             recommend.find_users(recommender, ["u004"])
@@ -477,7 +472,9 @@ def test_users_of_one_domain_get_lists_from_a_model_that_has_learnt_from_them(al
         assert users[0].method == "popularity"
     else:
         users = recommend.find_users(recommender, ["u004"])
-        assert users[0].method == "model" and len(recommend.recommend(recommender, users)) == 10
+        # A factorisation machine has no embedding of the user, but reads the source items.
+        assert users[0].method == ("source items" if variant == "fm" else "model")
+        assert len(recommend.recommend(recommender, users)) == 10
 
 
 def test_the_map_from_source_profiles_is_fitted_on_users_of_both_domains(all_users):

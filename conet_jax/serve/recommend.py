@@ -34,6 +34,7 @@ __all__ = [
     "recommend",
     "stream",
     "text",
+    "users_of_data",
 ]
 
 
@@ -155,14 +156,15 @@ def find_users(
     Raises:
       InputError: without ``fallback``, nothing can rank for a user.
     """
-    read = () if recommender.newcomers is None else recommender.newcomers.domains
-    users = []
+    read, users = _domains_read(recommender), []
     for number, name in enumerate(ids, 1):
         row = recommender.rows.get(name)
-        if row is not None:
+        if row is not None and recommender.learnt[row]:
             users.append(User(name, row))
             continue
         given = {"source": (source or {}).get(name), "target": (target or {}).get(name)}
+        if row is not None and given["source"] is None:
+            given["source"] = items_of(User(name, row), "source", recommender)
         used = {domain: rows if domain in read else None for domain, rows in given.items()}
         unread = [domain for domain, rows in given.items() if rows is not None]
         if used["source"] is None and used["target"] is None and not fallback:
@@ -173,6 +175,19 @@ def find_users(
             )
         users.append(User(name, None, **used))
     return users
+
+
+def users_of_data(recommender: Recommender) -> list[str]:
+    """Raw ids of the users of the data for whom more than popularity can rank, in their order."""
+    found = recommender.learnt
+    if "source" in _domains_read(recommender):
+        found = found | (np.diff(recommender.dataset.source.indptr) > 0)
+    return recommender.dataset.user_ids[found].tolist()
+
+
+def _domains_read(recommender: Recommender) -> tuple[str, ...]:
+    """Domains whose items tell the model of users that it has not learnt from."""
+    return () if recommender.newcomers is None else recommender.newcomers.domains
 
 
 def _why(unread: list[str], read: tuple[str, ...]) -> str:

@@ -28,7 +28,8 @@ class Recommender(NamedTuple):
       dataset: the data.
       touched: (indptr, items): target items of each user in training, validation and test.
       warm: bool[target items], those with a training pair.
-      rows: row of each raw user id of whom the model has learnt something.
+      rows: row of each raw user id.
+      learnt: bool[users], those from whose pairs the model has learnt.
       newcomers: what it makes of users who have no row; None where it can make nothing of them.
       uncrossed: parameters with every H at zero; None where nothing crosses at inference.
     """
@@ -41,6 +42,7 @@ class Recommender(NamedTuple):
     touched: tuple[np.ndarray, np.ndarray]
     warm: np.ndarray
     rows: dict[str, int]
+    learnt: np.ndarray
     newcomers: newcomers.Newcomers | None
     uncrossed: Params | None
 
@@ -123,7 +125,8 @@ def prepare(experiment: Experiment, params: Params) -> Recommender:
         dataset=dataset,
         touched=touched_items(dataset),
         warm=np.bincount(dataset.target.indices, minlength=dataset.target.num_items) > 0,
-        rows={dataset.user_ids[row]: int(row) for row in np.flatnonzero(learnt)},
+        rows={user: row for row, user in enumerate(dataset.user_ids)},
+        learnt=learnt,
         newcomers=newcomers.of(experiment, params),
         uncrossed=uncrossed,
     )
