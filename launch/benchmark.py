@@ -8,22 +8,25 @@ a warm-up, variants in turn in one process. Machines are noisy: compare ratios, 
 """
 
 import sys
+from pathlib import Path
 
 from absl import flags
 
 from conet_jax import cli
 
-# The first forks while this is small.
-_SUITES = ("prepare", "train", "evaluate", "recommend", "population")
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import suites  # noqa: E402
+
 _SUITE = flags.DEFINE_enum(
     "suite",
     "all",
-    ["all", *_SUITES, "run", "scaling"],
+    ["all", *suites.SUITES, *suites.OTHERS],
     "What to time; not part of all: run, a whole training run of 30 epochs, and scaling, several "
     "devices, on a CPU those that JAX makes of it.",
 )
 _SCALE = flags.DEFINE_enum(
-    "scale", "amazon", ["amazon", "mobile", "small"], "Sizes: a data set of Table 1, or small."
+    "scale", "amazon", list(suites.SCALES), "Sizes: a data set of Table 1, or small."
 )
 _JSON = flags.DEFINE_string(
     "json", None, "File to write the results to, besides the table; by default none."
@@ -35,17 +38,15 @@ _RUNS = flags.DEFINE_integer(
 
 def main() -> None:
     """Runs the suites, prints a table, writes the JSON."""
-    from conet_jax import benchmark
+    names = suites.SUITES if _SUITE.value == "all" else (_SUITE.value,)
+    measured = suites.run(names, scale=_SCALE.value, runs=_RUNS.value)
+    from benchmarks import report
 
-    suites = _SUITES if _SUITE.value == "all" else (_SUITE.value,)
-    report = benchmark.run(suites, scale=_SCALE.value, runs=_RUNS.value)
-    print(benchmark.table(report))
+    print(report.table(measured))
     if _JSON.value:
-        from pathlib import Path
-
         from conet_jax.files import write_json
 
-        write_json(Path(_JSON.value), report)
+        write_json(Path(_JSON.value), measured)
         print(f"written to {_JSON.value}", file=sys.stderr)
 
 

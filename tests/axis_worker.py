@@ -14,7 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from conet_jax import benchmark
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from helpers import MEDIUM
+
+from benchmarks.traffic import compile_steps, traffic
 from conet_jax.config import default_config
 from conet_jax.data import synthetic
 from conet_jax.data.load import touched_items
@@ -24,15 +28,6 @@ from conet_jax.run.fit import fit
 from conet_jax.run.start import initial_state
 from conet_jax.train import ranking
 from conet_jax.train.chunk import diagnose, train_chunk
-
-SIZES = dict(
-    num_users=120,
-    num_target_items=220,
-    num_source_items=150,
-    target_interactions=900,
-    source_interactions=1500,
-    seed=0,
-)
 
 
 def config_of(devices, variant="lasso", **fields):
@@ -48,11 +43,11 @@ def config_of(devices, variant="lasso", **fields):
 def large_batches(devices, dataset, fields):
     """What a step of 1,024 examples a domain moves and holds, from the compiled program."""
     experiment = make_experiment(config_of(devices, batch_size=512, **fields), dataset)
-    compiled = benchmark.compile_steps(experiment, initial_state(experiment), 1)
+    compiled = compile_steps(experiment, initial_state(experiment), 1)
     found = compiled.memory_analysis()
     params = jax.eval_shape(experiment.params, experiment.abstract_state())
     settled = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params)) // devices
-    return benchmark.traffic(experiment, compiled) | {
+    return traffic(experiment, compiled) | {
         "announced": memory.memory(experiment, 1),
         "held": found.argument_size_in_bytes + found.temp_size_in_bytes + 2 * settled,
     }
@@ -114,7 +109,7 @@ def main(
     ``full`` has diagnostics and ranks all items, too; ``traffic`` is a number of devices.
     """
     jax.config.update("jax_enable_x64", x64)
-    dataset = synthetic.dataset(**SIZES)[0]
+    dataset = synthetic.dataset(**MEDIUM)[0]
     for workdir, count, until in runs:
         config = config_of(count, epochs=until, **(fields or {}))
         fit(config, workdir, dataset=dataset, quiet=True)

@@ -18,8 +18,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 import jax
 import pytest
 
-collect_ignore = ["examples"]  # scripts, which test_examples.py runs
-
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # A forgotten axis is an error rather than a silent outer product.

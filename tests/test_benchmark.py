@@ -1,11 +1,15 @@
 """The benchmark's report: the promised names, on small data. Speeds are not asserted."""
 
 import json
+import re
+import tomllib
 
 import pytest
-from test_launch import launch
+from helpers import ROOT, launch
 
-from conet_jax import benchmark
+from benchmarks import scaling
+from benchmarks.data import SCALES
+from benchmarks.suites import SCALES as NAMES
 
 
 @pytest.mark.slow
@@ -50,7 +54,7 @@ def test_report_of_many_devices_has_exchange_and_memory_of_each(tmp_path, monkey
     done = launch("benchmark", *flags, timeout=1800)
     assert done.returncode == 0, done.stderr
     report = json.loads(file.read_text())
-    for variant, batch in benchmark.SCALING:
+    for variant, batch in scaling.SCALING:
         one, *several = (
             {
                 name.removeprefix(prefix): value
@@ -58,13 +62,23 @@ def test_report_of_many_devices_has_exchange_and_memory_of_each(tmp_path, monkey
                 if name.startswith(prefix)
             }
             for prefix in (
-                f"scaling_{variant or 'recipe'}_batch_{batch}_devices_{n}_"
-                for n in benchmark.DEVICES
+                f"scaling_{variant or 'recipe'}_batch_{batch}_devices_{n}_" for n in scaling.DEVICES
             )
         )
         assert one["bytes_exchanged"] == one["bytes_of_largest"] == 0
-        for n, many in zip(benchmark.DEVICES[1:], several, strict=True):
+        for n, many in zip(scaling.DEVICES[1:], several, strict=True):
             assert 0 < many["bytes_of_largest"] < many["bytes_exchanged"]
             assert many["bytes_of_tables"] <= 1.05 / n * one["bytes_of_tables"]
             assert 1 <= many["busiest_over_mean"] < 1.2
     assert {"scaling_mapped_over_plain_jit", "scaling_mapped_over_pmap"} <= set(report["ratios"])
+
+
+def test_the_flag_offers_the_scales_that_there_are():
+    assert NAMES == tuple(SCALES)
+
+
+def test_neither_the_package_nor_its_wheel_knows_of_the_benchmarks():
+    for path in ROOT.glob("conet_jax/**/*.py"):
+        assert not re.search(r"^\s*(from|import) benchmarks", path.read_text(), re.MULTILINE), path
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    assert wheel["targets"]["wheel"]["packages"] == ["conet_jax"]

@@ -6,40 +6,27 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import SMALL, assert_one_line_error, launch, tiny
 from scipy import stats
-from test_launch import assert_one_line_error, launch
 
 from conet_jax import metrics
-from conet_jax.config import default_config
 from conet_jax.data import synthetic
 from conet_jax.errors import InputError
 from conet_jax.run.fit import fit
 from conet_jax.studies import compare
 
-SIZES = dict(
-    num_users=60,
-    num_target_items=130,
-    num_source_items=120,
-    target_interactions=420,
-    source_interactions=500,
-)
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def config_of(variant, **fields):
-    config = default_config(variant)
-    config.name = "tiny"
-    config.layers = (8, 4)
-    config.epochs = 2
-    config.update(fields)
-    return config
+    return tiny(variant, layers=(8, 4), **{"epochs": 2} | fields)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Popularity, and iALS with two seeds: no gradients, so nothing much to compile."""
     folder = tmp_path_factory.mktemp("runs")
-    data = synthetic.dataset(**SIZES, seed=0)[0]
+    data = synthetic.dataset(**SMALL)[0]
     for name, config in (
         ("popularity", config_of("popularity")),
         ("ials/seed_0", config_of("ials", ials_alpha=2.0)),
@@ -92,7 +79,7 @@ def test_test_is_scipy_s_over_users_averaged_over_seeds(runs, split, k):
 
 
 def test_runs_on_other_data_are_refused(runs, tmp_path):
-    other = synthetic.dataset(**SIZES, seed=1)[0]
+    other = synthetic.dataset(**SMALL | {"seed": 1})[0]
     fit(config_of("popularity"), tmp_path / "other", dataset=other, quiet=True)
     done = launch("compare", runs / "popularity", tmp_path / "other")
     assert_one_line_error(done, "other data", other.meta["hash"][:12])
@@ -133,7 +120,7 @@ def records(path):
 def test_event_files_hold_the_numbers_of_metrics_jsonl(tmp_path):
     from tensorboardX.proto.event_pb2 import Event
 
-    data = synthetic.dataset(**SIZES, seed=0)[0]
+    data = synthetic.dataset(**SMALL)[0]
     fit(config_of("ials", epochs=1), tmp_path, dataset=data, quiet=True, tensorboard=True)
     fit(config_of("ials"), tmp_path, dataset=data, quiet=True, tensorboard=True)
     found = {}

@@ -13,8 +13,7 @@ import crash
 import numpy as np
 import pytest
 import soak
-from test_experiment import SIZES, tiny, without_seconds
-from test_launch import ROOT, assert_one_line_error, launch
+from helpers import MEDIUM, ROOT, assert_one_line_error, launch, tiny, without_seconds
 
 from conet_jax.data import synthetic
 from conet_jax.errors import InputError
@@ -31,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 @pytest.fixture(scope="module")
 def data():
-    return synthetic.dataset(**SIZES)[0]
+    return synthetic.dataset(**MEDIUM)[0]
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +271,7 @@ def test_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, capsys):
 def test_reading_a_run_needs_no_lock(finished):
     with lock.owned(finished[0]), pytest.MonkeyPatch.context() as patch:
         load = "conet_jax.run.workdir.load_dataset"
-        patch.setattr(load, lambda config: synthetic.dataset(**SIZES)[0])
+        patch.setattr(load, lambda config: synthetic.dataset(**MEDIUM)[0])
         assert restore(finished[0])[2]["epoch"] == 3
 
 

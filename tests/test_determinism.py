@@ -4,12 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import DEMO, ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
     "num_users": 300,
     "num_target_items": 150,
@@ -30,7 +29,7 @@ def train(workdir, variant, *, cache=None):
     done = subprocess.run(
         [
             *(sys.executable, str(ROOT / "launch" / "train.py")),
-            f"--config={ROOT / 'configs' / 'demo.py'}:{variant}",
+            f"{DEMO}:{variant}",
             "--config.epochs=3",
             *(f"--config.data.synthetic.{name}={value}" for name, value in SMALL.items()),
             f"--workdir={workdir}",

@@ -1,11 +1,13 @@
-"""The scripts of tests/examples run, and show what they say that they show."""
+"""The scripts of examples/ run, and show what they say that they show."""
 
 import re
 import subprocess
 import sys
-from pathlib import Path
 
-FOLDER = Path(__file__).resolve().parent / "examples"
+import pytest
+from helpers import ROOT
+
+FOLDER = ROOT / "examples"
 
 
 def output_of(name):
@@ -31,3 +33,9 @@ def test_ranker_gives_a_constant_and_a_random_scorer_what_chance_gives():
     assert constant == 0.1 and half == 0.5
     # Three standard errors of 1,000 users.
     assert abs(random - 0.1) < 0.03 and abs(auc - 0.5) < 0.03
+
+
+@pytest.mark.slow
+def test_training_under_pmap_is_the_product_s_training_on_two_devices():
+    first, last, apart = output_of("pmap.py")
+    assert last < first and apart <= 1e-12

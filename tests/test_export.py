@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
-from test_launch import ROOT, assert_one_line_error, launch
+from helpers import ROOT, as_if_trained, assert_one_line_error, launch
 
 from conet_jax.config import default_config
 from conet_jax.data import recbole, store, synthetic
@@ -37,7 +37,7 @@ def data():
     return made._replace(meta=made.meta | {"hash": content_hash(made)})
 
 
-def task_of(data, variant):
+def experiment_of(data, variant):
     config = default_config(variant)
     config.layers = (8, 6, 4)
     config.cross_layers = min(config.cross_layers, 2)
@@ -47,10 +47,7 @@ def task_of(data, variant):
 def parameters(experiment):
     if experiment.sweep is not None:
         return experiment.sweep(initial_state(experiment))
-    return jax.tree.map(
-        lambda x: x + 0.3 * jnp.cos(jnp.arange(x.size).reshape(x.shape)),
-        experiment.params(initial_state(experiment)),
-    )
+    return as_if_trained(experiment.params(initial_state(experiment)))
 
 
 _READER = """
@@ -78,7 +75,7 @@ print(json.dumps(out))
 def test_scores_of_an_export_are_the_model_s_in_a_process_without_conet_jax(
     data, variant, tmp_path
 ):
-    experiment = task_of(data, variant)
+    experiment = experiment_of(data, variant)
     params = parameters(experiment)
     export.save(experiment, params, tmp_path / "out")
     done = subprocess.run(
@@ -99,7 +96,7 @@ def test_scores_of_an_export_are_the_model_s_in_a_process_without_conet_jax(
 def test_an_export_holds_settled_parameters_and_raw_ids(data, tmp_path):
     from safetensors.numpy import load_file
 
-    experiment = task_of(data, "conet")
+    experiment = experiment_of(data, "conet")
     params = parameters(experiment)
     export.save(experiment, params, tmp_path / "out")
     found = load_file(tmp_path / "out" / "params.safetensors")
@@ -125,7 +122,7 @@ def test_the_example_that_reads_an_export_prints_the_model_s_scores(tmp_path):
     done = launch("export", f"--workdir={workdir}", f"--out={out}")
     assert done.returncode == 0, done.stderr
     assert_one_line_error(launch("export", f"--workdir={workdir}", f"--out={out}"), "not empty")
-    example = ROOT / "tests" / "examples" / "score_without_conet_jax.py"
+    example = ROOT / "examples" / "score_without_conet_jax.py"
     done = subprocess.run(
         [sys.executable, str(example), str(out), "17", "5", "250"],
         capture_output=True,

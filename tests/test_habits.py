@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from helpers import ROOT, SMALL, assert_one_line_error, launch
 from test_figures import tiny
-from test_launch import ROOT, assert_one_line_error, launch
 
 from conet_jax.data import synthetic
 from conet_jax.run.fit import fit
@@ -14,19 +14,10 @@ from conet_jax.studies.habits import Habits
 from conet_jax.train import ranking
 from conet_jax.train.ranking import Ranks
 
-SIZES = dict(
-    num_users=60,
-    num_target_items=130,
-    num_source_items=120,
-    target_interactions=420,
-    source_interactions=500,
-    seed=0,
-)
-
 
 @pytest.fixture(scope="module")
 def data():
-    return synthetic.dataset(**SIZES)[0]
+    return synthetic.dataset(**SMALL)[0]
 
 
 def made_up(seed):

@@ -2,34 +2,9 @@
 
 import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def launch(name, *arguments, cwd=ROOT, timeout=600):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "launch" / f"{name}.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        timeout=timeout,
-    )
-
-
-def assert_one_line_error(done, *fragments):
-    assert done.returncode == 2, done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
-    for fragment in fragments:
-        assert fragment in lines[0], lines[0]
-
-
-DEMO = f"--config={ROOT / 'configs' / 'demo.py'}"
+from helpers import DEMO, ROOT, assert_one_line_error, launch
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "launch").glob("*.py")))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import tiny, without_seconds
 
 from conet_jax import models
 from conet_jax.config import default_config
@@ -52,16 +53,8 @@ def data():
     )[0]
 
 
-def tiny(**fields):
-    config = default_config("conet")
-    config.name = "tiny"
-    config.layers = (8, 4)
-    config.cross_layers = 1
-    config.epochs = 3
-    config.patience = 3
-    config.batch_size = 32
-    config.update(fields)
-    return config
+def config_of(**fields):
+    return tiny("conet", layers=(8, 4), batch_size=32, **fields)
 
 
 def key_of(experiment, epoch, step):
@@ -107,7 +100,7 @@ def poisoned(model, key, code):
 @pytest.fixture(scope="module")
 def unwatched(data):
     """A run whose fourth step is poisoned by ``with_poison``."""
-    clean = make_experiment(tiny(), data)
+    clean = make_experiment(config_of(), data)
     key = key_of(clean, 0, 3)
     return clean._replace(model=poisoned(clean.model, key, lambda hyper: hyper.negative_weight))
 
@@ -236,7 +229,7 @@ def test_parameter_or_score_that_is_not_finite_stops_the_epoch(experiment):
 @pytest.fixture
 def diverging(data, monkeypatch):
     """Every run diverges at the second step of epoch 2 unless the learning rate is below 3e-4."""
-    key = key_of(make_experiment(tiny(), data), 1, 1)
+    key = key_of(make_experiment(config_of(), data), 1, 1)
     build = models.build
 
     def code(hyper):
@@ -254,16 +247,12 @@ def rows_of(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
-def without_seconds(row):
-    return {x: y for x, y in row.items() if x not in ("seconds", "rows_per_second")}
-
-
 def test_rollback_goes_on_from_the_checkpoint_at_a_smaller_rate(diverging, data, tmp_path):
     with pytest.raises(Diverged, match="target loss is not finite at step"):
-        fit(tiny(), tmp_path / "run", dataset=data)
+        fit(config_of(), tmp_path / "run", dataset=data)
     assert [row["epoch"] for row in rows_of(tmp_path / "run")] == [1]
     # The message's advice: the same command, and this.
-    config = tiny(on_nonfinite="rollback")
+    config = config_of(on_nonfinite="rollback")
     result = fit(config, tmp_path / "run", dataset=data)
     assert result["rollbacks"] == 2 and result["epochs"] == 3
     rows = rows_of(tmp_path / "run")
@@ -288,7 +277,7 @@ def test_rollback_goes_on_from_the_checkpoint_at_a_smaller_rate(diverging, data,
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
 def test_run_killed_around_a_rollback_ends_the_same(diverging, data, tmp_path, monkeypatch, epoch):
-    config = tiny(on_nonfinite="rollback")
+    config = config_of(on_nonfinite="rollback")
     whole = fit(config, tmp_path / "whole", dataset=data)
 
     class Crash(Exception):
@@ -312,7 +301,7 @@ def test_run_killed_around_a_rollback_ends_the_same(diverging, data, tmp_path, m
 
 
 def test_rollbacks_end_and_nothing_bad_is_saved(data, tmp_path):
-    config = tiny(on_nonfinite="rollback", learning_rate=1e30)
+    config = config_of(on_nonfinite="rollback", learning_rate=1e30)
     with pytest.raises(Diverged, match="not finite at step .* after 5 rollbacks: start anew"):
         fit(config, tmp_path / "run", dataset=data)
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
@@ -356,7 +345,7 @@ def test_the_command_names_step_domain_and_parameter_on_any_number_of_devices(tm
 
 def test_rollback_in_a_sweep_is_refused(data, tmp_path):
     for value, problem in (("rollback", "expected stop in a sweep"), ("stop", "")):
-        config = tiny(on_nonfinite=value)
+        config = config_of(on_nonfinite=value)
         planned = sweep.runs(
             sweep.Sweep("", config, {}, tmp_path, points=[{}]), sweep.Datasets(data)
         )

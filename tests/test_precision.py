@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_launch import ROOT
+from helpers import ROOT, SMALL, tiny
 
 from conet_jax.config import default_config, differences, validate
 from conet_jax.data import synthetic
@@ -21,29 +21,16 @@ from conet_jax.run.start import initial_state
 from conet_jax.train import ranking
 from conet_jax.train.chunk import chunk_lengths, chunk_program, run_steps
 
-SIZES = dict(
-    num_users=60,
-    num_target_items=130,
-    num_source_items=120,
-    target_interactions=420,
-    source_interactions=500,
-    seed=0,
-)
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
 def data():
-    return synthetic.dataset(**SIZES)[0]
+    return synthetic.dataset(**SMALL)[0]
 
 
-def task_of(data, variant="lasso", **fields):
-    config = default_config(variant)
-    config.layers = (8, 4)
-    config.cross_layers = min(config.cross_layers, 1)
-    config.batch_size = 64
-    config.update(fields)
-    return make_experiment(config, data)
+def experiment_of(data, variant="lasso", **fields):
+    return make_experiment(tiny(variant, **{"layers": (8, 4)} | fields), data)
 
 
 def products(jaxpr):
@@ -80,7 +67,7 @@ def test_bfloat16_is_of_the_hidden_products_and_nothing_that_is_kept(data, varia
     fields = dict(layers=(8, 8)) if variant == "cross_stitch" else {}
     types = {}
     for dtype in ("float32", "bfloat16"):
-        experiment = task_of(data, variant, dtype=dtype, **fields)
+        experiment = experiment_of(data, variant, dtype=dtype, **fields)
         state, step = step_of(experiment)
         types[dtype] = products(jax.make_jaxpr(step)(state).jaxpr)
         after = jax.eval_shape(step, state)
@@ -96,7 +83,7 @@ def test_bfloat16_is_of_the_hidden_products_and_nothing_that_is_kept(data, varia
 def test_bfloat16_is_float32_to_eight_bits_in_loss_and_scores(data, inference):
     logits, losses = {}, {}
     for dtype in ("float32", "bfloat16"):
-        experiment = task_of(data, "conet", dtype=dtype, inference=inference)
+        experiment = experiment_of(data, "conet", dtype=dtype, inference=inference)
         params = jax.jit(experiment.model.init, static_argnums=1)(
             jax.random.key(0), experiment.sizes
         )
@@ -146,7 +133,7 @@ def test_memory_that_is_announced_is_that_of_the_compiled_program_within_a_half(
         source_interactions=9_000,
         seed=0,
     )[0]
-    experiment = task_of(data, variant)
+    experiment = experiment_of(data, variant)
     steps = max(chunk_lengths(experiment.plan.steps, CHUNK_STEPS))
     step = jnp.int32(0)
     compiled = chunk_program.lower(
@@ -170,7 +157,7 @@ def test_memory_that_is_announced_is_that_of_the_compiled_program_within_a_half(
 
 
 def test_run_begins_with_device_precision_parameters_and_memory(data):
-    line = memory.line(task_of(data, "mlp", dtype="bfloat16"), 512)
+    line = memory.line(experiment_of(data, "mlp", dtype="bfloat16"), 512)
     tower = 8 * 4 + 4 + 4 + 1
     device = f"cpu ({jax.devices()[0].device_kind})"
     assert line.startswith(f"{device}, towers in bfloat16, {190 * 4 + tower:,} parameters, about ")

@@ -8,10 +8,9 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import ROOT
 
 from conet_jax.data import readers, store
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 def prepare(**options) -> subprocess.CompletedProcess:

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(r"(?:<!-- ([^>\n]+) -->\n)?```(sh|python)\n(.*?)```", re.DOTALL)
 
 
@@ -32,7 +32,7 @@ def test_paths_that_blocks_and_links_name_exist():
     named = re.findall(r"\]\((?!http|#)([^)]+)\)", text)
     for _, language, code in blocks():
         if language == "sh":
-            named += re.findall(r"(?:launch|configs|tests)/[\w./]+\.py", code)
+            named += re.findall(r"(?:launch|configs|examples|tests)/[\w./]+\.py", code)
     assert named and not [name for name in named if not (ROOT / name).exists()]
 
 
@@ -55,7 +55,7 @@ def test_flags_of_every_command_exist():
 def clone(tmp_path_factory):
     """Launchers, configs and examples, and two raw files as the README supposes them."""
     folder = tmp_path_factory.mktemp("clone")
-    for name in ("launch", "configs", "tests", "conet_jax"):
+    for name in ("launch", "configs", "examples", "tests", "conet_jax"):
         (folder / name).symlink_to(ROOT / name)
     rng = np.random.default_rng(0)
     taste = rng.normal(size=(400, 2))

@@ -4,7 +4,7 @@ import json
 import math
 
 import pytest
-from test_launch import ROOT, launch
+from helpers import ROOT, launch
 
 PAIRS = {
     "movies_books": (

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers import SMALL, without_seconds
 from scipy import stats
 
 from conet_jax import models
@@ -13,23 +14,13 @@ from conet_jax.run.fit import fit
 from conet_jax.studies import search
 from conet_jax.train import ranking
 
-SIZES = dict(
-    num_users=60,
-    num_target_items=130,
-    num_source_items=120,
-    target_interactions=420,
-    source_interactions=500,
-    seed=0,
-)
-
-
 # Nearly all of the time here is compilation.
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")
 def data():
-    return synthetic.dataset(**SIZES)[0]
+    return synthetic.dataset(**SMALL)[0]
 
 
 def config_of(method, **fields):
@@ -103,10 +94,6 @@ def test_any_use_of_the_test_split_raises(data):
     ):
         with pytest.raises(search.SealedError):
             use()
-
-
-def without_seconds(trial):
-    return {name: value for name, value in trial.items() if name != "seconds"}
 
 
 def test_value_of_a_trial_does_not_hang_on_the_test_split(data):

@@ -166,32 +166,6 @@ def fit(
     return {name: _stacked([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def source_views(
-    lists: list[np.ndarray], tables: dict[str, jax.Array], options: ials.Options, empty: float
-) -> np.ndarray:
-    """The source's view of users given by their source items: ``ials``'s solve for each.
-
-    Args:
-      lists: rows of source items, a list a user.
-      tables: rows of all pairs (``of_all_pairs``).
-      options: of the factorisation.
-      empty: the count of a user without pairs.
-
-    Returns:
-      f32[lists, dim + 1].
-    """
-    y = np.asarray(tables["source_item"], np.float64)[:, :-1]
-    weight, alpha = options.ials_source_weight, options.ials_alpha
-    normal = weight * y.T @ y + options.ials_regularization * np.eye(y.shape[1])
-    out = np.zeros((len(lists), y.shape[1] + 1), np.float32)
-    for row, items in zip(out, lists, strict=True):
-        own = y[items]
-        right = weight * (1 + alpha) * own.sum(axis=0)
-        row[:-1] = np.linalg.solve(normal + weight * alpha * own.T @ own, right)
-        row[-1] = empty + np.log1p(len(items))
-    return out
-
-
 def _stacked(blocks: list[list[tuple[jax.Array, np.ndarray]]]) -> np.ndarray:
     """Interleaves the folds' rows [factors, count, …]; the mean count is that of all pairs."""
     means = [np.log1p(count).mean() for _, count in blocks[-1]]

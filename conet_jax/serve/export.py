@@ -7,7 +7,7 @@
 - ``users.parquet``, ``target_items.parquet``, ``source_items.parquet``: the raw id of each row;
 - ``export.json``: the run's config, data and versions, and what the scores are.
 
-tests/examples/score_without_conet_jax.py reads them.
+examples/score_without_conet_jax.py reads them.
 """
 
 import importlib.util

@@ -1,6 +1,6 @@
 """Our ranker on somebody else's scores: metrics with ties by expectation, in NumPy alone.
 
-python tests/examples/rank_other_scores.py
+python examples/rank_other_scores.py
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
 """Scores pairs by an exported model; needs jax, flatbuffers, safetensors and polars, not conet_jax.
 
-python tests/examples/score_without_conet_jax.py EXPORTED_DIR USER_ID ITEM_ID [ITEM_ID ...]
+python examples/score_without_conet_jax.py EXPORTED_DIR USER_ID ITEM_ID [ITEM_ID ...]
 """
 
 import sys

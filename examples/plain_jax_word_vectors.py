@@ -1,6 +1,6 @@
 """Our optimiser for tables in a model that is not CoNet: skip-gram word vectors in plain JAX.
 
-python tests/examples/plain_jax_word_vectors.py
+python examples/plain_jax_word_vectors.py
 
 A table of 100,000 words, of which a step reads 64: ``row_adam`` gives what dense Adam gives, to
 rounding, and touches those rows alone.

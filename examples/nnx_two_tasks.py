@@ -1,6 +1,6 @@
 """Our losses in a model that is not CoNet: two tasks share a trunk, in flax.nnx.
 
-python tests/examples/nnx_two_tasks.py
+python examples/nnx_two_tasks.py
 
 ``joint_loss`` weighs the two tasks; ``add_l1`` before Adam is the lasso on the trunk's weights: of
 20 inputs the first four matter, and the trunk learns to leave out the others.
@@ -23,6 +23,7 @@ class TwoTasks(nnx.Module):
         self.heads = nnx.Linear(16, 2, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns a logit a task, f32[n, 2]."""
         return self.heads(nnx.relu(self.trunk(x)))
 
 
