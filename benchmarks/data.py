@@ -41,6 +41,6 @@ def experiment_on(dataset: Dataset, variant: str = "conet", **fields: Any) -> Ex
 
 def recipe_of_amazon() -> ConfigDict:
     """Returns the recipe with the layers of configs/amazon.py."""
-    config = default_config()
+    config = default_config("recipe")
     config.layers = (64, 32, 16, 8)  # as in configs/amazon.py
     return config

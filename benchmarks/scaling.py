@@ -25,7 +25,10 @@ from conet_jax.train.state import init_params, init_state, settle_in_place
 
 DEVICES = (1, 2, 4, 8)
 SCALING_STEPS = 20  # the same on several devices, which share the cores of this machine
-SCALING = (("conet", 16_384), ("", 16_384))  # variants and examples a domain, worth many devices
+SCALING = (
+    ("conet", 16_384),
+    ("recipe", 16_384),
+)  # variants and examples a domain, worth many devices
 
 
 def measure(report: Report, scale: str) -> None:
@@ -88,7 +91,7 @@ def _scale(report: Report, dataset: Dataset, variant: str, batch: int, n: int) -
     params = init_params(experiment.model, experiment.key, experiment.sizes, experiment.mesh)
     state = init_state(experiment.model, params, experiment.settings)
     compiled = compile_steps(experiment, state, count)
-    name = f"scaling_{variant or 'recipe'}_batch_{batch}_devices_{n}"
+    name = f"scaling_{variant}_batch_{batch}_devices_{n}"
     moved = traffic(experiment, compiled, num_steps=count)
     report.rates |= {
         f"{name}_bytes_exchanged": sum(size for _, size in moved["usual"]),

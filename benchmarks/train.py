@@ -18,7 +18,7 @@ from conet_jax.run.experiment import Experiment
 from conet_jax.run.start import initial_state
 from conet_jax.train import sampling
 from conet_jax.train.state import TrainState, settle_in_place, settled
-from conet_jax.train.step import plan_rows, train_step, wanted_rows
+from conet_jax.train.step import joint_objective, plan_rows, train_step, wanted_rows
 
 STEPS = 500  # of our optimiser a timed run
 DENSE_STEPS = 50  # of the dense one, which is slower by far
@@ -151,9 +151,8 @@ def _dense_runner(experiment: Experiment, steps: Any) -> Callable[[], None]:
         def objective(params: Params) -> jax.Array:
             ids = experiment.model.lookups(batch)
             rows = {name: params.tables[name][index] for name, index in ids.items()}
-            return experiment.model.loss(
-                params.dense, rows, batch, experiment.hyper, reduction="sum"
-            )[0]
+            given = experiment.model, params.dense, rows, batch, experiment.hyper
+            return joint_objective(*given)[0]
 
         updates, opt_state = optimizer.update(jax.grad(objective)(params), opt_state)
         return (optax.apply_updates(params, updates), opt_state), None

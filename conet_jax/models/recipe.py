@@ -25,6 +25,7 @@ from conet_jax.models.base import Batch, Hyper, Model, Params, Sizes, cross_entr
 from conet_jax.models.conet import CoNet
 from conet_jax.models.towers import merge
 
+VIEWS = (("target", "source"), ("source",))  # of the target tower, of the source tower
 COLD = -1e9  # logit of an item without training pairs: below all others
 
 
@@ -136,7 +137,7 @@ def start(interactions: Any, sizes: Sizes, seed: int, options: Options) -> dict[
         sizes,
         options.factorisation,
         folds=options.folds,
-        views=(("target", "source"), ("source",)),
+        views=VIEWS,
         sweeps=options.ials_sweeps,
         fold_sweeps=options.fold_sweeps,
         seed=seed,

@@ -1,7 +1,7 @@
 """Why an item was recommended: what comes through the crossing, and the source items that weigh.
 
 A source item's weight is how far the score falls if the item is taken out of the user's source
-profile or view. A trained user embedding stays as it is; a newcomer's is made again without the
+history or view. A trained user embedding stays as it is; a newcomer's is made again without the
 item. Only falls are listed.
 """
 
@@ -27,7 +27,7 @@ def columns(recommender: Recommender, user: User, items: np.ndarray) -> dict[str
     Returns:
       ``cross_score``, how much of each score comes through the cross connections: the score minus
       what it is with every H at zero; ``source_1``, ``weight_1`` and so on. None where nothing
-      crosses, or no source profile is read, at inference.
+      crosses, or no source history is read, at inference.
     """
     out: dict[str, list] = {"cross_score": [None] * len(items)}
     for at in range(1, SOURCE_ITEMS + 1):
@@ -69,13 +69,9 @@ def _rows(recommender: Recommender, user: User, lists: Lists) -> np.ndarray | No
     params, embed = recommender.params, getattr(recommender.newcomers, "embed", None)
     if "user" not in params.tables:
         return None
-    if user.row is None:
+    if user.row is None or recommender.model.pairing == "views":  # views are what the lists make
         return embed(lists)
-    rows = np.repeat(np.asarray(params.tables["user"][user.row])[None], len(lists["source"]), 0)
-    if recommender.model.pairing == "views":  # the target's view is as it was fitted
-        half = rows.shape[1] // 2
-        rows[:, half:] = embed(lists)[:, half:]
-    return rows
+    return np.repeat(np.asarray(params.tables["user"][user.row])[None], len(lists["source"]), 0)
 
 
 _score = jax.jit(

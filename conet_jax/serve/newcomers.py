@@ -5,12 +5,12 @@ What a model makes of them depends on what a user is to it:
 - Factors of implicit ALS, and the views of the recipe: solved for from the items as in the fit,
   with the items' factors as they are.
 - EASE: the items themselves, which is what it scores for anyone.
-- A trained embedding: predicted from the user's source profile by a linear map, fitted on the users
+- A trained embedding: predicted from the user's source history by a linear map, fitted on the users
   of both domains (Man et al. 2017, *Cross-domain recommendation: an embedding and mapping
   approach*, EMCDR). Target items are of no use to it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from conet_jax import models
-from conet_jax.models import history, ials
+from conet_jax.models import history, ials, recipe
 from conet_jax.models.base import Model, Params
 from conet_jax.run.experiment import Experiment
 from conet_jax.train import ranking
@@ -63,8 +63,7 @@ def of(experiment: Experiment, params: Params) -> Newcomers | None:
         options = models.options(ials, config)._replace(joined=joined)
         if config.model == "ials":
             return Newcomers(fitted, solver(params.tables, options, fitted))
-        by_domain = "source" in model.domains
-        views = [(domain,) for domain in fitted] if by_domain else [fitted]
+        views = recipe.VIEWS if model.pairing == "views" else (fitted,)
         return Newcomers(fitted, _views(params.tables, options, views, experiment.interactions))
     if {"user", "source_item"} <= params.tables.keys():
         return Newcomers(("source",), mapped(params, experiment.interactions))
@@ -108,7 +107,7 @@ def solver(
 def _views(
     tables: dict[str, jax.Array],
     options: ials.Options,
-    views: list[tuple[str, ...]],
+    views: Sequence[tuple[str, ...]],
     interactions: dict[str, Interactions],
 ) -> Callable[[Lists], np.ndarray]:
     """Rows of ``out_of_fold``: for each view its factors and, less the mean, log(1 + pairs)."""
@@ -132,7 +131,7 @@ def _views(
 
 
 def mapped(params: Params, interactions: dict[str, Interactions]) -> Callable[[Lists], np.ndarray]:
-    """Ridge regression of the users' embeddings on their source profiles (EMCDR's linear map).
+    """Ridge regression of the users' embeddings on their source histories (EMCDR's linear map).
 
     Args:
       params: with tables ``user`` and ``source_item``.
@@ -162,7 +161,7 @@ def mapped(params: Params, interactions: dict[str, Interactions]) -> Callable[[L
 
 
 def _profiles(source: Interactions, table: jax.Array, users: int) -> np.ndarray:
-    """Inputs f64[users, dim + 1] of the map to users: the source profile, and 1."""
+    """Inputs f64[users, dim + 1] of the map to users: the source history, and 1."""
     means = history.mean_of_all(source.items, source.users, table, users)
     return np.pad(np.asarray(means, np.float64), ((0, 0), (0, 1)), constant_values=1.0)
 

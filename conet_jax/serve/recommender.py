@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from conet_jax.data.load import touched_items
@@ -112,8 +111,8 @@ def prepare(experiment: Experiment, params: Params) -> Recommender:
     experiment, params = for_inference(experiment, params)
     dataset, model, interactions = experiment.dataset, experiment.model, experiment.interactions
     uncrossed = None
-    if model.inference == "cross" and jax.tree.leaves(params.dense.get("cross")):
-        uncrossed, _ = crossing.switched(params, interactions, "off")
+    if model.inference == "cross" and model.uncrossed is not None:
+        uncrossed, _ = crossing.switched(model, params, interactions, "off")
     learnt = np.diff(dataset.target.indptr) > 0
     if "source" in model.domains or experiment.config.joined:
         learnt |= np.diff(dataset.source.indptr) > 0
