@@ -28,7 +28,7 @@ def main() -> None:
     from conet_jax.train import ranking
 
     experiment, params, progress = restore(_WORKDIR.value, devices=0)
-    held_out, trained = getattr(experiment.dataset, _SPLIT.value), experiment.trained_items
+    held_out, trained = getattr(experiment.dataset, _SPLIT.value), experiment.trained_items()
     given = experiment.model, params, experiment.interactions
     if _FULL.value:
         kept, mask = warm(held_out, trained)

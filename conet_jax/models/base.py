@@ -106,6 +106,10 @@ class Model(NamedTuple):
         others are dense.
       scores: (projected, users int32[n], items int32[n, c]) -> logits f32[n, c].
       inference: "target" or "cross": whether scores read the user's training items in the source.
+      source_face: (project, scores) of the source domain's items, with ``item`` a row for each; None
+        for a model of the target alone. Training is the same: see ``facing``.
+      shared_users: whether it learns from the pairs of users of both domains alone, since others
+        have nothing that could cross.
       weights: (rows, batch) -> {domain: f32[n]}, weights of the examples; None is those of the
         batch.
       penalties: (rows, hyper) -> {domain: f32[n]}, what an example's loss is penalised by.
@@ -129,6 +133,8 @@ class Model(NamedTuple):
     project: Callable[..., Any]
     scores: Callable[..., jax.Array]
     inference: str = "target"
+    source_face: tuple[Callable[..., Any], Callable[..., jax.Array]] | None = None
+    shared_users: bool = False
     weights: Callable[..., dict[str, jax.Array]] | None = None
     penalties: Callable[..., dict[str, jax.Array]] | None = None
     penalty: Callable[..., jax.Array] | None = None
@@ -166,11 +172,26 @@ class FittedModel(NamedTuple):
     closed_form: bool = False
     # What a model that is trained by gradients can be and this cannot.
     pairing: None = None
+    source_face: None = None
+    shared_users: bool = False
     uncrossed: None = None
     start: None = None
     fixed_tables: bool = False
     copies: int = 1
     logits: bool = False
+
+
+def facing(model: Model | FittedModel, domain: str) -> Model | FittedModel | None:
+    """Returns a model that scores the items of a domain, with the parameters of ``model``.
+
+    None for the source of a model that cannot.
+    """
+    if domain == "target":
+        return model
+    if model.source_face is None:
+        return None
+    project, scores = model.source_face
+    return model._replace(project=project, scores=scores)
 
 
 Logits = Callable[..., dict[str, jax.Array]]  # (dense, rows, batch, dropout rate or None)

@@ -7,7 +7,7 @@ a negative, and l2 / 2 (|p_u|^2 + |q_i|^2) an example.
 """
 
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +43,14 @@ def build(options: Options) -> Model:
             params.tables["user"], params.tables["target_item"]
         ),
         scores=factors.scores,
+        source_face=(_project_source, factors.scores),
         logits=options.cmf_loss == "logistic",
     )
+
+
+def _project_source(params: Params, interactions: Any) -> dict[str, jax.Array]:
+    del interactions
+    return factors.project(params.tables["user"], params.tables["source_item"])
 
 
 def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:

@@ -18,6 +18,7 @@ from conet_jax.models.base import Batch, Hyper, Model, Params, Sizes, cross_entr
 from conet_jax.models.towers import Tower, merge
 
 Pair = tuple[Any, Any]  # of the target, of the source
+OTHER = {"target": "source", "source": "target"}
 
 
 class CrossConnection(nn.Module):
@@ -237,6 +238,11 @@ def two_towers(options: Any, module: nn.Module) -> Model:
         penalty=penalty,
         project=partial(project, options=options, module=module),
         scores=partial(scores, options=options, module=module),
+        source_face=tuple(
+            partial(face, options=options, module=module, domain="source")
+            for face in (project, scores)
+        ),
+        shared_users=options.cross_layers > 0,
         diagnostics=partial(diagnose, options=options, module=module, uncrossed=uncrossed),
         l1_mask=crossing,
         uncrossed=uncrossed if options.cross_layers else None,
@@ -321,36 +327,42 @@ def uncrossed(dense: Any) -> Any:
 
 
 def project(
-    params: Params, interactions: Any, options: Any, module: nn.Module
+    params: Params, interactions: Any, options: Any, module: nn.Module, domain: str = "target"
 ) -> dict[str, jax.Array]:
     """Sends each table through the first transition once: Eq. 3 is linear in [user, item].
 
     Args:
       params: settled parameters.
-      interactions: training interactions by domain; the source's are read under ``inference:
-        cross``, where the source input of user u is [p_u, mean of u's source items].
+      interactions: training interactions by domain; those of the other domain are read under
+        ``inference: cross``: its tower gets [p_u, mean of the user's items there].
       options: structure.
       module: the towers.
+      domain: whose items are to be scored.
 
     Returns:
-      Under "target" see ``towers.project_target``. Under "cross" ``user`` f32[users, r] and
-      ``item`` f32[target items, r], whose sum is the first pre-activation of both towers, the
-      target's before the source's; ``dense``. Where connections skip layers the input is needed
-      above, too: ``user`` and ``item`` are then embeddings and ``user_history`` is that mean.
+      Under "target" see ``towers.project_tower``. Under "cross" ``user`` f32[users, r] and ``item``
+      f32[items, r], whose sum is the first pre-activation of both towers, the target's before the
+      source's; ``dense``. Where connections skip layers the input is needed above, too: ``user``
+      and ``item`` are then embeddings and ``user_history`` is that mean.
     """
     tables, dense = params
-    user, item = tables["user"], tables["target_item"]
+    user, item = tables["user"], tables[f"{domain}_item"]
     if options.inference == "target":
-        return towers.project_target(dense["target"], user, item)
-    source = interactions["source"]
-    means = history.mean_of_all(source.items, source.users, tables["source_item"], user.shape[0])
+        return towers.project_tower(dense[domain], user, item)
+    other = OTHER[domain]
+    pairs = interactions[other]
+    means = history.mean_of_all(pairs.items, pairs.users, tables[f"{other}_item"], user.shape[0])
     if getattr(options, "cross_skip", 0):
         return {"user": user, "user_history": means, "item": item, "dense": dense}
     none = jnp.zeros_like(user)
-    by_user = first_layer(module, dense, merge(user, none), merge(user, means))
+    by_user = {domain: merge(user, none), other: merge(user, means)}
     none = jnp.zeros_like(item)
-    by_item = first_layer(module, without_bias(dense), merge(none, item), merge(none, none))
-    return {"user": by_user, "item": by_item, "dense": dense}
+    by_item = {domain: merge(none, item), other: merge(none, none)}
+    return {
+        "user": first_layer(module, dense, by_user["target"], by_user["source"]),
+        "item": first_layer(module, without_bias(dense), by_item["target"], by_item["source"]),
+        "dense": dense,
+    }
 
 
 def first_layer(module: nn.Module, dense: Any, target: jax.Array, source: jax.Array) -> jax.Array:
@@ -370,9 +382,14 @@ def without_bias(dense: Any) -> Any:
 
 
 def scores(
-    projected: dict[str, Any], users: jax.Array, items: jax.Array, options: Any, module: nn.Module
+    projected: dict[str, Any],
+    users: jax.Array,
+    items: jax.Array,
+    options: Any,
+    module: nn.Module,
+    domain: str = "target",
 ) -> jax.Array:
-    """Target logits of each user for its items: the forward pass, from layer 1 on where it can.
+    """Logits of each user for its items: the forward pass, from layer 1 on where it can.
 
     Args:
       projected: from ``project``.
@@ -380,13 +397,15 @@ def scores(
       items: int32[n, c].
       options: structure.
       module: the towers.
+      domain: that of the items.
 
     Returns:
       f32[n, c].
     """
+    at = ("target", "source").index(domain)
     if options.inference == "target":
-        tower = Tower(options.layers, dtype=options.dtype)
-        return towers.score_target(tower, projected, users, items)
+        layers = (options.layers, getattr(options, "source_layers", ()) or options.layers)[at]
+        return towers.score_tower(Tower(layers, dtype=options.dtype), projected, users, items)
     variables = {"params": projected["dense"]}
     if "user_history" in projected:
         item = projected["item"][items]
@@ -395,12 +414,13 @@ def scores(
             return jnp.broadcast_to(table[users][:, None, :], item.shape)
 
         user, means = beside(projected["user"]), beside(projected["user_history"])
-        return module.apply(variables, merge(user, item), merge(user, means))[0]
+        inputs = [merge(user, item), merge(user, means)]
+        return module.apply(variables, *(inputs if domain == "target" else inputs[::-1]))[at]
     both = nn.relu(projected["user"][users][:, None, :] + projected["item"][items])
     target, source = jnp.split(both, [options.layers[1]], axis=-1)
     # The input, layer 0, is used up.
     known = [None, target], [None, source]
-    return module.apply(variables, *known, method=type(module).upper)[0]
+    return module.apply(variables, *known, method=type(module).upper)[at]
 
 
 def diagnose(

@@ -48,10 +48,10 @@ def build(options: Options) -> Model:
         init=partial(init, module=module),
         lookups=pair_lookups,
         losses=partial(example_losses, options=options, module=module),
-        project=lambda params, interactions: towers.project_target(
+        project=lambda params, interactions: towers.project_tower(
             params.dense["target"], params.tables["user"], params.tables["target_item"]
         ),
-        scores=partial(towers.score_target, module),
+        scores=partial(towers.score_tower, module),
         diagnostics=lambda dense, rows, batch: diagnostics.of_towers(
             batch_logits(dense, rows, batch, None, module), batch
         ),

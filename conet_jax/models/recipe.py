@@ -102,6 +102,9 @@ def build(options: Options) -> Model:
         penalty=conet.penalty,
         project=partial(project, options=options),
         scores=partial(scores, options=options),
+        source_face=tuple(
+            partial(face, options=options, domain="source") for face in (project, scores)
+        ),
         diagnostics=partial(diagnose, options=options),
         l1_mask=conet.crossing,
         uncrossed=conet.uncrossed if options.cross_layers else None,
@@ -226,20 +229,22 @@ def warm_weights(rows: dict[str, jax.Array], batch: Batch) -> dict[str, jax.Arra
     }
 
 
-def project(params: Params, interactions: Any, options: Options) -> dict[str, jax.Array]:
+def project(
+    params: Params, interactions: Any, options: Options, domain: str = "target"
+) -> dict[str, jax.Array]:
     """Sends each table through the first transition once, which is linear but for dot products.
 
     Returns:
-      ``user`` f32[users, r] and ``item`` f32[target items, r], whose sum is the first
+      ``user`` f32[users, r] and ``item`` f32[items, r] of the domain, whose sum is the first
       pre-activation of both towers but for the dot products; ``dots`` f32[2, r], what one of each
-      view adds; ``user_view`` f32[users, 2, dim] and ``item_factors`` f32[target items, dim], what
-      they are of; ``item_warm`` bool[target items]; ``dense``.
+      view adds; ``user_view`` f32[users, 2, dim] and ``item_factors`` f32[items, dim], what they
+      are of; ``item_warm`` bool[items]; ``dense``.
     """
     del interactions
     dense, dim = params.dense, options.layers[0] // 2
     user, item = (
         out_of_fold.of_all_pairs(params.tables[name], options.folds)
-        for name in ("user", "target_item")
+        for name in ("user", f"{domain}_item")
     )
     views = out_of_fold.views(user, dim)
     width = 2 * dim + out_of_fold.FEATURES
@@ -259,19 +264,23 @@ def project(params: Params, interactions: Any, options: Options) -> dict[str, ja
 
 
 def scores(
-    projected: dict[str, Any], users: jax.Array, items: jax.Array, options: Options
+    projected: dict[str, Any],
+    users: jax.Array,
+    items: jax.Array,
+    options: Options,
+    domain: str = "target",
 ) -> jax.Array:
-    """Target logits f32[n, c] of users int32[n] for items int32[n, c], from layer 1 on."""
-    dense = projected["dense"]
+    """Logits f32[n, c] of users int32[n] for items int32[n, c] of a domain, from layer 1 on."""
+    dense, at = projected["dense"], ("target", "source").index(domain)
     views, factors = projected["user_view"][users], projected["item_factors"][items]
     dots = options.inner_weight * jnp.einsum("nvd,ncd->ncv", views, factors)
     both = projected["user"][users][:, None, :] + projected["item"][items]
     both = jax.nn.relu(both + dots @ projected["dots"])
     target, source = jnp.split(both, [options.layers[1]], axis=-1)
-    logits, _ = options.module.apply(
+    logits = options.module.apply(
         {"params": dense}, [None, target], [None, source], method=CoNet.upper
-    )
-    weighed = views[:, 0] * dense["w_target"][None, :]
+    )[at]
+    weighed = views[:, at] * dense[f"w_{domain}"][None, :]
     logits = logits + jnp.einsum("nd,ncd->nc", weighed, factors)
     return jnp.where(projected["item_warm"][items], logits, COLD)
 

@@ -166,5 +166,5 @@ def scores(
     dots = options.inner_weight * jnp.einsum("nd,ncd->nc", views, factors)
     beside = dots[:, :, None] * projected["dots"][None, None, :]
     linear = jnp.einsum("nd,ncd->nc", views * projected["w"][None, :], factors)
-    logits = towers.score_target(options.module, projected, users, items, beside) + linear
+    logits = towers.score_tower(options.module, projected, users, items, beside) + linear
     return jnp.where(projected["item_warm"][items], logits, recipe.COLD)

@@ -95,11 +95,11 @@ def dropout(key: jax.Array, x: jax.Array, rate: jax.Array) -> jax.Array:
     return jnp.where(keep, x / (1.0 - rate), 0.0)
 
 
-def project_target(tower: Any, users: jax.Array, items: jax.Array) -> dict[str, Any]:
+def project_tower(tower: Any, users: jax.Array, items: jax.Array) -> dict[str, Any]:
     """Sends both tables through the first layer, which is linear in [user, item], once.
 
     Args:
-      tower: parameters of the target tower.
+      tower: its parameters.
       users: f32[users, dim].
       items: f32[items, dim].
 
@@ -116,14 +116,14 @@ def project_target(tower: Any, users: jax.Array, items: jax.Array) -> dict[str, 
     }
 
 
-def score_target(
+def score_tower(
     module: Tower,
     projected: dict[str, Any],
     users: jax.Array,
     items: jax.Array,
     beside: jax.Array | float = 0.0,
 ) -> jax.Array:
-    """Logits f32[n, c] of the target tower for users int32[n] and items int32[n, c].
+    """Logits f32[n, c] of a tower for users int32[n] and items int32[n, c].
 
     ``beside`` f32[n, c, r] is added to the first pre-activation: what is no sum over the two.
     """

@@ -46,10 +46,9 @@ class Experiment(NamedTuple):
         """Rows of the tables."""
         return sizes_of(self.dataset)
 
-    @property
-    def trained_items(self) -> np.ndarray:
-        """Which target items have a training pair, bool[target items]."""
-        return trained_items(self.dataset.target)
+    def trained_items(self, domain: str = "target") -> np.ndarray:
+        """Which items of a domain have a training pair, bool[items]."""
+        return trained_items(getattr(self.dataset, domain))
 
     def abstract_state(self) -> State:
         """Returns shapes and dtypes of the state, computing nothing."""
@@ -149,7 +148,7 @@ def make_experiment(config: ConfigDict, dataset: Dataset) -> Experiment:
                 "process"
             )
         mesh = devices.one_device()
-    interactions = interactions_on(dataset, mesh)
+    interactions = interactions_on(dataset, mesh, shared=model.shared_users)
     plan, sweep = None, None
     if isinstance(model, FittedModel):
         sweep = model.sweeper(interactions, sizes_of(dataset))
@@ -163,12 +162,24 @@ def make_experiment(config: ConfigDict, dataset: Dataset) -> Experiment:
     return Experiment(config, dataset, model, interactions, plan, settings, hyper, key, sweep, mesh)
 
 
-def interactions_on(dataset: Dataset, mesh: jax.sharding.Mesh) -> dict[str, Interactions]:
-    """Puts the training interactions of both domains on devices."""
-    return {
-        domain: to_device(data.indptr, data.indices, data.num_items, mesh)
-        for domain, data in (("target", dataset.target), ("source", dataset.source))
-    }
+def interactions_on(
+    dataset: Dataset, mesh: jax.sharding.Mesh, *, shared: bool = False
+) -> dict[str, Interactions]:
+    """Puts the training interactions of both domains on devices.
+
+    Args:
+      dataset: the data.
+      mesh: the devices.
+      shared: leave out what users of one domain alone have.
+    """
+    given = {}
+    for domain, pairs in (("target", dataset.target), ("source", dataset.source)):
+        indptr = pairs.indptr
+        if shared:  # users of both domains come first
+            indptr = np.minimum(indptr, indptr[dataset.num_shared])
+        items = pairs.indices[: indptr[-1]]
+        given[domain] = to_device(indptr, items, pairs.num_items, mesh)
+    return given
 
 
 def hyper_of(config: ConfigDict) -> Hyper:

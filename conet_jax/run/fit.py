@@ -22,10 +22,11 @@ from ml_collections import ConfigDict
 import conet_jax
 from conet_jax import config as config_lib
 from conet_jax.data.load import check_users, load_dataset
-from conet_jax.data.types import Dataset
+from conet_jax.data.types import HELD_OUT, Dataset, held_out_parts
 from conet_jax.devices import processes
 from conet_jax.errors import InputError
 from conet_jax.files import write_arrays, write_json, write_text
+from conet_jax.models.base import facing
 from conet_jax.run import lock, loop, memory, signals
 from conet_jax.run.checkpoints import Checkpoints
 from conet_jax.run.epoch import CHUNK_STEPS, CutShort
@@ -189,13 +190,17 @@ def _finish(
     config, dataset = experiment.config, experiment.dataset
     params = experiment.best(checkpoints, progress.best_epoch)
     metrics, arrays = {}, {}
-    for split in ("test", "valid"):
+    parts = held_out_parts(dataset)
+    for split in ("test", "valid", *(name for name in parts if name not in ("test", "valid"))):
+        model = facing(experiment.model, HELD_OUT[split])
+        if model is None or (split == "test_target_only" and model.shared_users):
+            continue  # it ranks no source items, or knows no such users
         everything, warm = ranking.rank_twice(
-            experiment.model,
+            model,
             params,
             experiment.interactions,
-            getattr(dataset, split),
-            experiment.trained_items,
+            parts[split],
+            experiment.trained_items(HELD_OUT[split]),
         )
         for name, (users, ranks) in ((split, everything), (f"{split}_warm", warm)):
             metrics[name] = ranking.summarize(ranks, k=config.eval_k)

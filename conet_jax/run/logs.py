@@ -60,7 +60,9 @@ def result_markdown(result: dict[str, Any]) -> str:
         "| split | users | " + " | ".join(names) + " |",
         "| --- | ---: |" + " ---: |" * len(names),
     ]
-    for split in ("test", "test_warm", "valid", "valid_warm"):
+    first = ("test", "test_warm", "valid", "valid_warm")
+    others = [name for name, value in result.items() if name.startswith(("test_", "valid_"))]
+    for split in (*first, *(name for name in others if name not in first)):
         values = result[split]
         cells = [f"{values['users']:,}"] + [f"{values[name]:.4f}" for name in names]
         lines.append(f"| {split.replace('_', ', ')} | " + " | ".join(cells) + " |")

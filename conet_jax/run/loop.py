@@ -229,7 +229,7 @@ def validate(experiment: Experiment, params: Params, row: dict[str, Any]) -> lis
         params,
         experiment.interactions,
         experiment.dataset.valid,
-        experiment.trained_items,
+        experiment.trained_items(),
     )
     row["valid"] = ranking.summarize(everything.ranks, k=config.eval_k)
     row["valid_warm"] = ranking.summarize(warm.ranks, k=config.eval_k)

@@ -145,7 +145,8 @@ def rank_held_out(
       InputError: a user or item is out of range.
     """
     projected = project(params, interactions, model=model)
-    _check_held_out(held_out, interactions, projected)
+    own = interactions["target"].num_items if interactions else None
+    _check_held_out(held_out, interactions, projected, own)
     return rank_projected(model, projected, held_out)
 
 
@@ -180,7 +181,7 @@ def rank_twice(
       InputError: a user or item is out of range.
     """
     projected = project(params, interactions, model=model)
-    _check_held_out(held_out, interactions, projected)
+    _check_held_out(held_out, interactions, projected, len(trained))
     kept, mask = warm(held_out, trained)
     everything, warm_ranks = _ranked(model, projected, held_out, [held_out.mask, mask])
     return (
@@ -190,12 +191,15 @@ def rank_twice(
 
 
 def _check_held_out(
-    held_out: HeldOut, interactions: dict[str, Interactions] | None, projected: dict[str, Any]
+    held_out: HeldOut,
+    interactions: dict[str, Interactions] | None,
+    projected: dict[str, Any],
+    num_items: int | None = None,
 ) -> None:
-    num_items = len(projected["item"])
     num_users = min(map(len, _of("user", projected).values()), default=2**31)
+    num_items = len(projected["item"]) if num_items is None else num_items
     if interactions and "target" in interactions:  # tables on several devices are padded
-        num_items, num_users = interactions["target"].num_items, interactions["target"].num_users
+        num_users = interactions["target"].num_users
     check_indices("user", held_out.users, num_users)
     check_indices("held-out item", held_out.items, num_items)
     check_indices("candidate", held_out.candidates, num_items)
@@ -373,9 +377,9 @@ def rank_full(
     """
     projected = project(params, interactions, model=model)
     mesh = devices.mesh_of(projected)
-    _check_held_out(held_out, interactions, projected)
     # Rows of several devices are padded.
     num_items = interactions["target"].num_items if mesh.size > 1 else len(projected["item"])
+    _check_held_out(held_out, interactions, projected, num_items)
     indptr, indices = touched
     check_indices("touched item", indices, num_items)
     trained = np.ones(num_items, bool) if trained is None else trained
