@@ -106,8 +106,8 @@ class Model(NamedTuple):
         others are dense.
       scores: (projected, users int32[n], items int32[n, c]) -> logits f32[n, c].
       inference: "target" or "cross": whether scores read the user's training items in the source.
-      source_face: (project, scores) of the source domain's items, with ``item`` a row for each; None
-        for a model of the target alone. Training is the same: see ``facing``.
+      source_face: (project, scores) of the source domain's items, see ``facing``; None for a model
+        that cannot score them.
       shared_users: whether it learns from the pairs of users of both domains alone, since others
         have nothing that could cross.
       weights: (rows, batch) -> {domain: f32[n]}, weights of the examples; None is those of the
