@@ -95,7 +95,8 @@ def renumber(pairs: Pairs, users: np.ndarray, items: np.ndarray) -> Pairs:
         columns.append(places[values])
     pairs = Pairs(*columns, pairs.times)
     pairs = take(pairs, (pairs.users >= 0) & (pairs.items >= 0))
-    return take(pairs, np.lexsort((pairs.items, pairs.users)))
+    order = np.diff(pairs.users * len(items) + pairs.items)
+    return pairs if (order > 0).all() else take(pairs, np.lexsort((pairs.items, pairs.users)))
 
 
 class Reduced(NamedTuple):
@@ -141,7 +142,7 @@ def reduce(
     kinds = users_by_kind(left, num_users)
     order, items = np.concatenate(kinds), {}
     for domain, p in left.items():
-        items[domain] = np.unique(p.items)
+        items[domain] = np.flatnonzero(np.bincount(p.items))
         if later:
             known = [np.concatenate(both) for both in zip(p, later[domain], strict=True)]
             p = Pairs(*known)

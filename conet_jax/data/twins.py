@@ -86,7 +86,8 @@ def share_in_source(held: HeldOut, twins: np.ndarray, source: UserItems) -> floa
     count = np.searchsorted(twins[:, 0], held.items, side="right") - low
     owner = np.repeat(np.arange(len(count)), count)
     twin = twins[np.repeat(low, count) + _ranges(count), 1]
-    has = np.isin(held.users[owner].astype(np.int64) * source.num_items + twin, keys)
+    wanted = held.users[owner].astype(np.int64) * source.num_items + twin
+    has = np.append(keys, -1)[np.searchsorted(keys, wanted)] == wanted
     return len(np.unique(owner[has])) / len(held.users)
 
 
