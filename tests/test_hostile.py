@@ -672,7 +672,8 @@ def test_typed_config_fields_are_set_or_refused(size, tmp_path, monkeypatch):
                 lines = said.getvalue().splitlines()
                 assert stop.code == 2 and len(lines) == 1 and lines[0].startswith("error: ")
                 return [False]
-        for name, text in dict(fields).items():  # of a flag given twice the last counts
+        assert len({name for name, _ in fields}) == len(fields)  # a flag given twice is refused
+        for name, text in fields:
             value, kind = flatten(config.to_dict())[name], type(flatten(DEFAULTS)[name])
             assert type(value) is kind
             if kind in (int, float):
