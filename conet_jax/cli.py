@@ -70,9 +70,34 @@ def _parse(argv: Sequence[str], *, arguments: bool) -> list[str]:
         fail(f"the config cannot be used: {error}; conet_jax/config.py lists its fields")
     except (Exception, SystemExit) as error:  # a config file is code, and can raise anything
         fail(f"the config file cannot be used: {type(error).__name__}: {error}")
+    twice = _given_twice(argv)
+    if twice:
+        fail(f"--{twice} is given twice: expected one value, so leave one of them out")
     if len(rest) > 1 and not arguments:
         fail(f"unexpected argument {rest[1]!r}; options are written --name=value (see --help)")
     return rest
+
+
+def _given_twice(argv: Sequence[str]) -> str | None:
+    """The first flag that is typed more than once, though it takes one value; absl keeps the last.
+
+    Example:
+      >>> _given_twice(["train.py", "--only_check_args", "--noonly_check_args"])
+      'only_check_args'
+    """
+    seen = set()
+    typed = argv[1 : argv.index("--")] if "--" in argv else argv[1:]
+    for word in typed:
+        name = word.lstrip("-").partition("=")[0]
+        if name not in flags.FLAGS:
+            name = name.removeprefix("no")  # of a boolean
+        if not word.startswith("-") or name not in flags.FLAGS:
+            continue
+        flag = flags.FLAGS[name]
+        if flag.name in seen and not isinstance(flag, flags.MultiFlag):
+            return flag.name
+        seen.add(flag.name)
+    return None
 
 
 def _flag_problem(text: str) -> str:

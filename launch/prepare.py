@@ -1,11 +1,13 @@
 """Builds one data set from the raw files of two domains.
 
   python launch/prepare.py --target=books.csv --source=movies.csv --out=DIR
+  python launch/prepare.py --target=books.csv --source=movies.csv.zip --out=DIR \
+      --target_rating_column=Book-Rating --target_min_rating=7
   python launch/prepare.py --download=amazon --out=DIR
   python launch/prepare.py --recbole=DIR --out=DIR
 
-Prints the data set's statistics as in Table 1 of the paper, and an audit of what was dropped and
-what to beware of.
+Prints which columns were read as what, the data set's statistics as in Table 1 of the paper, and an
+audit of what was dropped and what to beware of. docs/data.md says which files are read, and how.
 """
 
 import functools
@@ -20,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without 
 from conet_jax import cli
 from conet_jax.errors import InputError
 
-# The same names as conet_jax.data.readers.FORMATS, written out so that --help loads no Polars.
+# The same names as conet_jax.data.formats.FORMATS, written out so that --help loads no Polars.
 _FORMATS = (
     "auto",
     "amazon_2014",
@@ -29,28 +31,67 @@ _FORMATS = (
     "named",
     "tsv",
     "recbole",
+    "json",
+    "parquet",
     "ncf",
 )
 _TARGET = flags.DEFINE_string(
     "target",
     None,
-    "File of the domain to recommend in (NCF-style data: folder or prefix); required without "
-    "--download.",
+    "File of the domain to recommend in, - for standard input (NCF-style data: folder or prefix); "
+    "required without --download.",
 )
 _SOURCE = flags.DEFINE_string(
     "source", None, "The same for the domain to learn from; required without --download."
 )
 _OUT = flags.DEFINE_string("out", None, "Directory to write, a prepared one is replaced; required.")
-_FORMAT = flags.DEFINE_enum("format", "auto", _FORMATS, "Format of both files.")
+
+
+def _define_reading(prefix: str, of: str, default: str) -> None:
+    """Defines how files are read, of both domains or, with a prefix, of one."""
+    flags.DEFINE_enum(f"{prefix}format", None if prefix else "auto", _FORMATS, f"Format of {of}.")
+    for role in ("user", "item", "rating", "time", "weight"):
+        found = "none" if role == "weight" else "found by its name"
+        none = "" if role in ("user", "item") else "; none reads none"
+        flags.DEFINE_string(
+            f"{prefix}{role}_column",
+            None,
+            f"Column of the {role} in {of}: its name, or its number from 1 without a header{none}; "
+            f"by default {default or found}.",
+        )
+    flags.DEFINE_string(
+        f"{prefix}separator",
+        None,
+        f"Text between the fields of {of}, or tab, comma, semicolon, pipe, space; by default "
+        f"{default or 'found out'}.",
+    )
+    flags.DEFINE_enum(
+        f"{prefix}header",
+        None,
+        ["auto", "yes", "no"],
+        f"Whether the first line of {of} has the names of the columns; by default "
+        f"{default or 'found out'}.",
+    )
+    flags.DEFINE_float(
+        f"{prefix}min_rating",
+        None,
+        f"Least rating that counts as positive, in the unit of {of}; by default "
+        f"{default or '4, or 1 for feedback of yes or no'}.",
+    )
+
+
+_define_reading("", "both files", "")
+_define_reading("target_", "the target", "as for both")
+_define_reading("source_", "the source", "as for both")
+_SKIP_BAD_ROWS = flags.DEFINE_boolean(
+    "skip_bad_rows", False, "Leave rows out that cannot be read, and count them."
+)
 _DOWNLOAD = flags.DEFINE_enum(
     "download",
     None,
     ["amazon"],
     "Fetch the two files instead (kept in OUT.raw; a broken download is resumed); by default "
     "nothing.",
-)
-_MIN_RATING = flags.DEFINE_float(
-    "min_rating", 4.0, "Least rating that counts as positive, in the files' unit."
 )
 _RECBOLE = flags.DEFINE_string(
     "recbole",
@@ -63,6 +104,17 @@ _MIN_USER_ITEMS = flags.DEFINE_integer(
 )
 _MIN_ITEM_USERS = flags.DEFINE_integer(
     "min_item_users", None, "Least users an item has (default 1; 5 with --download)."
+)
+_MAX_USER_ITEMS = flags.DEFINE_integer(
+    "max_user_items",
+    None,
+    "Most items, liked or not, that a user has in a domain; users with more are left out, as "
+    "robots are; by default all stay but those who like every item.",
+)
+_SEEN_ARE_NO_CANDIDATES = flags.DEFINE_boolean(
+    "seen_are_no_candidates",
+    False,
+    "Draw no negatives to rank against from what a user rated below the threshold.",
 )
 _SPLIT = flags.DEFINE_enum(
     "split",
@@ -116,20 +168,23 @@ def main() -> None:
     """Reads, builds, writes, prints."""
     core = _check_flags()
 
-    from conet_jax.data import audit, build, readers, recbole, store
+    from conet_jax.data import audit, prepare, recbole, store
 
     store.check_writable(_OUT.value)
+    files = {}
     if _RECBOLE.value:
         built = recbole.load(_RECBOLE.value)
     else:
-        target, source = _inputs()
-        built = build.build(
-            readers.read(target, _FORMAT.value),
-            readers.read(source, _FORMAT.value),
-            min_rating=_MIN_RATING.value,
+        files = dict(zip(("target", "source"), _inputs(), strict=True))
+        built = prepare.prepare(
+            **files,
+            **_reading(),
+            skip_bad_rows=_SKIP_BAD_ROWS.value,
             min_user_items=_MIN_USER_ITEMS.value or core,
             min_item_users=_MIN_ITEM_USERS.value or core,
-            split=_SPLIT.value,
+            max_user_items=_MAX_USER_ITEMS.value,
+            seen_are_candidates=not _SEEN_ARE_NO_CANDIDATES.value,
+            split=_SPLIT.value if _SPLIT.present else None,
             candidates=_CANDIDATES.value,
             seed=_SEED.value,
             drop_twins=_DROP_TWINS.value,
@@ -147,16 +202,26 @@ def main() -> None:
             f"--eval_k={_EVAL_K.value}; ask for a smaller K"
         )
     store.save(built, _OUT.value)
+    if files:
+        print("\n".join([*prepare.columns_read(built.meta, files), ""]))
     print("\n".join(_table(built.meta["counts"], paper=_DOWNLOAD.value == "amazon")))
     if "twins" in built.meta["audit"]:  # data made from arrays have had no audit
         print("\n".join(_audit(built.meta)))
     print("\n".join(audit.lines(built.meta["audit"])))
     print(f"\nwritten to {_OUT.value} (hash {built.meta['hash'][:12]})")
-    for line in audit.warnings(built.meta["audit"]):
+    for line in [*prepare.overlooked(built.meta), *audit.warnings(built.meta["audit"])]:
         print(f"warning: {line}", file=sys.stderr)
 
 
-def _check_flags() -> int:
+def _reading() -> dict:
+    """The flags of ``_define_reading`` that are typed, by name."""
+    names = [f"{role}_column" for role in ("user", "item", "rating", "time", "weight")]
+    names += ["format", "separator", "header", "min_rating"]
+    typed = [f"{prefix}{name}" for prefix in ("", "target_", "source_") for name in names]
+    return {name: flags.FLAGS[name].value for name in typed if flags.FLAGS[name].present}
+
+
+def _check_flags() -> int | None:
     """Checks all flag values; returns the core that holds where none is asked for."""
     if not _OUT.value:
         raise InputError(
@@ -174,13 +239,17 @@ def _check_flags() -> int:
         raise InputError(
             "--target=FILE and --source=FILE are needed, or --download=amazon or --recbole=DIR"
         )
-    if not math.isfinite(_MIN_RATING.value):
-        raise InputError(f"--min_rating={_MIN_RATING.value} must be a finite number")
+    for name, value in _reading().items():
+        if name.endswith("min_rating") and not math.isfinite(value):
+            raise InputError(f"--{name}={value} must be a finite number")
     if not 0 < _TWIN_JACCARD.value <= 1:
         raise InputError(f"--twin_jaccard={_TWIN_JACCARD.value} must be above 0 and at most 1")
     if not 0 <= _SEED.value < 2**63:
         raise InputError(f"--seed={_SEED.value} must be 0 or more and below 2^63")
-    for flag in (_MIN_USER_ITEMS, _MIN_ITEM_USERS, _CANDIDATES, _EVAL_K, _TWIN_USERS):
+    for flag in (
+        *(_MIN_USER_ITEMS, _MIN_ITEM_USERS, _MAX_USER_ITEMS),
+        *(_CANDIDATES, _EVAL_K, _TWIN_USERS),
+    ):
         if flag.value is not None and flag.value < 1:
             raise InputError(f"--{flag.name}={flag.value} must be 1 or more")
     if _CANDIDATES.value <= _EVAL_K.value:
@@ -188,7 +257,7 @@ def _check_flags() -> int:
             f"--candidates={_CANDIDATES.value} must be above --eval_k={_EVAL_K.value}: among so "
             "few every item is in the first K; draw more candidates, or ask for a smaller K"
         )
-    return 5 if _DOWNLOAD.value else 1
+    return 5 if _DOWNLOAD.value else None
 
 
 def _inputs() -> tuple[str, str]:
@@ -240,11 +309,20 @@ def _with_densities(numbers: tuple[int, ...] | list[int]) -> list[str]:
 
 def _audit(meta: dict) -> list[str]:
     audit, counts, options = meta["audit"], meta["counts"], meta["options"]
+    least = (
+        options.get(f"{d}_min_rating", options.get("min_rating")) for d in ("target", "source")
+    )
+    least = " or ".join(dict.fromkeys(f"{rating:g}" for rating in least if rating is not None))
     labels = {
         "rows": "rows read",
-        "below_min_rating": f"dropped: rating below {options.get('min_rating', 0):g}",
-        "user_not_shared": "dropped: user not in the other domain",
+        "bad_rows": "left out: cannot be read",
+        "missing_id": "left out: without an id",
+        "too_many_items": f"left out: user with more than {options.get('max_user_items')} items",
+        "has_every_item": "left out: user who likes every item",
+        "rated_again": "rated again later",
         "duplicates_merged": "duplicates merged",
+        "below_min_rating": f"dropped: rating below {least}",
+        "user_not_shared": "dropped: user not in the other domain",
         "item_core": f"dropped: item with fewer than {options.get('min_item_users')} users",
         "user_core": f"dropped: user with fewer than {options.get('min_user_items')} items",
         "later_unknown": "dropped: after the cutoff, unknown before",
@@ -254,11 +332,16 @@ def _audit(meta: dict) -> list[str]:
     lines = ["", "audit" + " " * 40 + f"{'target':>14}{'source':>14}"]
     for key, label in labels.items():
         values = [audit[domain].get(key) for domain in ("target", "source")]
-        if values != [None, None] and not (
-            key == "below_min_rating" and "min_rating" not in options
-        ):
+        if values != [None, None]:
             cells = ("-" if value is None else f"{value:,}" for value in values)
             lines.append(f"  {label:<43}" + "".join(f"{cell:>14}" for cell in cells))
+        if key == "left_out_by_time":
+            kept = (f"{counts[f'{domain}_interactions']:>14,}" for domain in ("target", "source"))
+            lines.append(f"  {'kept':<43}" + "".join(kept))
+    if audit.get("seen"):
+        lines.append(
+            f"  {audit['seen']:,} pairs below the threshold are kept as seen: never recommended"
+        )
     lines += [
         f"  {counts['test_users']:,} test items, {audit['users_without_test']:,} users without; "
         f"{counts['valid_users']:,} validation items, {audit['users_without_valid']:,} without",

@@ -1,19 +1,24 @@
 """What the readers should find, by the dullest means: no Polars, no csv module, all in memory.
 
-Written from the docstring of ``conet_jax.data.readers``; ``Refused`` stands for ``InputError``.
+Written from the docstrings of ``conet_jax.data``'s ``readers``, ``layout``, ``columns`` and
+``values``, whose tables of words it shares; ``Refused`` stands for ``InputError``.
 """
 
+import ast
+import bz2
 import gzip
+import io
 import json
+import lzma
 import re
+import zipfile
 import zlib
 
-from conet_jax.data.readers import _SPELLINGS
-
-# the table of names, not code
+from conet_jax.data import columns, values
 
 NUMBER = re.compile(rb"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
-SEPARATORS = "\t,;|"
+SEPARATORS = ("\t", ",", ";", "|", "::")
+ROLES = ("user", "item", "rating", "timestamp")
 ORDERS = {
     "amazon_2014": ("user", "item", "rating", "timestamp"),
     "amazon_2018": ("item", "user", "rating", "timestamp"),
@@ -30,19 +35,41 @@ def require(condition: bool) -> None:
         raise Refused
 
 
-def lines_of(data: bytes, sampled: bool = True) -> list[str]:
-    """Lines without their ends."""
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error):
-            raise Refused from None
-    if data[:3] == b"\xef\xbb\xbf":
-        data = data[3:]
+def unpacked(data: bytes) -> bytes:
     try:
-        text = data.decode("utf-8")
+        if data[:2] == b"\x1f\x8b":
+            return gzip.decompress(data)
+        if re.match(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)", data):
+            return bz2.decompress(data)
+        if data[:6] == b"\xfd7zXZ\0":
+            return lzma.decompress(data)
+        if data[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+            with zipfile.ZipFile(io.BytesIO(data)) as file:
+                names = [name for name in file.namelist() if name[-1:] != "/"]
+                names = [name for name in names if not name.startswith("__MACOSX/")]
+                require(len(names) == 1 and names[0] != "[Content_Types].xml")
+                return file.read(names[0])
+    except (OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile):
+        raise Refused from None
+    except (NotImplementedError, RuntimeError, ValueError):
+        raise Refused from None
+    return data
+
+
+def text_of(data: bytes) -> str:
+    data = unpacked(data)
+    try:
+        if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            text = data.decode("utf-16")
+            return text[1:] if text[:1] == "\ufeff" else text  # a second mark: that of UTF-8
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise Refused from None
+
+
+def lines_of(data: bytes, sampled: bool = True) -> list[str]:
+    """Lines without their ends."""
+    text = text_of(data)
     lines = [line[:-1] if line[-1:] == "\r" else line for line in text.split("\n")]
     require(len(lines[0].encode()) < (1 << 18) or not sampled)
     for line in lines:
@@ -77,102 +104,272 @@ def split_quoted(text: str, separator: str, strict: bool = True) -> list[list[st
     return rows
 
 
-def roles_of(names: list[str]) -> dict[str, int]:
-    plain = [name.split(":")[0].lower() for name in names]
-    plain = ["".join(c for c in name if c not in "_-" and not c.isspace()) for name in plain]
-    found = {}
-    for role, spellings in _SPELLINGS.items():
-        known = [name for name in spellings if name in plain]
-        if known:
-            found[role] = plain.index(known[0])
-    if "user" in found and "item" in found:
-        found["twice"] = any(plain.count(plain[at]) > 1 for at in found.values())
-    return found
+def fields_of(line: str, separator: str) -> list[str]:
+    if separator == "::" or any(len(field) > 131_072 for field in line.split(separator)):
+        return line.split(separator)
+    return (split_quoted(line, separator, strict=False) or [[]])[0]
+
+
+# Names of columns.
+
+
+def words_of(name: str) -> list[str]:
+    for kind in ("token", "float", "token_seq", "float_seq"):
+        name = re.sub(rf":{kind}\s*$", "", name)
+    found, before = [""], ""
+    for mark in name:
+        camel = mark in "ABCDEFGHIJKLMNOPQRSTUVWXYZ" and re.match("[a-z0-9]", before)
+        if not mark.isalnum() and not re.match(r"[^\W_]", mark) or camel:
+            found.append("")
+        found[-1] += mark if re.match(r"[^\W_]", mark) else ""
+        before = mark
+    return [word for text in found for word in re.findall(r"[^\W_]+", text.lower())]
+
+
+def rank(role: str, name: str) -> tuple | None:
+    words = words_of(name)
+    ends = ("", "id", "ids", "key", "code", "no", "number", "isbn")
+    for front in range(len(words)):
+        if not set(words[:front]) <= {*columns._PEOPLE, *columns._THINGS, "review", "rating"}:
+            return None
+        rest = "".join(words[front:])
+        if rest in columns.SPELLINGS[role]:
+            return front, columns.SPELLINGS[role].index(rest)
+        if role == "item" and rest in [a + b for a in columns._THINGS for b in ends]:
+            return front, 999
+    return None
+
+
+def best(role: str, names: list[str], taken=()) -> list[int]:
+    ranks = [(rank(role, name), at) for at, name in enumerate(names) if at not in taken]
+    ranks = [(found, at) for found, at in ranks if found is not None]
+    return [at for found, at in ranks if found == min(ranks)[0]]
+
+
+def names_both(names: list[str]) -> bool:
+    return bool(best("user", names) and best("item", names))
+
+
+def plain(name: str) -> str:
+    return "".join(words_of(name))
+
+
+def rating_like(names: list[str], taken, samples: list[list[str]]) -> tuple[list[int], bool]:
+    number = re.compile(r"\s*[+-]?([0-9]+[.,]?[0-9]*|true|false)\s*", re.I)
+    numeric = [
+        at
+        for at in range(len(names))
+        if at not in taken and samples[at] and all(number.fullmatch(x) for x in samples[at])
+    ]
+    found = []
+    for at in numeric:
+        words = set(words_of(names[at]))
+        if words & columns._RATING_WORDS and not words & columns._NOT_OF_THE_ROW:
+            found.append(at)
+    if found:
+        return found, False
+    for label in columns.LABELS:
+        for at in numeric:
+            if plain(names[at]) in (label, "is" + label):
+                return [at], True
+    return [], False
+
+
+def places_of(names: list[str], samples: list[list[str]]) -> tuple[dict[str, int], bool]:
+    """Columns by role, and whether the rating is yes or no."""
+    places, label = {}, False
+    for role in ROLES:
+        found = best(role, names, places.values())
+        if role == "rating" and not found:
+            found, label = rating_like(names, places.values(), samples)
+        if role in ("user", "item") and not found and len(names) == 2:
+            known = "item" if role == "user" else "user"
+            at = [places[known]] if known in places else best(known, names)
+            if len(at) == 1:
+                name = names[1 - at[0]]
+                other = rank("rating", name) or rank("timestamp", name)
+                other = other or plain(name) in columns.LABELS
+                other = other or set(words_of(name)) & columns._RATING_WORDS
+                found = [] if other else [1 - at[0]]
+        require(len(found) < 2)
+        if found:
+            places[role] = found[0]
+    require({"user", "item"} <= places.keys())
+    return places, label
+
+
+# Files.
 
 
 def read(data: bytes, format: str = "auto") -> list[tuple]:
     """(user, item, rating, timestamp) of every row, None where the file has no such column."""
-    lines = lines_of(data)
-    require(any(line.strip() for line in lines))
-    first = next(line for line in lines if line)
-    if format == "amazon_json" or (format == "auto" and first.lstrip().startswith("{")):
-        rows = json_rows(lines, first)
+    require(format != "parquet")
+    plain_bytes = unpacked(data)
+    if plain_bytes[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        plain_bytes = text_of(data).encode()
+    json_format = format in ("auto", "json", "amazon_json")
+    head = plain_bytes.removeprefix(b"\xef\xbb\xbf")[: (1 << 12)]
+    if json_format and re.match(rb"\s*\[\s*(\{|\]\s*$)", head):
+        rows = array_rows(text_of(data))
     else:
-        rows = text_rows(lines, format)
+        lines = lines_of(data)
+        require(any(line.strip() for line in lines))
+        first = next(line for line in lines if line)
+        if format in ("json", "amazon_json") or (
+            format == "auto" and first.lstrip().startswith("{")
+        ):
+            rows = json_rows([parsed(line) for line in lines if line.strip()])
+        else:
+            rows = text_rows(lines, format)
+    rows = [row for row in rows if row is not None]
     require(len(rows) > 0)
-    return rows
+    largest = max((row[3] for row in rows if row[3] is not None), default=0)
+    unit = 1e9 if largest >= 1e17 else 1e6 if largest >= 1e14 else 1e3 if largest >= 1e11 else 1
+    return [(*row[:3], None if row[3] is None else row[3] / unit) for row in rows]
 
 
-def json_rows(lines: list[str], first: str) -> list[tuple]:
-    def parse(line: str) -> dict:
+def parsed(line: str) -> dict:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        require(re.match(r"\s*\{\s*u?'", line) is not None)
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
+            record = ast.literal_eval(line.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             raise Refused from None
-        require(type(record) is dict)
-        return record
+    require(type(record) is dict)
+    return record
 
-    names = list(parse(first))
-    places = roles_of(names)
-    require("user" in places and "item" in places)
-    keys = [names[places[role]] if role in places else None for role in _SPELLINGS]
+
+def array_rows(text: str) -> list[tuple | None]:
+    try:
+        records = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Refused from None
+    require(all(type(record) is dict for record in records))
+    return json_rows(records)
+
+
+def json_rows(records: list[dict]) -> list[tuple | None]:
+    names = list(dict.fromkeys(key for record in records for key in record))
+    samples = [[str(r[name]) for r in records if r.get(name) is not None] for name in names]
+    require(bool(names))
+    places, label = places_of(names, samples)
     rows = []
-    for line in lines:
-        if line.strip():
-            record = parse(line)
-            user, item = (record.get(key) for key in keys[:2])
-            for name in (user, item):
-                require(type(name) in (str, int))
-            numbers = [record.get(key) if key else "absent" for key in keys[2:]]
-            for value in numbers:
-                require(type(value) in (str, int, float))
-            numbers = [None if value == "absent" else str(value) for value in numbers]
-            rows.append(row_of(str(user), str(item), *numbers))
+    for record in records:
+        named = {role: record.get(names[at]) for role, at in places.items()}
+        rows.append(row_of(named, label, days_first(samples, places), comma=False))
     return rows
 
 
-def text_rows(lines: list[str], format: str) -> list[tuple]:
+def text_rows(lines: list[str], format: str) -> list[tuple | None]:
     at = next(n for n, line in enumerate(lines) if line)
-    tabs = "\t" in lines[at] if format == "auto" else format == "tsv"
-    header, separator = None, "\t" if tabs else ","
-    for mark in reversed(SEPARATORS):
-        names = (split_quoted(lines[at], mark, strict=False) or [[]])[0]
-        if {"user", "item"} <= roles_of(names).keys():
-            header, separator = names, mark
+    first = lines[at]
+    header, separator = None, None
+    for mark in SEPARATORS:
+        if header is None and names_both(fields_of(first, mark)):
+            header, separator = fields_of(first, mark), mark
+    if header is None:
+        if format in ("tsv", "amazon_2014", "amazon_2018"):
+            separator = "\t" if format == "tsv" else ","
+        else:
+            known = [mark for mark in ("\t", ",", "::", ";", "|") if mark in first]
+            separator = known[0] if known else ","
+        below = [fields_of(line, separator) for line in lines[at + 1 :] if line]
+        if is_header(fields_of(first, separator), below):
+            header = fields_of(first, separator)
     if header is not None:
         at = next((n for n, line in enumerate(lines) if n > at and line), None)
         require(at is not None)
     body = lines[at:]
     sample = [line for line in body if line][:1000]
+    given = format
     if format == "auto":
         format = guess(header, separator, sample)
     if format in ("named", "recbole"):
         require(header is not None)
-        places, count = roles_of(header), len(header)
-        require(not places.pop("twice"))
-    else:
+        return named_rows(header, first, separator, body, sample, format)
+    wrapped = separator != "::" and is_wrapped(sample, separator)
+    split = [fields_of(x, separator) if wrapped else x.split(separator) for x in sample]
+    count = width = len(split[0])
+    if count > 2 and split[0][-1] == "":
+        count -= 1
+    if given != "auto":
         require(separator == ("\t" if format == "tsv" else ","))
-        count = len(sample[0].split(separator))
-        if count > 2 and sample[0].endswith(separator):
-            count -= 1
-        require((2 if format == "tsv" else 3) <= count <= 4)
-        places = {role: n for n, role in enumerate(ORDERS[format]) if n < count}
-    if format == "named":
-        records = split_quoted("\n".join(body), separator)
-        width = len(records[0]) if records else 0
-        records = [row for row in records if row]
+    require((2 if format == "tsv" else 3) <= count <= 4)
+    places = {role: n for n, role in enumerate(ORDERS[format]) if n < count}
+    samples = [[row[n] for row in split if n < len(row)] for n in range(width)]
+    if wrapped:
+        records = [row for row in split_quoted("\n".join(body), separator) if row]
+        require(not any("\n" in x for row in records for x in row[:2]))
     else:
         records = [line.split(separator) for line in body if line]
-        width = len(records[0])
-    require(max(places.values()) < width)
+    return records_of(records, places, count, separator, False, days_first(samples, places))
+
+
+def named_rows(header, first, separator, body, sample, format) -> list[tuple | None]:
+    quoted = format == "named" and separator != "::"
+    split = [line.split(separator) for line in sample]
+    if quoted:
+        split = split_quoted("\n".join(sample), separator, strict=False)
+    if quoted and any(len(x) > 131_072 for row in split for x in row):
+        bad = next(n for n, row in enumerate(split) if any(len(x) > 131_072 for x in row))
+        split = split[:bad] or [line.split(separator) for line in sample]
+    if first.startswith('"') and all(len(row) == len(header) + 1 for row in split):
+        header = ["row name", *header]
+    samples = [[row[n] for row in split if n < len(row)] for n in range(len(header))]
+    if len(header) == 2 and separator == "\t" and not any(best(r, header) for r in ROLES[:2]):
+        places, label = {"user": 0, "item": 1}, False
+    else:
+        places, label = places_of(header, samples)
+    if quoted:
+        records = [row for row in split_quoted("\n".join(body), separator) if row]
+    else:
+        records = [line.split(separator) for line in body if line]
+    return records_of(records, places, len(header), separator, label, days_first(samples, places))
+
+
+def records_of(records, places, count, separator, label, day_first) -> list[tuple | None]:
     rows = []
     for record in records:
         require(max(map(len, record)) <= 131_072)
         require(not any(record[count:]))
-        values = [record[n] if n < len(record) else "" for n in places.values()]
-        named = dict(zip(places, values, strict=True))
-        rows.append(row_of(*(named.get(role) for role in _SPELLINGS)))
+        require(max(places["user"], places["item"]) < len(record))
+        require(not any("\n" in record[places[role]] for role in ("user", "item")))
+        named = {r: record[n] if n < len(record) else None for r, n in places.items()}
+        rows.append(row_of(named, label, day_first, comma=separator != ","))
     return rows
+
+
+def is_header(fields: list[str], below: list[list[str]]) -> bool:
+    names = [field.strip() for field in fields]
+    if len(names) < 2 or not below or len(set(names)) < len(names):
+        return False
+    if any(missing(name) or is_number(name) for name in names):
+        return False
+    columns_below = [[row[n] for row in below if n < len(row)] for n in range(len(fields))]
+    if any(field in values for field, values in zip(fields, columns_below, strict=True)):
+        return False
+    for field in fields:
+        if re.search(r"[_ -](id|ID|Id)$|[a-z]I[dD]$", field.strip()):
+            return True
+        ranks = [rank(role, field) for role in ROLES]
+        if any(found is not None and found[1] != 999 for found in ranks):
+            return True
+    if any(values and all(map(is_number, values)) for values in columns_below):
+        return True
+    if any(mark in "0123456789" for field in fields for mark in field):
+        return False
+    digits = [[any(m in "0123456789" for m in x) for x in values] for values in columns_below]
+    return any(len(found) > 2 and all(found) for found in digits)
+
+
+def is_wrapped(sample: list[str], separator: str) -> bool:
+    for at in (0, 1):
+        found = [line.split(separator)[at] for line in sample if line.count(separator) >= at]
+        if found and all(len(x) > 1 and x[0] == '"' and x[-1] == '"' for x in found):
+            return True
+    return False
 
 
 def guess(header: list[str] | None, separator: str, sample: list[str]) -> str:
@@ -180,7 +377,7 @@ def guess(header: list[str] | None, separator: str, sample: list[str]) -> str:
         types = [name.strip().rpartition(":")[2] for name in header if ":" in name]
         known = {"token", "float", "token_seq", "float_seq"}
         return "recbole" if len(types) == len(header) and set(types) <= known else "named"
-    if separator == "\t":
+    if separator != ",":
         return "tsv"
     rows = [line.split(",") + [""] for line in sample]
     for format, (user, item) in (("amazon_2014", (0, 1)), ("amazon_2018", (1, 0))):
@@ -193,29 +390,80 @@ def guess(header: list[str] | None, separator: str, sample: list[str]) -> str:
     raise Refused
 
 
-def row_of(user: str, item: str, rating: str | None, time: str | None) -> tuple:
-    for name in (user, item):
-        require(bool(name) and not set(name) & set("\n\r\0"))
+# Values.
+
+
+def missing(value) -> bool:
+    if type(value) is float:
+        return value != value
+    return value is None or (type(value) is str and value.strip().lower() in values.MISSING)
+
+
+def row_of(named: dict, label: bool, day_first: bool, comma: bool) -> tuple | None:
+    """A row in the order of ROLES, None of one without an id."""
+    if missing(named["user"]) or missing(named["item"]):
+        return None
+    ids = []
+    for role in ("user", "item"):
+        name = named[role]
+        if type(name) is float:
+            require(name == name // 1 and abs(name) != float("inf"))
+            name = int(name)
+        require(type(name) in (str, int))
+        name = str(name)
+        require(not set(name) & set("\n\r\0"))
         try:
             name.encode("utf-8")
         except UnicodeEncodeError:
             raise Refused from None
-    return (user, item, *(None if x is None else number_of(x) for x in (rating, time)))
+        ids.append(name)
+    rating = time = None
+    if "rating" in named:
+        rating = named["rating"]
+        if label and str(rating).strip().lower() in ("true", "false"):
+            rating = float(str(rating).strip().lower() == "true")
+        else:
+            rating = number_of(rating, comma)
+    if "timestamp" in named:
+        time = named["timestamp"]
+        require(not missing(time))
+        decimal = comma and type(time) is str and re.fullmatch("[+-]?[0-9]+,[0-9]+", time)
+        if type(time) is str and not is_number(time) and not decimal:
+            try:
+                time = values.time_of(time, values.Reading(day_first=day_first))
+            except ValueError:
+                raise Refused from None
+
+        else:
+            time = number_of(time, comma)
+    return (*ids, rating, time)
 
 
-def number_of(text: str) -> float:
-    require(NUMBER.fullmatch(text.encode("utf-8", "replace")) is not None)
-    value = float(text)
-    require(value - value == 0)
-    return value
+def days_first(samples: list[list[str]], places: dict[str, int]) -> bool:
+    return "timestamp" in places and values.day_first(samples[places["timestamp"]])
+
+
+def is_number(text: str) -> bool:
+    return NUMBER.fullmatch(text.encode("utf-8", "replace")) is not None
+
+
+def number_of(value, comma: bool) -> float:
+    require(type(value) in (str, int, float) and not missing(value))
+    text = str(value)
+    if comma and re.fullmatch("[+-]?[0-9]+,[0-9]+", text):
+        text = text.replace(",", ".")
+    require(is_number(text))
+    found = float(text)
+    require(found - found == 0)
+    return found
 
 
 def read_ncf(train: bytes, test: bytes, negative: bytes) -> tuple[list[tuple], dict]:
     """(user, item) of train and then test; {test user: (item, negatives)} in the test's order."""
-    rows = [[row[:2] for row in read(data, "tsv")] for data in (train, test)]
+    rows = [[row[:2] for row in ncf_rows(data)] for data in (train, test)]
     require(len({user for user, _ in rows[1]}) == len(rows[1]))
     tests, lists = dict(rows[1]), {}
-    lines = lines_of(negative)
+    lines = lines_of(negative, sampled=False)
     require(any(line.strip() for line in lines))
     for line in lines:
         if line:
@@ -227,6 +475,28 @@ def read_ncf(train: bytes, test: bytes, negative: bytes) -> tuple[list[tuple], d
             lists[user] = items
     require(lists.keys() == tests.keys())
     return rows[0] + rows[1], {user: (item, lists[user]) for user, item in rows[1]}
+
+
+def ncf_rows(data: bytes) -> list[tuple]:
+    """A table without a header, whatever its first line says."""
+    lines = lines_of(data)
+    require(any(line.strip() for line in lines))
+    body = [line for line in lines if line]
+    width = len(body[0].split("\t"))
+    wrapped = is_wrapped(body, "\t")
+    if wrapped:
+        width = len(fields_of(body[0], "\t"))
+    last = fields_of(body[0], "\t")[-1] if wrapped else body[0].split("\t")[-1]
+    count = width - (width > 2 and last == "")
+    require(2 <= count <= 4)
+    records = [line.split("\t") for line in body]
+    if wrapped:
+        records = [row for row in split_quoted("\n".join(lines), "\t") if row]
+    places = {role: n for n, role in enumerate(ROLES) if n < count and role != "timestamp"}
+    rows = records_of(records, places, count, "\t", False, False)
+    rows = [row for row in rows if row is not None]
+    require(len(rows) > 0)
+    return rows
 
 
 def read_ids(data: bytes) -> list[str]:

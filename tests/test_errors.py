@@ -334,6 +334,18 @@ MESSAGES = [
     ("config file 'nowhere.py' cannot be read", lambda: launch("train", "--config=nowhere.py")),
     ("options are written --name=value", lambda: launch("train", DEMO, "stray")),
     (
+        "--candidates is given twice: expected one value",
+        lambda: launch("prepare", "--candidates=9", "--out=x", "--candidates=20"),
+    ),
+    (
+        "--drop_twins is given twice",
+        lambda: launch("prepare", "--drop_twins", "--nodrop_twins"),
+    ),
+    (
+        "--config.l1 is given twice",
+        lambda: launch("train", DEMO, "--config.l1=0", "--config.l1=1"),
+    ),
+    (
         "unknown config field config.targt_weight; did you mean config.target_weight",
         lambda: launch("train", DEMO, "--config.targt_weight=1"),
     ),

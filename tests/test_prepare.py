@@ -13,10 +13,12 @@ from helpers import ROOT
 from conet_jax.data import readers, store
 
 
-def prepare(**options) -> subprocess.CompletedProcess:
+def prepare(stdin: bytes = b"", **options) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "launch" / "prepare.py")]
     command += [f"--{name}={value}" for name, value in options.items()]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, input=stdin, capture_output=True, check=False)
+    done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
+    return done
 
 
 def refused(message: str, **options) -> str:
@@ -207,7 +209,7 @@ def test_data_at_hand_prints_the_known_figures(
         **options,
     )
     assert done.returncode == 0, done.stderr
-    row = done.stdout.splitlines()[2].split()[3:]
+    row = next(x for x in done.stdout.splitlines() if x.startswith("this data set")).split()[3:]
     assert [row[at] for at in (0, 1, 2, 4, 5)] == numbers
     audit = {line[:45].strip(): line[45:].split() for line in done.stdout.splitlines()}
     if twins:

@@ -7,7 +7,8 @@ import pathlib
 
 import pytest
 
-from conet_jax.data import readers
+from conet_jax.data import formats, readers
+from conet_jax.data.ncf import Given
 from conet_jax.errors import InputError
 
 USERS = ["A39HTATAQ9V7YF", "A3JM6GV9MNOF9X", "A1Z513UWSAAO0F"]
@@ -189,9 +190,7 @@ def test_ncf_folder_and_prefix(tmp_path, prefix, format):
         "user": ["0", "1", "0", "1", "0"],
         "item": ["10", "20", "30", "10", "20"],
     }
-    assert rows.given == readers.Given(
-        ["1", "0"], ["10", "20"], [["30", "020", "50"], ["40", "50"]]
-    )
+    assert rows.given == Given(["1", "0"], ["10", "20"], [["30", "020", "50"], ["40", "50"]])
 
 
 @pytest.mark.parametrize(
@@ -205,7 +204,7 @@ def test_ncf_folder_and_prefix(tmp_path, prefix, format):
         ("test_neg.txt", "(0, 20)\t40\n(1, 10)\t40\t\t50\n", "test_neg.txt:2: expected"),
         ("test_neg.txt", "(0, 20)\n", "test_neg.txt:1: expected"),
         ("test_neg.txt", "", "empty"),
-        ("train.txt", "0\t10\t1\n0\t\t1\n", "train.txt:2: the item id is missing"),
+        ("train.txt", "0\t10\t1\n0\n", "train.txt:2: the item id is missing"),
         ("train.txt", None, "train.txt: no such file"),
     ],
 )
@@ -221,16 +220,13 @@ def test_bad_ncf_files_are_named(tmp_path, file, text, message):
 
 BAD = [
     ("user_id,item_id,rating\na,b,1\nc,d,x\n", r"file:3: bad rating 'x'"),
-    ("user_id,item_id,rating\na,b,1\nc,d,nan\n", r"file:3: bad rating 'nan'"),
+    ("user_id,item_id,rating\na,b,1\nc,d,nan\n", r"file:3: the rating is missing .'nan'."),
     ("user_id,item_id,rating\na,b,1\nc,d,1e999\n", r"file:3: bad rating '1e999'"),
     ("user_id,item_id,rating\na,b,1\nc,d,\n", r"file:3: the rating is missing"),
     ("user_id,item_id,timestamp\na,b,1\nc,d,-inf\n", r"file:3: bad timestamp '-inf'"),
     ("user_id,item_id,rating\na,b,1\nc,d\n", r"file:3: the rating is missing"),
     ("user_id,item_id,rating\n\na,b,1\n\nc,d,e,4\n", r"file:5: 4 fields where 3"),
     ("user_id,item_id,rating\na,b,1,1\n", r"file:2: 4 fields where 3"),
-    ("user_id,item_id,rating\na,b,1\n,d,4\n", r"file:3: the user id is missing"),
-    ("user_id,item_id,rating\na,b,1\na,,4\n", r"file:3: the item id is missing"),
-    ("user_id,item_id,rating\na,b,1\n,,\n", r"file:3: the user id is missing"),
     ('user_id,item_id,rating\na,b,1\nc,"d,1\ne,f,1\n', r"file:3: a quote is opened"),
     ('user_id,item_id\na,b\nc,"d\ne,f\n', r"file:3: a quote is opened"),
     ('user_id,item_id,rating\nq,r,1\n"a\nz",b,1\nc,d,x\n', r"file:3: a quote is opened"),
@@ -238,7 +234,8 @@ BAD = [
     ('user_id,item_id\na,"b\nc,d"\ne,f\n', r"file:2: a quote is opened"),
     ("user_id,item_id,rating\n", "a header, but no rows"),
     ("user_id,item_id\na,b\nc\n", r"file:3: the item id is missing"),
-    ("name,item_id,rating\na,b,1\n", "header line such as"),
+    ("name,item_id,rating\na,b,1\n", "file:1: no column is known to be the user: found 'name', "),
+    ("a,b\nc,d\n", "add a header line such as"),
     ("1\t2\t3\n1\t2\tx\n", r"file:2: bad rating 'x'"),
     ("1\t2\t3\n1\t2\t3\t4\n", r"file:2: 4 fields where 3"),
     ("", "the file is empty"),
@@ -248,11 +245,10 @@ BAD = [
     (",\n".join([*ROWS_2014, "A39HTATAQ9V7YG,B00007M0CP,5,1369699200,7"]), "file:4: 5 fields"),
     ('{"reviewerID": "a", "asin": "b", "overall": 4}\n{"reviewerID": "a"\n', "file:2: not JSON"),
     ('{"reviewerID": "a", "asin": "b"}\n[1]\n', "file:2: expected a JSON object"),
-    ('{"reviewerID": "a", "asin": "b"}\n\n{"reviewerID": "a"}\n', "file:3: the item id is missing"),
     ('{"reviewerID": "a", "asin": "b", "overall": 4}\n' * 2 + '{"reviewerID": "a", "asin": "b"}',
      "file:3: the rating is missing"),
     ('{"reviewerID": "a", "asin": "b", "overall": "x"}\n', "file:1: bad rating 'x'"),
-    ('{"reviewer": "a", "asin": "b"}\n', "file:1: expected a JSON object with reviewerID"),
+    ('{"overall": 5, "asin": "b"}\n', "file:1: no column is known to be the user: found"),
     (gzip.compress(b"user_id,item_id\n" + b"a,b\n" * 99, mtime=0)[:-9], "cannot be read"),
 ]  # fmt: skip
 
@@ -266,7 +262,7 @@ def test_bad_line_is_named_with_its_value(tmp_path, text, message):
 
 def test_bad_line_far_behind_the_sample_is_found(tmp_path):
     good = b"user_id,item_id,rating\n" + b"a,b,1\n" * 100_000
-    assert len(good) > readers._SAMPLE_BYTES
+    assert len(good) > formats.SAMPLE_BYTES
     for tail, message in [
         (b"c,d,x\n", "file:100002: bad rating 'x'"),
         (b"c,d,1,1\n", "file:100002: 4 fields"),

@@ -113,6 +113,7 @@ def assemble(
     report: dict,
     options: dict,
     only: tuple[int, int] = (0, 0),
+    seen: Pairs | None = None,
 ) -> Dataset:
     """Chooses what is held out, draws candidates, checks that negatives exist, counts, hashes.
 
@@ -123,6 +124,7 @@ def assemble(
       report: of the audit, so far.
       options: that the data are made with.
       only: users of the target alone and of the source alone, who come after the others.
+      seen: target pairs that are known, and no positives.
 
     Raises:
       InputError: there is nothing to test on, a user has too few untouched items, or as in
@@ -177,13 +179,19 @@ def assemble(
             left_out = int((~rows).sum()) - held
             report = report | {domain: report.get(domain, {}) | {"left_out_by_time": left_out}}
 
+    touched = dict(pairs)  # whose items are no candidates
+    if seen is not None and options.get("seen_are_candidates") is False:
+        both = [np.concatenate(two) for two in zip(pairs["target"][:2], seen[:2], strict=True)]
+        touched["target"], _ = merge(Pairs(*both, None))
+
     def draw(domain: str, at: np.ndarray, purpose: str) -> HeldOut:
-        users, p = np.flatnonzero(at >= 0), pairs[domain]
-        size, count = num_items[domain], options["candidates"]
-        _check_room(ids[0][users], size - np.diff(indptr[domain])[users], size, count, domain)
+        users, p = np.flatnonzero(at >= 0), touched[domain]
+        size, count, rows = num_items[domain], options["candidates"], _indptr(p.users, num_users)
+        _check_room(ids[0][users], size - np.diff(rows)[users], size, count, domain)
         rng = split.generator(seed, purpose)
-        drawn = split.draw_candidates(indptr[domain], p.items, size, users, count, rng)
-        return held_out_of(users, p.items[at[users]], drawn, np.ones(drawn.shape, bool))
+        drawn = split.draw_candidates(rows, p.items, size, users, count, rng)
+        items = pairs[domain].items[at[users]]
+        return held_out_of(users, items, drawn, np.ones(drawn.shape, bool))
 
     parts = {}
     for domain, (test_at, valid_at) in chosen.items():
@@ -196,7 +204,12 @@ def assemble(
     if options.get("users") == "all":
         alone = np.where(np.arange(num_users) < num_shared, -1, chosen["target"][0])
         parts["test_target_only"] = draw("target", alone, "target-only test candidates")
-    return from_split(interactions, parts, ids, report=report, options=options, only=only)
+    made = from_split(interactions, parts, ids, report=report, options=options, only=only)
+    if seen is None or not len(seen.users):
+        return made
+    made = made._replace(seen=_interactions(seen, num_users, num_items["target"]))
+    made.meta["audit"]["seen"] = len(seen.users)
+    return made._replace(meta=made.meta | {"hash": content_hash(made)})
 
 
 def _choose(
@@ -236,7 +249,8 @@ def _check_room(
         )
     raise InputError(
         f"user {user_ids[worst]!r} has {room[worst]} untouched {domain} items, fewer than the "
-        f"{count} candidates wanted: --candidates={room[worst]} or less would do"
+        f"{count} candidates wanted: --candidates={room[worst]} or less would do, "
+        "or --max_user_items=N, which leaves users with more items out"
     )
 
 

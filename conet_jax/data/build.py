@@ -7,10 +7,12 @@ Strings become integers as early as possible; everything after that works on Num
 import numpy as np
 import polars as pl
 
-from conet_jax.data import moments
+from conet_jax.data import left_out, moments, ratings
 from conet_jax.data.assemble import assemble, held_out_of, objects, split_options
-from conet_jax.data.core import Pairs, merge, reduce, renumber, take
-from conet_jax.data.readers import DomainRows, Given
+from conet_jax.data.core import Pairs, reduce, renumber, take
+from conet_jax.data.ncf import Given
+from conet_jax.data.ratings import Rated
+from conet_jax.data.readers import DomainRows
 from conet_jax.data.twins import find_twins, share_in_source
 from conet_jax.data.types import DOMAINS, Dataset, HeldOut
 from conet_jax.errors import InputError
@@ -20,10 +22,13 @@ def build(
     target: DomainRows,
     source: DomainRows,
     *,
-    min_rating: float = 4.0,
-    min_user_items: int = 1,
-    min_item_users: int = 1,
-    split: str = "random",
+    min_rating: float | None = None,
+    target_min_rating: float | None = None,
+    source_min_rating: float | None = None,
+    min_user_items: int | None = None,
+    min_item_users: int | None = None,
+    max_user_items: int | None = None,
+    split: str | None = None,
     candidates: int = 99,
     seed: int = 0,
     drop_twins: bool = False,
@@ -33,22 +38,28 @@ def build(
     cutoff: str | None = None,
     hold_out: str = "target",
     users: str = "shared",
+    seen_are_candidates: bool = True,
 ) -> Dataset:
     """Builds one data set from the rows of two domains.
 
-    In this order: ratings at or above the threshold (all rows where there is none), users of both
-    domains, duplicates merged (the latest time is kept), the K-core of both domains and the shared
-    users, ids in sorted order, test and validation items, candidates. NCF-style input takes no
-    part in threshold, core and split: its own test items and candidates are kept.
+    In this order: users of both domains with a rating at or above the threshold (or any row, where
+    there are no ratings), the latest rating of each pair, the threshold, the K-core of both domains
+    and the shared users, ids in sorted order, test and validation items, candidates. NCF-style
+    input takes no part in threshold, core and split: its own test items and candidates are kept.
 
     Args:
       target: the domain to recommend in.
       source: the domain to learn from.
-      min_rating: least rating of a positive.
-      min_user_items: a user with fewer items in either domain is removed.
-      min_item_users: an item with fewer users is removed.
-      split: ``random`` or ``latest``, see ``split.leave_one_out``, or ``time``: users, items and
-        the core are those of the rows before ``cutoff``, see ``split.first_later`` for the others.
+      min_rating: least rating of a positive; 4 by default, or 1 for feedback of yes or no.
+      target_min_rating: the same for the target alone.
+      source_min_rating: the same for the source alone.
+      min_user_items: a user with fewer items in either domain is removed; 1 by default.
+      min_item_users: an item with fewer users is removed; 1 by default.
+      max_user_items: a user with more items in either domain, liked or not, is removed; all stay
+        by default. One who likes every item is removed in any case: there is no negative.
+      split: ``random`` (the default) or ``latest``, see ``split.leave_one_out``, or ``time``:
+        users, items and the core are those of the rows before ``cutoff``, see
+        ``split.first_later`` for the others.
       candidates: negatives drawn for each held-out item.
       seed: of all draws.
       drop_twins: remove the source item of each pair of twins, after the core: the target and its
@@ -61,6 +72,7 @@ def build(
       hold_out: ``both`` holds out source items too, of users of both domains.
       users: ``shared``, those of both domains, or ``all``; then the core is over each domain's own
         users, and those of the target alone have test items of their own.
+      seen_are_candidates: whether a target pair below the threshold may be a candidate.
 
     Returns:
       The data set, the same for the same rows in any order.
@@ -69,26 +81,42 @@ def build(
       InputError: nothing is left after a filter (the message says which), times are missing for
         ``latest``, or a user has no possible negative.
     """
-    ncf = target.given is not None or source.given is not None
-    positives, reports = {}, {}
-    for domain, rows in zip(DOMAINS, (target, source), strict=True):
-        positives[domain], reports[domain] = _positives(rows, min_rating)
     rows = {"target": target, "source": source}
-    _check_options(rows, positives, split, keep_future, cutoff, users)
-    shared, alone = _users(positives, reports, users)
+    ncf = target.given is not None or source.given is not None
+    core = {"min_user_items": min_user_items, "min_item_users": min_item_users}
+    _check_given(rows, core)
+    _check_given({"target": target}, {"split": split})
+    least, split = {name: count or 1 for name, count in core.items()}, split or "random"
+    own = {"target": target_min_rating, "source": source_min_rating}
+    rated = {
+        domain: ratings.rate(rows[domain], min_rating if own[domain] is None else own[domain])
+        for domain in DOMAINS
+    }
+    reports: dict = {domain: rated[domain].report for domain in DOMAINS}
+    _check_options(rows, split, keep_future, cutoff, users)
+    shared, alone = _users(rated, reports, users)
     if not len(shared):
+        liked = [f"{r.least:g} or more in {rows[d].name}" for d, r in rated.items() if r.least]
         raise InputError(
             f"no shared users: no user id occurs in both {target.name} and {source.name}"
-            + ("" if ncf else f" with a rating of {min_rating:g} or more (--min_rating)")
+            + (f" with a rating of {' and '.join(liked)} (--min_rating)" if liked else "")
             + "; the ids of a user must be spelled alike in both files"
         )
     known = pl.concat([shared, *alone]).sort()
     given = {"target": target.given, "source": source.given}
-    pairs, item_ids = {}, {}
+    # Items that occur in the candidates alone belong to the catalogue, too.
+    coded = {
+        d: ratings.code(rated[d], known, given[d] if d == "target" or hold_out == "both" else None)
+        for d in DOMAINS
+    }
+    pairs, seen = {d: c.positives for d, c in coded.items()}, coded["target"].seen
+    item_ids = {d: c.items for d, c in coded.items()}
+    if max_user_items is not None:
+        gone = left_out.beyond(coded, len(known), max_user_items)
+        pairs = left_out.without(pairs, gone, reports, "too_many_items")
+    if ncf:
+        pairs, seen, known = left_out.without_full(pairs, seen, known, item_ids, reports)
     for domain in DOMAINS:
-        # Items that occur in the candidates alone belong to the catalogue, too.
-        listed = given[domain] if domain == "target" or hold_out == "both" else None
-        pairs[domain], item_ids[domain] = _coded(positives[domain], known, listed, reports[domain])
         if given[domain] is not None:
             given[domain], masked = _code_given(
                 given[domain], known, item_ids[domain], pairs[domain]
@@ -102,13 +130,19 @@ def build(
             options["cutoff"] = moments.cutoff(cutoff, pairs["target"].times)
             later = {d: take(p, p.times >= options["cutoff"]) for d, p in pairs.items()}
             pairs = {d: take(p, p.times < options["cutoff"]) for d, p in pairs.items()}
-        least = {"min_user_items": min_user_items, "min_item_users": min_item_users}
-        reduced = reduce(pairs, len(known), users=users, later=later, **least)
+        pairs, reduced = left_out.reduce_further(
+            pairs, len(known), reports, users=users, later=later, **least
+        )
         if len(reduced.users) == sum(reduced.only):
+            full = sum(report.get("has_every_item", 0) for report in reports.values())
             raise InputError(
-                f"the core is empty: no users are left with --min_user_items={min_user_items} and "
-                f"--min_item_users={min_item_users} ({len(shared)} users are shared before it); "
-                "lower them" + (", or take a later --cutoff" if split == "time" else "")
+                "no user is left: those who were have every item of a domain, so that no negative "
+                "is possible; add items, or take larger files"
+                if full
+                else "the core is empty: no users are left with "
+                + " and ".join(f"--{name}={count}" for name, count in least.items())
+                + f" ({len(shared)} users are shared before it); lower them"
+                + (", or take a later --cutoff" if split == "time" else "")
             )
         if users == "all":
             options["users"] = "all"
@@ -118,14 +152,25 @@ def build(
         for domain in DOMAINS:
             reports[domain] |= reduced.dropped[domain]
             item_ids[domain] = item_ids[domain].gather(reduced.items[domain])
+        seen = renumber(seen, reduced.users, reduced.items["target"])
         known, pairs, only = known.gather(reduced.users), reduced.pairs, reduced.only
-        options |= {"min_rating": min_rating, **least}
+        options |= {
+            "min_rating": ratings.MIN_RATING if min_rating is None else float(min_rating),
+            **least,
+        }
     num_shared = len(known) - sum(only)
     twins, reports["twins"] = _find_twins(pairs, item_ids, num_shared, twin_jaccard, twin_users)
     if drop_twins:
         options |= {"twin_jaccard": twin_jaccard, "twin_users": twin_users}
         pairs, item_ids = _without_twins(pairs, item_ids, twins, reports["twins"])
         twins = twins[:0]
+    for domain, found in rated.items():
+        if found.least not in (None, options.get("min_rating")):
+            options[f"{domain}_min_rating"] = found.least
+    if max_user_items is not None:
+        options["max_user_items"] = max_user_items
+    if not seen_are_candidates:
+        options["seen_are_candidates"] = False
     split = split if target.given is None else "given"
     options |= split_options(split, keep_future=keep_future, hold_out=hold_out)
     made = assemble(
@@ -135,6 +180,7 @@ def build(
         report=reports,
         options=options,
         only=only,
+        seen=seen,
     )
     for part in ("valid", "test"):
         share = share_in_source(getattr(made, part), twins, made.source)
@@ -142,28 +188,33 @@ def build(
     return made
 
 
+def _check_given(rows: dict[str, DomainRows], asked: dict) -> None:
+    """Refuses what has no meaning where test items are given."""
+    named = [name for name, value in asked.items() if value is not None]
+    for own in rows.values():
+        if own.given is not None and named:
+            raise InputError(
+                f"{own.name}: brings its own test items and users: leave out "
+                f"--{named[-1]}={asked[named[-1]]}"
+            )
+
+
 def _check_options(
     rows: dict[str, DomainRows],
-    positives: dict[str, pl.LazyFrame],
     split: str,
     keep_future: bool,
     cutoff: str | None,
     users: str,
 ) -> None:
     """Refuses, before the long part, what the files cannot give."""
-    names = [f"--split={split}"] * (split != "random") + [f"--users={users}"] * (users != "shared")
-    for domain in DOMAINS:
-        if rows[domain].given is not None and names and (domain == "target" or users == "all"):
-            raise InputError(
-                f"{rows[domain].name}: brings its own test items and users: leave out {names[-1]}"
-            )
+    _check_given(rows, {"users": users if users != "shared" else None})
     if (split == "time") != (cutoff is not None):
         raise InputError("--split=time and --cutoff=DATE go together: give both, or neither")
     if keep_future and split != "latest":
         raise InputError("--keep_future is for --split=latest: leave it out")
     need = {"latest": DOMAINS[:1] if keep_future else DOMAINS, "time": DOMAINS}.get(split, ())
     for domain in need:
-        if "timestamp" in positives[domain].collect_schema():
+        if "timestamp" in rows[domain].frame.collect_schema():
             continue
         more = " (or --keep_future)" if (split, domain) == ("latest", "source") else ""
         raise InputError(
@@ -171,33 +222,18 @@ def _check_options(
         )
 
 
-def _positives(rows: DomainRows, min_rating: float) -> tuple[pl.LazyFrame, dict]:
-    frame, report = rows.frame, {"rows": rows.rows, "below_min_rating": 0}
-    columns = frame.collect_schema().names()
-    if "rating" in columns and rows.given is None:
-        liked = pl.col("rating") >= min_rating
-        kept = frame.select(liked.sum()).collect(engine="streaming").item()
-        report["below_min_rating"] = rows.rows - kept
-        if not kept:
-            raise InputError(
-                f"{rows.name}: no rating is {min_rating:g} or more; lower --min_rating"
-            )
-        frame = frame.filter(liked)
-    return frame.select("user", "item", *({"timestamp"} & set(columns))), report
-
-
 def _users(
-    positives: dict[str, pl.LazyFrame], reports: dict[str, dict], users: str
+    rated: dict[str, Rated], reports: dict[str, dict], users: str
 ) -> tuple[pl.Series, list[pl.Series]]:
     """Sorted ids of the users of both domains, and of each domain alone if all are wanted."""
-    by_size = sorted(DOMAINS, key=lambda d: reports[d]["rows"] - reports[d]["below_min_rating"])
-    small, large = (positives[domain].select("user") for domain in by_size)
+    by_size = sorted(DOMAINS, key=lambda domain: rated[domain].num_positives)
+    small, large = (rated[domain].positives.select("user") for domain in by_size)
     # Only the smaller domain's users are ever held; the larger one streams past them.
     held = small.unique().collect(engine="streaming")
     both = large.join(held.lazy(), on="user", how="semi").unique().collect(engine="streaming")
     shared, alone, counts = both["user"].sort(), [], {"shared": len(both)}
     for domain in DOMAINS:
-        frame = positives[domain].select("user")
+        frame = rated[domain].positives.select("user")
         if users == "all":
             ids = frame.join(both.lazy(), on="user", how="anti").unique()
             alone.append(ids.collect(engine="streaming")["user"].sort())
@@ -207,39 +243,6 @@ def _users(
             counts[f"{domain}_only"] = found - len(both)
     reports["users"] = counts
     return shared, alone
-
-
-def _coded(
-    frame: pl.LazyFrame, shared: pl.Series, listed: Given | None, report: dict
-) -> tuple[Pairs, pl.Series]:
-    """Rows of the shared users as pairs of indices, and the sorted item ids."""
-    users = pl.LazyFrame({"user": shared}).with_row_index("row")
-    rows = frame.join(users, on="user", how="inner").drop("user").collect(engine="streaming")
-    ids = rows["item"].unique().sort()
-    if listed is not None:
-        kept = set(shared.to_list())
-        lists = zip(listed.users, listed.negatives, strict=True)
-        more = {item for user, items in lists if user in kept for item in items}
-        ids = pl.concat([ids, pl.Series("item", sorted(more), pl.String)]).unique().sort()
-    items = (
-        rows.lazy()
-        .select("item")
-        .join(
-            pl.LazyFrame({"item": ids}).with_row_index("column"),
-            on="item",
-            how="left",
-            maintain_order="left",
-        )
-    )
-    times = rows["timestamp"].to_numpy() if "timestamp" in rows.columns else None
-    pairs = Pairs(
-        rows["row"].to_numpy().astype(np.int64),
-        items.collect()["column"].to_numpy().astype(np.int64),
-        times,
-    )
-    report["user_not_shared"] = report["rows"] - report["below_min_rating"] - len(rows)
-    merged, report["duplicates_merged"] = merge(pairs)
-    return merged, ids
 
 
 def _find_twins(

@@ -102,6 +102,18 @@ def check_users(dataset: Dataset, split: str) -> None:
         )
 
 
+def known_items(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """``touched_items``, and what a user has rated below the threshold: never recommended."""
+    indptr, items = touched_items(dataset)
+    if dataset.seen is None:
+        return indptr, items
+    both = [(indptr, items), (dataset.seen.indptr, dataset.seen.indices)]
+    users = np.concatenate([np.repeat(np.arange(dataset.num_users), np.diff(p)) for p, _ in both])
+    items = np.concatenate([own for _, own in both])
+    order = np.lexsort((items, users))
+    return np.searchsorted(users[order], np.arange(dataset.num_users + 1)), items[order]
+
+
 def touched_items(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Target items of each user in all splits, as CSR (indptr, indices sorted within a user)."""
     target = dataset.target

@@ -31,7 +31,7 @@ _FORMAT = 1
 _JSON = "dataset.json"
 _IDS = ("user_ids", "target_item_ids", "source_item_ids")
 _DTYPES = {
-    **{f"{domain}_{field}": "<i4" for domain in DOMAINS for field in ("indptr", "indices")},
+    **{f"{rows}_{field}": "<i4" for rows in (*DOMAINS, "seen") for field in ("indptr", "indices")},
     **{
         f"{part}_{field}": "|b1" if field == "mask" else "<i4"
         for part in HELD_OUT
@@ -210,7 +210,14 @@ def load(directory: str | os.PathLike) -> Dataset:
     problem = _kinds_problem(counts, interactions, held)
     if problem:
         _damaged(path / _JSON, problem)
-    dataset = Dataset(**interactions, **held, **ids, meta=meta)
+    seen = None
+    if (path / "seen_indptr.npy").exists():
+        arrays_of = (_read(path / f"seen_{field}.npy", "<i4") for field in ("indptr", "indices"))
+        seen = UserItems(*arrays_of, sizes["target_items"])
+        problem = _csr_problem(seen.indptr, seen.indices, sizes["users"], seen.num_items)
+        if problem:
+            _damaged(path, f"seen: {problem}")
+    dataset = Dataset(**interactions, **held, **ids, meta=meta, seen=seen)
     if content_hash(dataset) != stored:
         _damaged(path, "the content does not match its hash")
     return dataset

@@ -49,6 +49,7 @@ class Dataset(NamedTuple):
     valid_source: HeldOut | None = None  # of the source's items, by --hold_out=both
     test_source: HeldOut | None = None
     test_target_only: HeldOut | None = None  # target items of users without a source, --users=all
+    seen: UserItems | None = None  # target pairs rated below the threshold: known, and no positives
 
     @property
     def num_users(self) -> int:
@@ -143,6 +144,8 @@ def arrays(dataset: Dataset) -> dict[str, np.ndarray]:
     for part, held in held_out_parts(dataset).items():
         for field, values in held._asdict().items():
             named[f"{part}_{field}"] = values
+    if dataset.seen is not None:
+        named |= {"seen_indptr": dataset.seen.indptr, "seen_indices": dataset.seen.indices}
     for name in ("user_ids", "target_item_ids", "source_item_ids"):
         # Item ids cannot hold lone surrogates when read from files; from elsewhere they may.
         encoded = [text.encode("utf-8", "surrogatepass") for text in getattr(dataset, name)]

@@ -1,0 +1,172 @@
+"""From files or tables to a data set: what launch/prepare.py does, for Python."""
+
+import difflib
+import inspect
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from conet_jax.data import build, readers, store
+from conet_jax.data.layout import Asked
+from conet_jax.data.ratings import rate
+from conet_jax.data.types import DOMAINS, Dataset
+from conet_jax.errors import InputError
+
+_BUILD = [
+    name
+    for name, parameter in inspect.signature(build.build).parameters.items()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+]
+# Columns of these roles are named so where they are printed.
+_ROLES = {"timestamp": "time"}
+
+
+def prepare(
+    target: Any, source: Any, *, out: str | os.PathLike | None = None, **options: Any
+) -> Dataset:
+    """Builds one data set from the files or tables of two domains.
+
+    Args:
+      target: the domain to recommend in: a path, a Polars or pandas frame, a dictionary of columns,
+        or rows of user, item, rating, timestamp; see ``readers.read``.
+      source: the domain to learn from.
+      out: a folder to write the data set to, as ``store.save`` does; None writes nothing.
+      **options: those of launch/prepare.py: of ``layout.Asked`` (``rating_column``, …; with
+        ``target_`` or ``source_`` in front for one domain alone), and of ``build.build``
+        (``min_rating``, ``split``, ``candidates``, …).
+
+    Returns:
+      The data set; ``meta["reading"]`` says by domain which column was read as what.
+
+    Raises:
+      InputError: an option is unknown, or as in ``readers.read`` and ``build.build``.
+
+    Example:
+      >>> users = [f"u{n % 6}" for n in range(24)]
+      >>> films = {"user": users, "film": [f"f{n % 8}" for n in range(24)], "stars": [5] * 24}
+      >>> books = {"user": users, "book": [f"b{n % 9}" for n in range(24)]}
+      >>> data = prepare(films, books, candidates=2)
+      >>> data.num_users, data.meta["reading"]["target"]["columns"]
+      (6, {'user': 'user', 'item': 'film', 'rating': 'stars'})
+    """
+    own = {f"{domain}_{field}" for domain in DOMAINS for field in Asked._fields}
+    known = {*own, *Asked._fields, *_BUILD}
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=1)
+            raise InputError(
+                f"unknown option {name!r}"
+                + (
+                    f"; did you mean {near[0]}?"
+                    if near
+                    else ": expected those of launch/prepare.py"
+                )
+            )
+    tables = {"target": target, "source": source}
+    if all(isinstance(table, str) and table == "-" for table in tables.values()):
+        raise InputError("both files are -: expected one of them from standard input")
+    building = {name: value for name, value in options.items() if name in _BUILD}
+    times_needed = building.get("split") in ("latest", "time")
+    rows = {}
+    for domain, table in tables.items():
+        asked = {
+            field: options[name]
+            for field in Asked._fields
+            for name in (field, f"{domain}_{field}")
+            if options.get(name) is not None
+        }
+        found = readers.read(table, times_needed=times_needed, **asked)
+        is_path = isinstance(table, str | os.PathLike)
+        rows[domain] = found if is_path else found._replace(name=f"the {domain}'s table")
+    made = build.build(rows["target"], rows["source"], **building)
+    reading = {domain: _reading(found) for domain, found in rows.items()}
+    made = made._replace(meta=made.meta | {"reading": reading})
+    if out is not None:
+        store.save(made, out)
+    return made
+
+
+def source_positives(meta: Mapping, path: str) -> pl.LazyFrame:
+    """Reads another file of the source as the one that a data set was prepared from.
+
+    Args:
+      meta: of the data set.
+      path: the file.
+
+    Returns:
+      user and item of the rows at or above the source's threshold.
+
+    Raises:
+      InputError: as ``readers.read``, or it has no rating where that one had.
+    """
+    then = meta.get("reading", {}).get("source", {})
+    rows = readers.read(path, times_needed=False, **then.get("asked", {}))
+    rated = "rating" in rows.columns
+    column = then.get("columns", {}).get("rating")
+    if column is not None and not rated and rows.given is None:
+        raise InputError(
+            f"{path}: no rating is read, and {column!r} was in the source that the data were "
+            f"prepared from: expected such a column, or prepare again with "
+            "--source_rating_column=none"
+        )
+    options = meta["options"]
+    least = options.get("source_min_rating", options.get("min_rating"))
+    if not rated or rows.given is not None:
+        least = None
+    return rate(rows, least).positives.select("user", "item")
+
+
+def columns_read(meta: Mapping, names: Mapping[str, str]) -> list[str]:
+    """Says which column of each domain was read as what, a line a domain and note.
+
+    Args:
+      meta: of a data set.
+      names: of the files, by domain.
+    """
+    lines = []
+    for domain, found in meta.get("reading", {}).items():
+        parts = [f"{_ROLES.get(role, role)} {name!r}" for role, name in found["columns"].items()]
+        absent = [word for word in ("rating", "timestamp") if word not in found["columns"]]
+        parts += [f"no {_ROLES.get(role, role)}" for role in absent]
+        left = ", ".join(map(repr, found["unused"])) or "nothing"
+        lines.append(f"{domain} {names[domain]}: {', '.join(parts)}; left out: {left}")
+        lines += [f"  note: {note}" for note in found["notes"]]
+    return lines
+
+
+def overlooked(meta: Mapping) -> list[str]:
+    """Warns of columns that were not read and look like a rating, or like yes and no."""
+    lines = []
+    for domain, found in meta.get("reading", {}).items():
+        if not found["overlooked"]:
+            continue
+        listed = ", ".join(map(repr, found["overlooked"]))
+        flag = f"--{domain}_rating_column={found['overlooked'][0]}"
+        if "rating" in found["columns"]:
+            lines.append(
+                f"{domain}: {listed} may be feedback too, and is not read ({flag} reads it)"
+            )
+        else:
+            lines.append(
+                f"{domain}: every row counts as a positive, though {listed} may be feedback: "
+                f"{flag} reads it, --{domain}_rating_column=none is content without"
+            )
+    return lines
+
+
+def _reading(rows: readers.DomainRows) -> dict:
+    """What is kept of the reading, in JSON's types."""
+    asked = {
+        field: value
+        for field, value in rows.asked._asdict().items()
+        if value != Asked._field_defaults[field]
+    }
+    return {
+        "asked": asked,
+        "columns": rows.columns,
+        "unused": list(rows.unused),
+        "notes": list(rows.notes),
+        "overlooked": list(rows.overlooked),
+    }
