@@ -12,7 +12,7 @@ from conet_jax.data.load import touched_items
 from conet_jax.data.types import HeldOut
 from conet_jax.models.base import Model
 from conet_jax.run.start import initial_state
-from conet_jax.train import ranking
+from conet_jax.train import full_ranking, ranking
 from conet_jax.train.state import settled
 
 
@@ -61,7 +61,7 @@ def measure(report: Report, scale: str) -> None:
         seconds = report.time(
             {
                 "full_ranking_pairs": (
-                    lambda t=experiment, p=params, f=few, all_=touched: ranking.rank_full(
+                    lambda t=experiment, p=params, f=few, all_=touched: full_ranking.rank_full(
                         t.model, p, t.interactions, f, all_
                     ),
                     full,

@@ -25,7 +25,7 @@ def main() -> None:
     from conet_jax.run.workdir import restore, stored_config
 
     cli.choose_platform(stored_config(_WORKDIR.value)[0])
-    from conet_jax.train import ranking
+    from conet_jax.train import full_ranking, ranking
 
     experiment, params, progress = restore(_WORKDIR.value, devices=0)
     held_out, trained = getattr(experiment.dataset, _SPLIT.value), experiment.trained_items()
@@ -33,7 +33,7 @@ def main() -> None:
     if _FULL.value:
         kept, mask = warm(held_out, trained)
         held_out = HeldOut(*(x[kept] for x in held_out._replace(mask=mask)))
-        ranks = ranking.rank_full(*given, held_out, touched_items(experiment.dataset), trained)
+        ranks = full_ranking.rank_full(*given, held_out, touched_items(experiment.dataset), trained)
         metrics = {f"{_SPLIT.value}_warm": ranks}
     else:
         everything, of_warm = ranking.rank_twice(*given, held_out, trained)

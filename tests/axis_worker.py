@@ -26,7 +26,7 @@ from conet_jax.run import memory
 from conet_jax.run.experiment import make_experiment
 from conet_jax.run.fit import fit
 from conet_jax.run.start import initial_state
-from conet_jax.train import ranking
+from conet_jax.train import full_ranking, ranking
 from conet_jax.train.chunk import diagnose, train_chunk
 
 
@@ -94,7 +94,7 @@ def steps(dataset, devices, epochs, full, room, fields):
         found = diagnose(*arguments, model=experiment.model, plan=experiment.plan)
         out["diagnostics"] = np.array([float(v) for _, v in sorted(found.items())])
         touched = touched_items(dataset)
-        found = ranking.rank_full(
+        found = full_ranking.rank_full(
             experiment.model, params, experiment.interactions, dataset.valid, touched, block=64
         )
         out |= {"full_above": found.above, "full_candidates": found.candidates}

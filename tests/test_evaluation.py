@@ -14,7 +14,7 @@ from conet_jax.data.load import touched_items
 from conet_jax.data.types import HeldOut
 from conet_jax.errors import InputError
 from conet_jax.models.base import Model, Params, Sizes
-from conet_jax.train import ranking
+from conet_jax.train import full_ranking, ranking
 from conet_jax.train.interactions import to_device
 
 # Nearly all of the time here is compilation.
@@ -203,7 +203,7 @@ def test_scores_that_are_not_finite_are_an_error_not_a_rank(bad, place):
         ranking.rank_scores(np.take_along_axis(scores, listed, 1), held_out.mask)
     touched = np.arange(10), held_out.items
     with pytest.raises(InputError, match="NaN or infinite"):
-        ranking.rank_full(TABLE, table(scores), None, held_out, touched, block=16)
+        full_ranking.rank_full(TABLE, table(scores), None, held_out, touched, block=16)
 
 
 def test_a_masked_score_need_not_be_finite():
@@ -250,7 +250,7 @@ def test_no_more_scores_exist_at_once_than_a_chunk_holds():
     largest.clear()
     touched = np.arange(5_001), held_out.items
     few = held_out._replace(**{n: x[:130] for n, x in held_out._asdict().items()})
-    ranking.rank_full(model, table(values), None, few, touched, users_at_once=64, block=32)
+    full_ranking.rank_full(model, table(values), None, few, touched, users_at_once=64, block=32)
     assert 0 < max(largest) <= 64 * (32 + 1)
 
 
@@ -283,7 +283,7 @@ def test_full_ranking_is_the_one_that_sorts_all_untouched_items(split, users_at_
     data, own = small_dataset()
     held_out = getattr(data, split)
     scores = np.random.default_rng(1).integers(0, 12, (23, 40)).astype(np.float32)
-    ranks = ranking.rank_full(
+    ranks = full_ranking.rank_full(
         TABLE,
         table(scores),
         None,
@@ -304,7 +304,7 @@ def test_full_ranking_by_the_network_is_the_one_that_sorts():
     data, own = small_dataset()
     model = small_model()
     params, source = random_params(model, Sizes(23, 40, 30)), sources_of(23, 30)
-    ranks = ranking.rank_full(
+    ranks = full_ranking.rank_full(
         model, params, source, data.test, touched_items(data), users_at_once=6, block=11
     )
     everything = jnp.broadcast_to(jnp.arange(40), (23, 40))

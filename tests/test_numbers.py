@@ -32,7 +32,7 @@ from conet_jax.run.fit import fit
 from conet_jax.run.start import initial_state
 from conet_jax.serve import recommend
 from conet_jax.studies import sweep
-from conet_jax.train import ranking, sampling
+from conet_jax.train import full_ranking, ranking, sampling
 from conet_jax.train.chunk import train_chunk
 from conet_jax.train.interactions import to_device
 from conet_jax.train.state import largest_parameter, not_finite, settle_in_place
@@ -383,7 +383,7 @@ def test_ranker_refuses_rows_out_of_range(part, value, message):
     if part != "candidates":
         with pytest.raises(InputError, match=message):
             touched = np.array([0, 0, 0, 0]), np.array([], int)
-            ranking.rank_full(SCORES, params, interactions, bad, touched)
+            full_ranking.rank_full(SCORES, params, interactions, bad, touched)
 
 
 def test_full_ranker_refuses_touched_items_out_of_range():
@@ -392,7 +392,7 @@ def test_full_ranker_refuses_touched_items_out_of_range():
     held_out = HeldOut(np.array([0]), np.array([1]), np.zeros((1, 0), int), np.ones((1, 0), bool))
     touched = np.array([0, 1]), np.array([9])
     with pytest.raises(InputError, match="touched item 9 is out of range: expected 0 to 8"):
-        ranking.rank_full(SCORES, params, interactions, held_out, touched)
+        full_ranking.rank_full(SCORES, params, interactions, held_out, touched)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from conet_jax.errors import InputError
-from conet_jax.models import conet
+from conet_jax.models import conet, two_towers
 from conet_jax.models.base import Model
 from conet_jax.models.towers import Tower
 
@@ -87,9 +87,11 @@ def check(config: Any) -> None:
 def build(options: Options) -> Model:
     """Returns the network as a ``Model`` of pure functions."""
     module = CrossStitch(options.layers, options.cross_layers, options.initializer, options.dtype)
-    return conet.two_towers(options, module)._replace(
+    return two_towers.model_of(options, module)._replace(
         penalty=None,
-        diagnostics=partial(conet.diagnose, options=options, module=module, uncrossed=uncrossed),
+        diagnostics=partial(
+            two_towers.diagnose, options=options, module=module, uncrossed=uncrossed
+        ),
         l1_mask=lambda dense: jax.tree.map(lambda _: False, dense),
         uncrossed=uncrossed if options.cross_layers else None,
     )

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from conet_jax.errors import InputError
-from conet_jax.models import conet, diagnostics, ials, out_of_fold, towers
+from conet_jax.models import conet, diagnostics, ials, out_of_fold, towers, two_towers
 from conet_jax.models.base import Batch, Hyper, Model, Params, Sizes, cross_entropies
 from conet_jax.models.conet import CoNet
 from conet_jax.models.towers import merge
@@ -99,15 +99,15 @@ def build(options: Options) -> Model:
         lookups=partial(lookups, options=options),
         losses=partial(example_losses, options=options),
         weights=warm_weights,
-        penalty=conet.penalty,
+        penalty=two_towers.penalty,
         project=partial(project, options=options),
         scores=partial(scores, options=options),
         source_face=tuple(
             partial(face, options=options, domain="source") for face in (project, scores)
         ),
         diagnostics=partial(diagnose, options=options),
-        l1_mask=conet.crossing,
-        uncrossed=conet.uncrossed if options.cross_layers else None,
+        l1_mask=two_towers.crossing,
+        uncrossed=two_towers.uncrossed if options.cross_layers else None,
         start=partial(start, options=options),
         fixed_tables=True,
         folds=options.folds,
@@ -250,8 +250,8 @@ def project(
     width = 2 * dim + out_of_fold.FEATURES
     one, none = jnp.zeros((1, width)).at[0, 2 * dim].set(1), jnp.zeros((1, width))
     item_input = out_of_fold.item_part(item)
-    first = partial(conet.first_layer, options.module)
-    linear = conet.without_bias(dense)
+    first = partial(two_towers.first_layer, options.module)
+    linear = two_towers.without_bias(dense)
     return {
         "user": first(dense, *map(out_of_fold.user_part, views)),
         "item": first(linear, item_input, item_input),
@@ -290,7 +290,7 @@ def diagnose(
 ) -> dict[str, jax.Array]:
     """Returns ``diagnostics.of_towers`` of a batch and ``of_crossing`` of its target examples."""
     logits = batch_logits(dense, rows, batch, None, options)
-    given = dense, conet.uncrossed(dense), *_seen(rows, "target", options).inputs()
+    given = dense, two_towers.uncrossed(dense), *_seen(rows, "target", options).inputs()
     return diagnostics.of_towers(logits, batch) | diagnostics.of_crossing(
         options.module, *given, cross_layers=options.cross_layers
     )

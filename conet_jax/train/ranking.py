@@ -87,17 +87,18 @@ def _rank_all(
         ranked = jax.lax.map(partial(rank, projected=projected), split)
         return devices.all_gather(jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), ranked))
 
-    specs = (_specs(projected), SPLIT, SPLIT, SPLIT)
+    specs = (specs_of(projected), SPLIT, SPLIT, SPLIT)
     return devices.mapped(rank_part, mesh, specs, SAME)(projected, users, items, masks)
 
 
-def _of(kind: str, projected: dict[str, Any]) -> dict[str, Any]:
+def tables_of(kind: str, projected: dict[str, Any]) -> dict[str, Any]:
     """The projected tables with a row for each "user" or "item"."""
     return {name: table for name, table in projected.items() if name.startswith(kind)}
 
 
-def _specs(projected: dict[str, Any]) -> dict[str, Any]:
-    split = {**_of("user", projected), **_of("item", projected)}
+def specs_of(projected: dict[str, Any]) -> dict[str, Any]:
+    """What ``devices.mapped`` must know of each projected table."""
+    split = {**tables_of("user", projected), **tables_of("item", projected)}
     return {name: SPLIT if name in split else SAME for name in projected}
 
 
@@ -105,8 +106,8 @@ def _fetch(projected: dict[str, Any], users: jax.Array, items: jax.Array) -> dic
     """The projected tables with the rows of these users and items alone, in their order."""
     return {
         **projected,
-        **devices.read(_of("user", projected), users.reshape(-1)),
-        **devices.read(_of("item", projected), items.reshape(-1)),
+        **devices.read(tables_of("user", projected), users.reshape(-1)),
+        **devices.read(tables_of("item", projected), items.reshape(-1)),
     }
 
 
@@ -121,7 +122,7 @@ def _project(params: Params, interactions: Any, *, model: Model, mesh: jax.shard
         return model.project(params, interactions)
     specs = {domain: own.specs() for domain, own in interactions.items()}
     projected = jax.eval_shape(model.project, params, interactions)
-    return devices.mapped(model.project, mesh, (PARAMS, specs), _specs(projected))(
+    return devices.mapped(model.project, mesh, (PARAMS, specs), specs_of(projected))(
         params, interactions
     )
 
@@ -146,7 +147,7 @@ def rank_held_out(
     """
     projected = project(params, interactions, model=model)
     own = interactions["target"].num_items if interactions else None
-    _check_held_out(held_out, interactions, projected, own)
+    check_held_out(held_out, interactions, projected, own)
     return rank_projected(model, projected, held_out)
 
 
@@ -181,7 +182,7 @@ def rank_twice(
       InputError: a user or item is out of range.
     """
     projected = project(params, interactions, model=model)
-    _check_held_out(held_out, interactions, projected, len(trained))
+    check_held_out(held_out, interactions, projected, len(trained))
     kept, mask = warm(held_out, trained)
     everything, warm_ranks = _ranked(model, projected, held_out, [held_out.mask, mask])
     return (
@@ -190,13 +191,14 @@ def rank_twice(
     )
 
 
-def _check_held_out(
+def check_held_out(
     held_out: HeldOut,
     interactions: dict[str, Interactions] | None,
     projected: dict[str, Any],
     num_items: int | None = None,
 ) -> None:
-    num_users = min(map(len, _of("user", projected).values()), default=2**31)
+    """Raises ``InputError`` where a user or item is out of range."""
+    num_users = min(map(len, tables_of("user", projected).values()), default=2**31)
     num_items = len(projected["item"]) if num_items is None else num_items
     if interactions and "target" in interactions:  # tables on several devices are padded
         num_users = interactions["target"].num_users
@@ -218,7 +220,7 @@ def _ranked(
     arguments, chunk = _ranker_arguments(held_out, masks, mesh)
     above, tied, finite = _rank_all(projected, *arguments, model=model, chunk=chunk, mesh=mesh)
     count = len(held_out.users)
-    _check_finite(np.asarray(finite)[:count].all(axis=1), held_out.users)
+    check_finite(np.asarray(finite)[:count].all(axis=1), held_out.users)
     above, tied = np.asarray(above)[:count], np.asarray(tied)[:count]
     return [
         Ranks(above[:, at], tied[:, at], mask.sum(1, dtype=np.int32))
@@ -249,7 +251,8 @@ def _ranker_arguments(
     return devices.put(arguments, mesh, SPLIT), chunk
 
 
-def _check_finite(finite: np.ndarray, users: np.ndarray) -> None:
+def check_finite(finite: np.ndarray, users: np.ndarray) -> None:
+    """Raises ``Diverged`` unless the scores of all users are finite."""
     if not finite.all():
         user = int(users[int(np.argmin(finite))])
         raise Diverged(
@@ -278,138 +281,10 @@ def rank_scores(scores: np.ndarray, mask: np.ndarray) -> Ranks:
     """
     own, others = scores[:, :1], scores[:, 1:]
     finite = np.isfinite(own[:, 0]) & (np.isfinite(others) | ~mask).all(1)
-    _check_finite(finite, np.arange(len(scores)))
+    check_finite(finite, np.arange(len(scores)))
     above = ((others > own) & mask).sum(1, dtype=np.int32)
     tied = ((others == own) & mask).sum(1, dtype=np.int32)
     return Ranks(above, tied, mask.sum(1, dtype=np.int32))
-
-
-@partial(jax.jit, static_argnames=("model", "block", "mesh"))
-def _rank_full(
-    projected: Any,
-    users: jax.Array,
-    items: jax.Array,
-    touched: jax.Array,
-    listed_items: jax.Array,
-    *,
-    model: Model,
-    block: int,
-    mesh: jax.sharding.Mesh,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Ranks ``items`` [m] of ``users`` [m] against ``listed_items`` but ``touched`` [m, t]."""
-
-    def rank_part(
-        projected: Any, users: jax.Array, items: jax.Array, touched: jax.Array, listed_items: Any
-    ) -> Any:
-        m, n, tables = users.shape[0], devices.size(), _of("item", projected)
-        num_rows = tables["item"].shape[0]
-        each = min(-(-block // n), num_rows)
-        width = n * each
-        own = {**projected, **devices.read(tables, items)}
-        rows = jnp.arange(m, dtype=jnp.int32)
-        if n > 1:
-            own |= devices.read(_of("user", projected), users)
-            users = rows
-        listed = jnp.broadcast_to(m + jnp.arange(width, dtype=jnp.int32)[None, :], (m, width))
-        listed = jnp.concatenate([rows[:, None], listed], axis=1)
-
-        def body(carry: Any, first: jax.Array) -> tuple[Any, None]:
-            start = jnp.minimum(first, num_rows - each)  # the last block reaches back
-            ids = n * start + jnp.arange(width, dtype=jnp.int32)
-            new = (ids >= n * first) & (ids < listed_items.size)
-            new = new & listed_items[jnp.minimum(ids, listed_items.size - 1)]
-            here = touched - n * start
-            inside = jnp.where((here >= 0) & (here < width), here, width)
-            mask = jnp.broadcast_to(new, (m, width))
-            at = jnp.broadcast_to(rows[:, None], inside.shape), inside
-            mask = mask.at[at].set(False, mode="drop")
-            # The held-out item is scored beside each block, by the same program: equal is equal.
-            beside = {
-                name: jnp.concatenate([own[name], devices.block(table, start, each)])
-                for name, table in tables.items()
-            }
-            scores = model.scores({**own, **beside}, users, listed)
-            above, tied, finite = jax.vmap(count_above)(scores, mask)
-            return (carry[0] + above, carry[1] + tied, carry[2] & finite), None
-
-        start = (jnp.zeros(m, jnp.int32), jnp.zeros(m, jnp.int32), jnp.ones(m, bool))
-        firsts = each * jnp.arange(-(-num_rows // each), dtype=jnp.int32)
-        return devices.all_gather(jax.lax.scan(body, start, firsts)[0])
-
-    specs = (_specs(projected), SPLIT, SPLIT, SPLIT, SAME)
-    return devices.mapped(rank_part, mesh, specs, SAME)(
-        projected, users, items, touched, listed_items
-    )
-
-
-def rank_full(
-    model: Model,
-    params: Params,
-    interactions: dict[str, Interactions],
-    held_out: HeldOut,
-    touched: tuple[np.ndarray, np.ndarray],
-    trained: np.ndarray | None = None,
-    *,
-    users_at_once: int = 64,
-    block: int = 512,
-) -> Ranks:
-    """Ranks every held-out item against all items that its user has not touched in any split.
-
-    With ``trained`` the catalogue is that of the items with a training pair (give such held-out
-    items alone, see ``types.warm``).
-
-    Args:
-      model: the model.
-      params: settled parameters.
-      interactions: training interactions by domain, for histories.
-      held_out: n users and their items; its candidates are not read.
-      touched: (indptr int[users + 1], items int[nnz]), target items of each user in all splits.
-      trained: bool[items], the items to rank against; None is all.
-      users_at_once: users in a chunk on each device.
-      block: items a block; no more than users_at_once x block scores exist at once on a device.
-
-    Returns:
-      ``Ranks``.
-
-    Raises:
-      Diverged: a score is NaN or infinite.
-      InputError: a user or item is out of range.
-    """
-    projected = project(params, interactions, model=model)
-    mesh = devices.mesh_of(projected)
-    # Rows of several devices are padded.
-    num_items = interactions["target"].num_items if mesh.size > 1 else len(projected["item"])
-    _check_held_out(held_out, interactions, projected, num_items)
-    indptr, indices = touched
-    check_indices("touched item", indices, num_items)
-    trained = np.ones(num_items, bool) if trained is None else trained
-    width = int(np.diff(indptr)[held_out.users].max(initial=1))
-    width = 1 << (width - 1).bit_length()
-    at_once = users_at_once * mesh.size
-    parts = []
-    for first in range(0, len(held_out.users), at_once):
-        users = held_out.users[first : first + at_once]
-        items = held_out.items[first : first + at_once]
-        rows = np.full((at_once, width), num_items + block * mesh.size, np.int32)
-        for row, user in enumerate(users):
-            own = indices[indptr[user] : indptr[user + 1]]
-            rows[row, : len(own)] = own
-        padding = (0, at_once - len(users))
-        arguments = np.pad(users, padding), np.pad(items, padding), rows
-        ranked = _rank_full(
-            projected,
-            *devices.put(arguments, mesh, SPLIT),
-            devices.put(trained, mesh, SAME),
-            model=model,
-            block=block,
-            mesh=mesh,
-        )
-        parts.append([np.asarray(x)[: len(users)] for x in ranked])
-    above, tied, finite = (np.concatenate(column) for column in zip(*parts, strict=True))
-    _check_finite(finite, held_out.users)
-    rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-    degrees = np.bincount(rows[trained[indices]], minlength=len(indptr) - 1)
-    return Ranks(above, tied, (trained.sum() - degrees[held_out.users]).astype(np.int32))
 
 
 def summarize(ranks: Ranks, *, k: int) -> dict[str, float]:
