@@ -255,7 +255,7 @@ def _check_flags() -> int | None:
     if _CANDIDATES.value <= _EVAL_K.value:
         raise InputError(
             f"--candidates={_CANDIDATES.value} must be above --eval_k={_EVAL_K.value}: among so "
-            "few every item is in the first K; draw more candidates, or ask for a smaller K"
+            "few almost every item is in the first K; draw more candidates, or ask for a smaller K"
         )
     return 5 if _DOWNLOAD.value else None
 

@@ -239,7 +239,9 @@ def _users(
             alone.append(ids.collect(engine="streaming")["user"].sort())
             counts[f"{domain}_only"] = len(alone[-1])
         else:
-            found = frame.select(pl.col("user").n_unique()).collect(engine="streaming").item()
+            # By hashes of 64 bits: half the time and memory of the ids, and never off in practice.
+            number = frame.select(pl.col("user").hash().n_unique())
+            found = number.collect(engine="streaming").item()
             counts[f"{domain}_only"] = found - len(both)
     reports["users"] = counts
     return shared, alone
