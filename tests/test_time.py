@@ -182,11 +182,11 @@ def test_time_split_trains_on_nothing_from_the_cutoff_on(cutoff, options, hold_o
 def test_time_split_decides_users_and_items_by_what_came_before():
     # User b has a source row only after the moment, item 9 is taken only after it.
     target = [("a", 1, 1), ("a", 2, 6), ("a", 9, 6), ("b", 1, 1), ("b", 2, 7)]
-    target += [("c", 2, 1), ("c", 3, 2)]
-    source = [("a", 1, 1), ("b", 1, 8), ("c", 2, 2), ("c", 1, 9)]
+    target += [("c", 2, 1), ("c", 3, 2), ("d", 7, 1)]
+    source = [("a", 1, 1), ("b", 1, 8), ("c", 2, 2), ("c", 1, 9), ("d", 7, 1)]
     data = prepared([target, source], split="time", cutoff="5", candidates=1)
-    assert data.user_ids.tolist() == ["a", "c"]
-    assert data.target_item_ids.tolist() == ["1", "2", "3"]
+    assert data.user_ids.tolist() == ["a", "c", "d"]
+    assert data.target_item_ids.tolist() == ["1", "2", "3", "7"]
     assert data.test.users.tolist() == [0]
     assert data.target_item_ids[data.test.items].tolist() == ["2"]
     report = data.meta["audit"]
