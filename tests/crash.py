@@ -179,7 +179,7 @@ def scenarios(root):
     files = [f"--target={root / 'books.csv'}", f"--source={root / 'movies.csv'}"]
     return {
         "single": Scenario("single", "train", trained),
-        "recipe": Scenario("recipe", "train", config_flags("", SMALL)),
+        "recipe": Scenario("recipe", "train", config_flags(":recipe", SMALL)),
         "population": Scenario(
             "population", "sweep", [*trained, "--grid=config.l1=0,1e-3", "--seeds=2"]
         ),

@@ -25,7 +25,7 @@ _CONFIG = "--config=configs/demo.py"
 _FEW = "--config.epochs=3"
 # By name: what is typed after `python launch/NAME.py`, and the variables of its environment.
 RUNS: dict[str, tuple[str, list[str], dict[str, str]]] = {
-    "recipe": ("train", [_CONFIG], {}),
+    "recipe": ("train", [f"{_CONFIG}:recipe"], {}),
     "mlp": ("train", [f"{_CONFIG}:mlp"], {}),
     "conet": ("train", [f"{_CONFIG}:conet", _FEW], {}),
     "lasso": ("train", [f"{_CONFIG}:lasso", _FEW], {}),

@@ -43,22 +43,30 @@ def trained(experiment):
     return jax.tree.map(lambda x: x + 0.3 * jnp.cos(jnp.arange(x.size).reshape(x.shape)), params)
 
 
-def test_off_is_the_target_tower_alone(data):
-    experiment = task_of(data)
-    alone = task_of(data, inference="target")
+@pytest.mark.parametrize("fields", [{}, dict(cross_skip=1), dict(source_layers=(8, 7, 5))])
+def test_off_is_the_target_tower_alone(data, fields):
+    experiment = task_of(data, **fields)
+    alone = task_of(data, inference="target", **fields)
     params = trained(experiment)
-    off = scores_of(experiment, *crossing.switched(params, experiment.interactions, "off"))
+    off = scores_of(
+        experiment, *crossing.switched(experiment.model, params, experiment.interactions, "off")
+    )
     np.testing.assert_allclose(
         off, scores_of(alone, params, alone.interactions), rtol=1e-5, atol=1e-5
     )
-    on = scores_of(experiment, *crossing.switched(params, experiment.interactions, "on"))
+    on = scores_of(
+        experiment, *crossing.switched(experiment.model, params, experiment.interactions, "on")
+    )
     assert np.abs(on - off).max() > 0.1
 
 
 def test_other_gives_each_user_the_source_items_of_the_next(data):
     experiment = task_of(data)
     _, interactions = crossing.switched(
-        experiment.params(initial_state(experiment)), experiment.interactions, "other"
+        experiment.model,
+        experiment.params(initial_state(experiment)),
+        experiment.interactions,
+        "other",
     )
     assert interactions["target"] is experiment.interactions["target"]
 
@@ -80,7 +88,10 @@ def test_a_model_without_crossing_is_refused(data):
     experiment = task_of(data, "mlp", cross_layers=0)
     with pytest.raises(InputError, match="no cross connections"):
         crossing.switched(
-            experiment.params(initial_state(experiment)), experiment.interactions, "off"
+            experiment.model,
+            experiment.params(initial_state(experiment)),
+            experiment.interactions,
+            "off",
         )
 
 

@@ -51,7 +51,7 @@ def train(workdir, variant, *, cache=None):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["", "lasso", "ials_joined"])
+@pytest.mark.parametrize("variant", ["recipe", "lasso", "ials_joined"])
 def test_fresh_processes_give_the_same_numbers_bit_for_bit(tmp_path, variant):
     cache = tmp_path / "cache"
     runs = {

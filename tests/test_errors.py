@@ -33,6 +33,7 @@ from ml_collections import ConfigDict
 from test_download import Server
 from test_hostile import put_fifo
 
+import conet_jax
 from conet_jax import cli, config, devices, files, losses, metrics, optimizers, row_adam
 from conet_jax.data import build as build_lib
 from conet_jax.data import download, readers, recbole, split, store, synthetic
@@ -392,6 +393,11 @@ MESSAGES = [
             call=lambda: cli.choose_platform(ConfigDict({"platform": "tpu"})),
         ),
     ),
+    (
+        "--data=x is given, but this config makes its data: take --config=configs/default.py",
+        lambda: cli.take_data(demo(), "x"),
+    ),
+    ("module 'conet_jax' has no attribute 'prepair'", lambda: conet_jax.prepair),
     ("name the folders of runs", lambda: launch("compare")),
     ("expected one of --workdir=DIR .a model. and --data=DIR", lambda: launch("export", "--out=x")),
     (
@@ -469,6 +475,7 @@ MESSAGES = [
     ),
     # Configs.
     ("unknown variant 'conett': the variants are", lambda: config.default_config("conett")),
+    ("unknown variant 'ours_mlp': it is called recipe_mlp now", lambda: valid("ours_mlp")),
     ("unknown config field config.lr;", lambda: config.validate(changed(lr=1))),
     ("config.data is 3: expected fields dir", lambda: config.validate(changed(data=3))),
     ("config.data.drop is -1: expected a whole number", lambda: valid(**{"data.drop": -1})),
@@ -486,18 +493,28 @@ MESSAGES = [
     ),
     ("config.l1 is missing: expected a number", lambda: config.validate(without("l1"))),
     (r"config.l1 is -1.0: expected a number in \[0, inf\)", lambda: valid(l1=-1.0)),
-    ("config.layers is 64: expected widths", lambda: config.validate(changed(layers=64))),
+    (
+        "config.layers is 64: expected at least two positive",
+        lambda: config.validate(changed(layers=64)),
+    ),
     ("config.layers is .63, 8.: expected at least two", lambda: valid(layers=(63, 8))),
     ("config.cross_layers is 9: .* only 3 transitions", lambda: valid(cross_layers=9)),
     ("so expected equal widths", lambda: valid("cross_stitch", layers=(64, 32, 32, 32))),
     ("config.dtype is 'bfloat16': expected float32", lambda: valid("ials", dtype="bfloat16")),
-    ("config.warm_start is 'ials': expected ''", lambda: valid("bprmf", warm_start="ials")),
+    ("config.model is 'conett': expected one of conet, ", lambda: valid(model="conett")),
     (
-        "with config.model=cross_stitch: expected conet or mlp",
-        lambda: valid("cross_stitch", warm_start="crossfit", pairing="views"),
+        "config.pretrain_epochs is 3: expected 0 with config.model=recipe",
+        lambda: valid("recipe", pretrain_epochs=3),
     ),
-    ("pairing=views and warm_start=crossfit go together", lambda: valid("conet", pairing="views")),
-    ("expected cross, or config.cross_layers=0", lambda: valid(inference="target")),
+    (
+        r"config.source_layers is .64, 8.: expected as many widths as config.layers",
+        lambda: valid(source_layers=(64, 8)),
+    ),
+    ("with config.model=recipe, .*: expected cross$", lambda: valid("recipe", inference="target")),
+    (
+        "cross_skip are not for config.model=recipe, .*: expected .. and 0",
+        lambda: valid("recipe", cross_skip=1),
+    ),
     ("which has one tower: set config.cross_layers=0", lambda: valid("mlp", cross_layers=1)),
     ("no domain has a surplus: expected repeat", lambda: valid("conet", surplus="alone")),
     # Sweeps.
@@ -816,6 +833,10 @@ MESSAGES = [
         lambda: restore(run(seed=-1)),
     ),
     (
+        "config.json cannot be read as a run's config .it is of version 0.1, .*train it again",
+        lambda: restore(run(warm_start="")),
+    ),
+    (
         "is not that of run: hash .* prepare it as it was",
         lambda: restore(run(dataset_hash="f" * 64)),
     ),
@@ -1072,7 +1093,7 @@ MESSAGES = [
     ),
     (
         "the model has no cross connections to switch: expected",
-        lambda: crossing.switched(mock.Mock(dense={}), {}, "off"),
+        lambda: crossing.switched(mock.Mock(uncrossed=None), None, {}, "off"),
     ),
     # Functions to lift out: errors of programmers.
     ("reduction must be one of", lambda: losses.binary_cross_entropy(ONES, ONES, reduction="x")),
@@ -1140,7 +1161,11 @@ def resumed(epoch: int):
 
 def diverged() -> None:
     experiment = mock.Mock(plan=object())
-    ranker = mock.patch.object(ranking, "rank_held_out")
+    ranker = mock.patch.multiple(
+        ranking,
+        rank_twice=mock.Mock(return_value=(mock.Mock(), mock.Mock())),
+        summarize=mock.DEFAULT,
+    )
     found = mock.patch.object(loop, "diagnose", return_value={"h": math.nan})
     row = {"epoch": 1, "train_loss": {}}
     under(ranker, found, call=lambda: loop.validate(experiment, None, row))

@@ -76,7 +76,7 @@ CLEAN, TARGET, SOURCE, TABLE, KERNEL, OVERFLOW = range(6)
 def poisoned(model, key, code):
     """The model, but at the step of ``key`` something is not finite that ``code(hyper)`` names."""
 
-    def loss(dense, rows, batch, hyper, **options):
+    def losses(dense, rows, batch, hyper):
         here = jnp.where((jax.random.key_data(batch.key) == key).all(), code(hyper), CLEAN)
 
         def nothing_with_gradient(x, when):
@@ -85,16 +85,17 @@ def poisoned(model, key, code):
                 here == when, 0.0, 1.0
             )
 
-        value, sums = model.loss(dense, rows, batch, hyper, **options)
-        value += nothing_with_gradient(rows["source_item"], TABLE)
-        value += nothing_with_gradient(dense["target"]["layer_1"]["kernel"], KERNEL)
-        value += jnp.where(here == OVERFLOW, 1e25, 0.0) * jnp.sum(rows["user"])
-        for domain, when in (("target", TARGET), ("source", SOURCE)):
-            infinite = jnp.where(here == when, jnp.inf, 0.0)
-            sums = sums | {f"{domain}_loss": sums[f"{domain}_loss"] + infinite}
-        return value, sums
+        each = model.losses(dense, rows, batch, hyper)
+        more = nothing_with_gradient(rows["source_item"], TABLE)
+        more += nothing_with_gradient(dense["target"]["W_0"]["kernel"], KERNEL)
+        more += jnp.where(here == OVERFLOW, 1e25, 0.0) * jnp.sum(rows["user"])
+        each = each | {"target": each["target"] + more}
+        return {
+            domain: each[domain] + jnp.where(here == when, jnp.inf, 0.0)  # without a gradient
+            for domain, when in (("target", TARGET), ("source", SOURCE))
+        }
 
-    return model._replace(loss=loss)
+    return model._replace(losses=losses)
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def with_poison(experiment, code):
         (TARGET, "the target loss is"),
         (SOURCE, "the source loss is"),
         (TABLE, r"the gradient of tables/source_item \(source\) is"),
-        (KERNEL, r"the gradient of dense/target/layer_1/kernel \(target\) is"),
+        (KERNEL, r"the gradient of dense/target/W_0/kernel \(target\) is"),
         (OVERFLOW, r"the gradient of tables/user \(both domains\) is"),  # its square, in Adam
     ],
 )
@@ -188,9 +189,9 @@ def test_largest_parameter_is_that_of_numpy_and_one_that_is_not_finite_comes_fir
         assert largest_parameter(given) == (name, entries[name])
     for bad in (np.nan, np.inf, -np.inf):
         dense = jax.tree.map(jnp.copy, state.dense)
-        dense["source"]["layer_1"]["bias"] = dense["source"]["layer_1"]["bias"].at[1].set(bad)
+        dense["source"]["W_0"]["bias"] = dense["source"]["W_0"]["bias"].at[1].set(bad)
         found, entry = largest_parameter(state.replace(dense=dense))
-        assert found == "dense/source/layer_1/bias" and not np.isfinite(entry)
+        assert found == "dense/source/W_0/bias" and not np.isfinite(entry)
 
 
 def test_moment_that_is_not_finite_is_found(experiment):

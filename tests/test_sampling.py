@@ -262,7 +262,7 @@ def check_one_pass(rows, domain, negatives):
     assert not {tuple(row) for row in negative[:, :2]} & set(pairs_of(domain))
 
 
-@pytest.mark.parametrize("pairing", [None, "context", "same_user", "random", "profile"])
+@pytest.mark.parametrize("pairing", [None, "context", "same_user", "random", "views"])
 def test_each_positive_occurs_once_an_epoch_with_its_negatives(pairing):
     interactions = two_domains()
     plan = plan_of(interactions, pairing)
@@ -310,7 +310,7 @@ def test_an_epoch_beyond_int32_is_refused():
 
 @pytest.mark.parametrize(
     ("pairing", "swap", "batch_size"),
-    [("random", False, 4), ("random", False, 20), ("profile", True, 4), ("random", True, 20)],
+    [("random", False, 4), ("random", False, 20), ("views", True, 4), ("random", True, 20)],
 )
 def test_the_shorter_domain_is_repeated_in_new_permutations(pairing, swap, batch_size):
     interactions = two_domains(swap)
@@ -330,7 +330,7 @@ def test_the_shorter_domain_is_repeated_in_new_permutations(pairing, swap, batch
 
 
 @pytest.mark.parametrize(
-    ("pairing", "swap"), [("random", False), ("random", True), ("profile", False)]
+    ("pairing", "swap"), [("random", False), ("random", True), ("views", False)]
 )
 def test_surplus_alone_comes_first_and_does_not_cross(pairing, swap):
     interactions = two_domains(swap)
@@ -404,7 +404,6 @@ def many_users(seed, users=60, items=40):
     [
         ("random", "repeat", 1),
         ("same_user", "repeat", 1),
-        ("profile", "repeat", 1),
         ("same_user", "repeat", 3),
         ("random", "alone", 3),
     ],
@@ -423,37 +422,37 @@ def test_label_of_a_partner_is_independent_of_the_label_of_the_example(pairing, 
     np.testing.assert_allclose(table[:, 1].sum() / table.sum(), 1 / (1 + negatives), atol=0.02)
 
 
-def test_profiles_are_the_training_items_in_the_other_domain():
-    interactions = two_domains()
-    plan = plan_of(interactions, "profile", profile_length=3)
-    batches = steps_of(jax.random.key(0), jnp.arange(60), interactions, plan)
-    seen = Counter()
-    for domain, other in (("target", "source"), ("source", "target")):
-        users = np.asarray(getattr(batches, domain).users).reshape(-1)
-        profile = getattr(batches, f"{other}_profile")
-        mask = np.asarray(profile.mask).reshape(len(users), -1)
-        items = np.asarray(profile.items).reshape(len(users), -1)
-        assert mask.shape[1] == 3 and items.min() >= 0
-        assert items.max() < interactions[other].num_items
-        own = defaultdict(set)
-        for u, i in pairs_of(interactions[other]):
-            own[u].add(i)
-        for user, row, keep in zip(users, items, mask > 0, strict=True):
-            listed = row[keep].tolist()
-            assert len(set(listed)) == len(listed) == min(3, len(own[user]))
-            assert set(listed) <= own[user]
-            seen.update((other, user, i) for i in listed)
-            if not own[user]:
-                seen[other, "empty"] += 1
-    assert seen["source", "empty"] > 0
-    # Of a long profile every item is as likely as another.
-    users = np.asarray(batches.source.users).ravel()
+@pytest.mark.parametrize("swap", [False, True])
+def test_histories_are_the_training_items_in_the_source(swap):
+    interactions = two_domains(swap)
+    plan = plan_of(interactions, "context", history_length=3)
+    batches = steps_of(jax.random.key(0), jnp.arange(200), interactions, plan)
+    users = np.asarray(batches.target.users).reshape(-1)
+    mask = np.asarray(batches.source_history.mask).reshape(len(users), -1)
+    items = np.asarray(batches.source_history.items).reshape(len(users), -1)
+    assert mask.shape[1] == 3 and items.min() >= 0
+    assert items.max() < interactions["source"].num_items
+    seen, own = Counter(), defaultdict(set)
+    for u, i in pairs_of(interactions["source"]):
+        own[u].add(i)
+    for user, row, keep in zip(users, items, mask > 0, strict=True):
+        listed = row[keep].tolist()
+        assert len(set(listed)) == len(listed) == min(3, len(own[user]))
+        assert set(listed) <= own[user]
+        seen.update((user, i) for i in listed)
+        if not own[user]:
+            seen["empty"] += 1
+    assert (seen["empty"] > 0) == (not swap)
+    if not swap:
+        return
+    # Of a long history every item is as likely as another.
     user = 5
-    assert (users == user).sum() > 500
-    counts = [seen["target", user, i] for u, i in pairs_of(interactions["target"]) if u == user]
-    assert len(counts) == 6 and sum(counts) == 3 * (users == user).sum()
-    for count in counts:
-        assert abs(count / (users == user).sum() - 0.5) < 4 * np.sqrt(0.25 / (users == user).sum())
+    count = (users == user).sum()
+    assert count > 500
+    counts = [seen[user, i] for i in own[user]]
+    assert len(counts) == 6 and sum(counts) == 3 * count
+    for found in counts:
+        assert abs(found / count - 0.5) < 4 * np.sqrt(0.25 / count)
 
 
 @pytest.mark.parametrize("negatives", [1, 3])
@@ -465,7 +464,7 @@ def test_under_pairs_each_positive_meets_so_many_negatives_of_its_user(negatives
     orders = []
     for epoch in (0, 1):
         batches = epoch_of(interactions, plan, epoch=epoch)
-        assert batches.source is None and batches.source_profile is None
+        assert batches.source is None and batches.source_history is None
         assert not batches.cross.any()
         target = batches.target
         rows = flat(target)
@@ -500,22 +499,22 @@ def test_under_pairs_negatives_are_uniform_and_independent_of_the_positive():
             assert abs(deviate) < 4
 
 
-def test_context_is_the_profile_of_the_targets_users_in_the_source():
+def test_context_is_the_history_of_the_targets_users_in_the_source():
     interactions = two_domains()
     own = defaultdict(set)
     for user, item in pairs_of(interactions["source"]):
         own[user].add(item)
-    for length in (2, 32):  # the longest profile has 3
-        plan = plan_of(interactions, "context", profile_length=length)
+    for length in (2, 32):  # the longest history has 3
+        plan = plan_of(interactions, "context", history_length=length)
         batches = epoch_of(interactions, plan)
-        assert batches.source is None and batches.target_profile is None
-        profile, users = batches.source_profile, batches.target.users
-        assert profile.items.shape == (*users.shape, min(length, 3)) == profile.mask.shape
+        assert batches.source is None
+        history, users = batches.source_history, batches.target.users
+        assert history.items.shape == (*users.shape, min(length, 3)) == history.mask.shape
         seen = defaultdict(set)
         for user, items, mask in zip(
             users.ravel(),
-            profile.items.reshape(users.size, -1),
-            profile.mask.reshape(users.size, -1),
+            history.items.reshape(users.size, -1),
+            history.mask.reshape(users.size, -1),
             strict=True,
         ):
             listed = items[mask > 0].tolist()
@@ -587,10 +586,6 @@ def align_labels(monkeypatch, pairing):
 
     def aligned(key, epoch, step, interactions, plan):
         batch = sample_step(key, epoch, step, interactions, plan)
-        if pairing == "profile":  # the profile of a negative is withheld
-            profile = batch.source_profile
-            mask = profile.mask * batch.target.labels[:, None]
-            return batch._replace(source_profile=profile._replace(mask=mask))
         users, labels = batch.source.users, batch.target.labels
         source = interactions["source"]
         first, second = jax.random.split(jax.random.fold_in(key, step))
@@ -607,9 +602,7 @@ def loss_without_crossing():
     return train_unrelated("random", 0)[0]["target"]
 
 
-@pytest.mark.parametrize(
-    "pairing", ["random", "same_user", pytest.param("profile", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("pairing", ["random", "same_user"])
 def test_crossing_with_an_unrelated_domain_tells_nothing_of_labels(pairing, loss_without_crossing):
     train_loss, auc = train_unrelated(pairing, 1)
     assert train_loss["source"] < 0.55  # there is something that could leak
@@ -618,7 +611,7 @@ def test_crossing_with_an_unrelated_domain_tells_nothing_of_labels(pairing, loss
 
 
 # Under "views" the partner of a pair is the pair itself, seen by factors that do not know its label
-# (tests/test_crossfit.py).
+# (tests/test_out_of_fold.py).
 @pytest.mark.parametrize(
     "pairing",
     [

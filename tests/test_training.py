@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from conet_jax.models import conet, mlp
+from conet_jax.models import cmf, conet, mlp
 from conet_jax.models.base import Hyper, Model, Params, Sizes
 from conet_jax.train import sampling
 from conet_jax.train.chunk import chunk_lengths, train_chunk, train_population
@@ -44,27 +44,26 @@ class Run(NamedTuple):
     settings: Settings
 
 
-def run_of(pairing="same_user", *, surplus="repeat", cross_rank=0, **settings):
-    """A tiny run; no pairing is the MLP."""
-    if pairing is None:
+def run_of(model="conet", *, surplus="repeat", settings=None, **options):
+    """A tiny run; ``options`` are those of CoNet."""
+    if model == "mlp":
         model = mlp.build(mlp.Options(layers=LAYERS))
+    elif model == "cmf":
+        model = cmf.build(cmf.Options(layers=LAYERS))
     else:
-        model = conet.build(
-            conet.Options(layers=LAYERS, cross_layers=2, cross_rank=cross_rank, pairing=pairing)
-        )
+        model = conet.build(conet.Options(layers=LAYERS, cross_layers=2, **options))
     plan = sampling.plan_epoch(
         INTERACTIONS,
         domains=model.domains,
-        pairing=pairing,
+        pairing=model.pairing,
         batch_size=4,
         surplus=surplus,
-        profile_length=3,
     )
-    return Run(model, plan, Settings(**settings))
+    return Run(model, plan, Settings(**settings or {}))
 
 
-def hyper_of(*, l1=1e-3, learning_rate=0.01):
-    return Hyper(*map(jnp.asarray, (learning_rate, 0.6, l1, 0.0)))
+def hyper_of(*, l1=1e-3, learning_rate=0.01, l2=0.02):
+    return Hyper(*map(jnp.asarray, (learning_rate, 0.6, l1, 0.0, l2)))
 
 
 @partial(jax.jit, static_argnames="model")
@@ -103,41 +102,57 @@ def norm_clipped(grads, limit):
     return jax.tree.map(lambda g: g * (limit / jnp.maximum(jnp.sqrt(jnp.sum(g * g)), limit)), grads)
 
 
+def crossing(dense):
+    """The H^l, of whatever directions and skips."""
+    return {name: part for name, part in dense.items() if name.startswith("H_")}
+
+
 @partial(jax.jit, static_argnames="run")
 def dense_adam(params, epochs, hyper, *, run):
     """optax.adam on every parameter, tables whole; (parameters after, losses of the steps).
 
-    The objective of a step: (mean loss + l1 |H|) times the number of examples, or once.
+    The objective of a step, from the losses of its examples and Eqs. 7 and 8: the weighted sum of
+    the domains' sums, and the penalties against the mean loss per example.
     """
     adam = optax.adam(hyper.learning_rate)
-    lasso = "cross" in params.dense
+    lasso = bool(crossing(params.dense))
 
     def step(carry, position):
         params, state = carry
         batch = sampling.sample_step(KEY, *position, INTERACTIONS, run.plan)
+        counts = [getattr(batch, domain).weights.sum() for domain in run.model.domains]
+        # Nothing is penalised in a step in which nothing crosses.
+        longest = jnp.where(batch.cross == 1, jnp.max(jnp.stack(counts)), 0.0)
 
         def joint(params):
             rows = {n: params.tables[n][ids] for n, ids in run.model.lookups(batch).items()}
-            mean, sums = run.model.loss(params.dense, rows, batch, hyper)
-            if run.settings.reduction == "mean":
-                return mean, sums
-            if "source_loss" not in sums:
-                return sums["target_loss"], sums
-            weight = hyper.target_weight
-            return weight * sums["target_loss"] + (1 - weight) * sums["source_loss"], sums
+            each = run.model.losses(params.dense, rows, batch, hyper)
+            loss = jnp.sum(batch.target.weights * each["target"])
+            value = loss
+            if "source" in each:
+                source = jnp.sum(batch.source.weights * each["source"])
+                value = hyper.target_weight * loss + (1 - hyper.target_weight) * source
+            if run.model.penalties:  # of cmf, whose rows are read example by example
+                for at, (domain, alpha) in enumerate(
+                    (("target", hyper.target_weight), ("source", 1 - hyper.target_weight))
+                ):
+                    own = jnp.concatenate([rows["user"][at], rows[f"{domain}_item"]], axis=1)
+                    norms = hyper.l2 / 2 * jnp.sum(own**2, axis=1)
+                    value += alpha * jnp.sum(getattr(batch, domain).weights * norms)
+            for h in jax.tree.leaves(crossing(params.dense)):
+                value += longest * hyper.l2 / 2 * jnp.sum(h**2)
+            return value, loss
 
-        (_, sums), grads = jax.value_and_grad(joint, has_aux=True)(params)
+        (_, loss), grads = jax.value_and_grad(joint, has_aux=True)(params)
         grads = jax.tree.map(lambda g: run.settings.loss_scale * g, grads)
-        factor = 1.0
-        if run.settings.reduction == "sum":
-            factor *= jnp.maximum(batch.target.weights.sum(), sums.get("source_count", 0.0))
-        # Nothing is penalised in a step in which nothing crosses.
-        weight = jnp.where(batch.cross == 1, factor * hyper.l1, 0.0)
+        weight = longest * hyper.l1
         if lasso and run.settings.l1_method == "subgradient":
-            cross = jax.tree.map(
-                lambda g, h: g + weight * jnp.sign(h), grads.dense["cross"], params.dense["cross"]
+            signs = jax.tree.map(
+                lambda g, h: g + weight * jnp.sign(h),
+                crossing(grads.dense),
+                crossing(params.dense),
             )
-            grads = grads._replace(dense=grads.dense | {"cross": cross})
+            grads = grads._replace(dense=grads.dense | signs)
         if run.settings.clip_norm:
             grads = norm_clipped(grads, run.settings.clip_norm)
         updates, state = adam.update(grads, state)
@@ -150,26 +165,30 @@ def dense_adam(params, epochs, hyper, *, run):
                 threshold = hyper.learning_rate * weight / (root + 1e-8)
                 return jnp.sign(h) * jnp.maximum(abs(h) - threshold, 0.0)
 
-            cross = jax.tree.map(shrink, params.dense["cross"], adam_state.nu.dense["cross"])
-            params = params._replace(dense=params.dense | {"cross": cross})
-        return (params, state), sums["target_loss"]
+            shrunk = jax.tree.map(shrink, crossing(params.dense), crossing(adam_state.nu.dense))
+            params = params._replace(dense=params.dense | shrunk)
+        return (params, state), loss
 
     grid = jnp.stack(jnp.meshgrid(epochs, jnp.arange(run.plan.steps), indexing="ij"), -1)
     carry = params, adam.init(params)
-    (params, _), sums = jax.lax.scan(step, carry, grid.reshape(-1, 2))
-    return params, sums
+    (params, _), losses = jax.lax.scan(step, carry, grid.reshape(-1, 2))
+    return params, losses
 
 
+PROXIMAL = dict(l1_method="proximal")
 RUNS = {
-    "sum_subgradient": run_of("same_user"),
-    "mean_proximal": run_of("profile", reduction="mean", l1_method="proximal"),
-    "sum_proximal_clip_alone": run_of(
-        "random", surplus="alone", l1_method="proximal", clip_norm=0.5, loss_scale=2.0
+    "subgradient": run_of(),
+    "proximal_skip_unequal": run_of(cross_skip=1, source_layers=(8, 5, 3), settings=PROXIMAL),
+    "proximal_clip_alone": run_of(
+        pairing="random",
+        surplus="alone",
+        settings=PROXIMAL | dict(clip_norm=0.5, loss_scale=2.0),
     ),
-    "mean_subgradient_clip": run_of(
-        "random", reduction="mean", clip_norm=0.05, cross_rank=2, loss_scale=3.0
+    "subgradient_clip_low_rank": run_of(
+        pairing="random", cross_rank=2, settings=dict(clip_norm=0.05, loss_scale=3.0)
     ),
-    "mlp": run_of(None),
+    "cmf": run_of("cmf"),
+    "mlp": run_of("mlp"),
 }
 
 
@@ -187,7 +206,7 @@ def quick_compilation():
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("name", quick("sum_subgradient", "sum_proximal_clip_alone", of=RUNS))
+@pytest.mark.parametrize("name", quick("subgradient", "proximal_clip_alone", of=RUNS))
 def test_steps_are_those_of_dense_adam_on_all_parameters(name):
     run = RUNS[name]
     with jax.enable_x64(True):
@@ -220,7 +239,7 @@ def dense_result(run, params, hyper):
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compilation")
 def test_steps_in_float32_are_those_of_dense_adam_loosely():
-    run, hyper = RUNS["sum_subgradient"], hyper_of()
+    run, hyper = RUNS["subgradient"], hyper_of()
     expected, losses = dense_result(run, init_params(jax.random.key(0), model=run.model), hyper)
     state, found = state_of(run), []
     for epoch in range(EPOCHS):
@@ -243,9 +262,9 @@ def assert_bits_equal(one, other):
 @pytest.mark.parametrize(
     ("name", "disable_optimizations"),
     [
-        ("sum_subgradient", True),
-        pytest.param("sum_subgradient", False, marks=pytest.mark.slow),
-        pytest.param("sum_proximal_clip_alone", False, marks=pytest.mark.slow),
+        ("subgradient", True),
+        pytest.param("subgradient", False, marks=pytest.mark.slow),
+        pytest.param("proximal_clip_alone", False, marks=pytest.mark.slow),
     ],
 )
 def test_an_epoch_in_other_chunks_is_the_same_to_the_last_bit(name, disable_optimizations, request):
@@ -262,7 +281,7 @@ def test_an_epoch_in_other_chunks_is_the_same_to_the_last_bit(name, disable_opti
 
 @pytest.mark.usefixtures("quick_compilation")
 def test_settling_on_the_way_changes_nothing_but_rounding():
-    run = RUNS["sum_subgradient"]
+    run = RUNS["subgradient"]
     with jax.enable_x64(True):
         hyper = hyper_of()
         steps = [run.plan.steps]
@@ -281,7 +300,7 @@ def test_settling_on_the_way_changes_nothing_but_rounding():
 
 
 @pytest.mark.usefixtures("quick_compilation")
-@pytest.mark.parametrize("name", quick("sum_subgradient", of=["sum_subgradient", "mean_proximal"]))
+@pytest.mark.parametrize("name", quick("subgradient", of=["subgradient", "proximal_skip_unequal"]))
 def test_a_population_is_its_single_runs(name):
     run = RUNS[name]
     with jax.enable_x64(True):
@@ -313,8 +332,8 @@ def test_a_population_is_its_single_runs(name):
 
 
 GOLDEN = {  # f32, JAX 0.10.2 on a CPU
-    "target_loss": [5.44941, 5.30895, 5.5988],
-    "source_loss": [6.25178, 5.75442, 5.83657],
+    "target_loss": [5.3948, 5.89255, 6.08178],
+    "source_loss": [6.08089, 6.67757, 6.83791],
 }
 RENEW = (
     "A training step gives other losses than it used to. If that was meant (another "
@@ -324,7 +343,7 @@ RENEW = (
 
 
 def test_golden_steps():
-    run = RUNS["sum_subgradient"]
+    run = RUNS["subgradient"]
     _, sums = train(run, state_of(run), hyper_of(), [12])
     found = {
         name: [round(float(x), 5) for x in sums[name][:3]]
@@ -335,18 +354,18 @@ def test_golden_steps():
 
 
 def cross_entries(state):
-    return np.concatenate([np.ravel(h) for h in jax.tree.leaves(state.dense["cross"])])
+    return np.concatenate([np.ravel(h) for h in jax.tree.leaves(crossing(state.dense))])
 
 
 @pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("method", quick("proximal", of=["subgradient", "proximal"]))
 def test_large_l1_empties_the_cross_connections(method):
-    run = run_of("same_user", l1_method=method)
+    run = run_of(settings=dict(l1_method=method))
     entries = {}
     for l1 in (0.0, 1.0):
         state = state_of(run)
         for epoch in range(EPOCHS):
-            hyper = hyper_of(l1=l1, learning_rate=1e-3)
+            hyper = hyper_of(l1=l1, learning_rate=1e-3, l2=0.0)
             state, _ = train(run, state, hyper, [run.plan.steps], epoch=epoch)
         entries[l1] = cross_entries(state)
     assert np.abs(entries[1.0]).mean() < 0.1 * np.abs(entries[0.0]).mean()

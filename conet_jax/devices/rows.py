@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from conet_jax import devices
+from conet_jax.devices import axis
 from conet_jax.row_adam import merge_ids
 
 
@@ -34,14 +34,14 @@ def ask(answer: Callable[..., jax.Array], rows: jax.Array, *arguments: jax.Array
     Returns:
       [part, ...].
     """
-    n = devices.size()
+    n = axis.size()
     if n == 1:
         return answer(rows, *arguments)
-    rows, *arguments = devices.all_gather((rows, *arguments))
-    mine = rows % n == jax.lax.axis_index(devices.AXIS)
+    rows, *arguments = axis.all_gather((rows, *arguments))
+    mine = rows % n == jax.lax.axis_index(axis.AXIS)
     answers = answer(jnp.where(mine, rows // n, 0), *arguments)
     answers = jnp.where(mine.reshape(-1, *[1] * (answers.ndim - 1)), answers, 0)
-    return jax.lax.psum_scatter(answers, devices.AXIS, tiled=True)
+    return jax.lax.psum_scatter(answers, axis.AXIS, tiled=True)
 
 
 class Wanted(NamedTuple):
@@ -69,7 +69,7 @@ def group(ids: jax.Array, num_rows: int) -> Wanted:
       ids: i32[...], m global rows.
       num_rows: rows of the table on each device.
     """
-    n, flat = devices.size(), ids.reshape(-1)
+    n, flat = axis.size(), ids.reshape(-1)
     keys, inverse = merge_ids(flat if n == 1 else flat % n * num_rows + flat // n, n * num_rows)
     device = keys // num_rows
     counts = jnp.zeros(n, jnp.int32).at[device].add(1, mode="drop")
@@ -85,14 +85,14 @@ def capacity(count: int, n: int | None = None) -> int:
     The mean of an even spread, four standard deviations, and eight. Where ids are spread so badly
     that this does not hold (``fits``), ``count`` is taken, which always does.
     """
-    each = count / (n or devices.size())
+    each = count / (n or axis.size())
     return min(count, int(np.ceil(each + 4 * each**0.5)) + 8)
 
 
 def fits(wanted: Sequence[Wanted]) -> jax.Array:
     """Whether all that is wanted, on whatever device, is within the ``capacity``: bool[]."""
     each = [jnp.all(w.most <= capacity(w.rows.shape[-1])) for w in wanted]
-    return jax.lax.pmin(jnp.all(jnp.stack(each)).astype(jnp.int32), devices.AXIS) > 0
+    return jax.lax.pmin(jnp.all(jnp.stack(each)).astype(jnp.int32), axis.AXIS) > 0
 
 
 class Route(NamedTuple):
@@ -118,7 +118,7 @@ def route(wanted: Wanted, num_rows: int, room: int) -> Route:
       num_rows: rows of the table on each device.
       room: rows that can be asked of one device: ``capacity``, or all.
     """
-    n = devices.size()
+    n = axis.size()
     if n == 1:
         return Route(wanted.rows, wanted.inverse, None)
     slot = jnp.where(wanted.device < n, wanted.device * room + wanted.place, n * room)
@@ -129,8 +129,8 @@ def route(wanted: Wanted, num_rows: int, room: int) -> Route:
 
 def _swap(x: jax.Array) -> jax.Array:
     """Sends the k-th of n equal parts to device k."""
-    parts = x.reshape(devices.size(), -1, *x.shape[1:])
-    return jax.lax.all_to_all(parts, devices.AXIS, 0, 0).reshape(x.shape)
+    parts = x.reshape(axis.size(), -1, *x.shape[1:])
+    return jax.lax.all_to_all(parts, axis.AXIS, 0, 0).reshape(x.shape)
 
 
 def send(rows: jax.Array, route: Route) -> jax.Array:
@@ -147,7 +147,7 @@ def send_back(grads: jax.Array, route: Route) -> jax.Array:
 
 def read(tables: Any, ids: jax.Array) -> Any:
     """Returns the rows [..., dim] of global ids i32[...], of each of some tables split alike."""
-    if devices.size() == 1:
+    if axis.size() == 1:
         return jax.tree.map(lambda table: table[ids], tables)
     num_rows = jax.tree.leaves(tables)[0].shape[0]
     wanted = group(ids, num_rows)
@@ -162,11 +162,11 @@ def read(tables: Any, ids: jax.Array) -> Any:
 
 def read_everywhere(table: jax.Array, ids: jax.Array) -> jax.Array:
     """Returns the rows f[..., dim] of global ids that are the same on all devices."""
-    n = devices.size()
+    n = axis.size()
     if n == 1:
         return table[ids]
-    mine = ids % n == jax.lax.axis_index(devices.AXIS)
-    return devices.psum(jnp.where(mine[..., None], table[ids // n], 0))
+    mine = ids % n == jax.lax.axis_index(axis.AXIS)
+    return axis.psum(jnp.where(mine[..., None], table[ids // n], 0))
 
 
 def block(table: jax.Array, first: jax.Array, length: int) -> jax.Array:
@@ -178,9 +178,9 @@ def block(table: jax.Array, first: jax.Array, length: int) -> jax.Array:
       length: rows of each part.
     """
     rows = jax.lax.dynamic_slice_in_dim(table, first, length)
-    if devices.size() == 1:
+    if axis.size() == 1:
         return rows
-    rows = jax.lax.all_gather(rows, devices.AXIS)
+    rows = jax.lax.all_gather(rows, axis.AXIS)
     return jnp.swapaxes(rows, 0, 1).reshape(-1, *table.shape[1:])
 
 
@@ -217,7 +217,7 @@ def ordered_like(tree: Any, mesh: Mesh, spec: P, copies: int = 1) -> Any:
 
     def like(x: Any) -> jax.ShapeDtypeStruct:
         shape = x.shape
-        if spec == devices.SPLIT and mesh.size > 1:
+        if spec == axis.SPLIT and mesh.size > 1:
             shape = (copies * _ordered_rows(shape[0] // copies, mesh.size), *shape[1:])
         return jax.ShapeDtypeStruct(shape, x.dtype, sharding=NamedSharding(mesh, spec))
 
@@ -238,9 +238,7 @@ def in_order(tables: Any, *, mesh: Mesh, copies: int = 1) -> Any:
         ranges = _swap(jnp.pad(table, padding)).reshape(n, part, *table.shape[1:])
         return _by_row(jnp.swapaxes(ranges, 0, 1).reshape(n * part, *table.shape[1:]))
 
-    return devices.mapped(lambda t: jax.tree.map(move, t), mesh, (devices.SPLIT,), devices.SPLIT)(
-        tables
-    )
+    return axis.mapped(lambda t: jax.tree.map(move, t), mesh, (axis.SPLIT,), axis.SPLIT)(tables)
 
 
 @partial(jax.jit, static_argnames=("num_rows", "mesh", "copies"))
@@ -260,7 +258,7 @@ def interleaved(tables: dict[str, jax.Array], *, num_rows: Any, mesh: Mesh, copi
     def move_all(tables: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return {name: move(name, table) for name, table in tables.items()}
 
-    return devices.mapped(move_all, mesh, (devices.SPLIT,), devices.SPLIT)(tables)
+    return axis.mapped(move_all, mesh, (axis.SPLIT,), axis.SPLIT)(tables)
 
 
 def spread(table: Any, mesh: Mesh, copies: int = 1) -> jax.Array:
@@ -276,4 +274,4 @@ def spread(table: Any, mesh: Mesh, copies: int = 1) -> jax.Array:
         return _by_row(np.pad(own, [(0, rows - len(own))] + [(0, 0)] * (table.ndim - 1)))
 
     shape = (n * rows * copies, *table.shape[2:])
-    return jax.make_array_from_callback(shape, NamedSharding(mesh, devices.SPLIT), part)
+    return jax.make_array_from_callback(shape, NamedSharding(mesh, axis.SPLIT), part)

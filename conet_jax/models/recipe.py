@@ -79,7 +79,7 @@ def check(config: Any) -> None:
     if config.inference != "cross":
         raise InputError(
             "config.inference is 'target' with config.model=recipe, whose target tower is trained "
-            "with the source's: expected cross, or config.cross_layers=0 with it"
+            "with the source's: expected cross"
         )
     if config.source_layers or config.cross_skip:
         raise InputError(
