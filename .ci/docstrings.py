@@ -1,4 +1,4 @@
-"""For mkdocs: Griffe knows the section "Examples:", our docstrings and Google's guide "Example:"."""
+"""For mkdocs: Griffe reads the section "Examples:", our docstrings say "Example:"."""
 
 import re
 from typing import Any
