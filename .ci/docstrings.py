@@ -1,4 +1,4 @@
-"""For mkdocs: Griffe reads the section "Examples:", our docstrings say "Example:"."""
+"""For mkdocs: docstrings as Griffe and Markdown are to read them."""
 
 import re
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import griffe
 
 
-class Sections(griffe.Extension):
-    """Renames the section in what Griffe reads, so that doctests are shown as code."""
+class Docstrings(griffe.Extension):
+    """Says "Examples:" for our "Example:", and that brackets in prose are no links."""
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         """Is called with each module, class, function and attribute."""
         if obj.docstring:
-            obj.docstring.value = re.sub(
-                r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE
-            )
+            parts = re.split(r"^Example:$", obj.docstring.value, flags=re.MULTILINE)
+            parts[0] = parts[0].replace("][", "]\\[")
+            obj.docstring.value = "Examples:".join(parts)

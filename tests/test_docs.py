@@ -5,10 +5,11 @@ Above every block stands what is to be done with it: ``<!-- run -->``, ``<!-- ru
 before those of every other page: it prepares the data and trains the run that they name.
 """
 
-import importlib.util
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,13 @@ def clone(tmp_path_factory):
     return folder
 
 
+def start(command, folder, more=None):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = os.environ | {"PATH": path} | (more or {})
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=env)
+    assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
+
+
 def run(page, clone, marks):
     for mark, language, code in blocks(page):
         if mark not in marks:
@@ -128,11 +136,7 @@ def run(page, clone, marks):
         # The environment is this one: nothing is installed.
         code = "".join(f"{x}\n" for x in code.splitlines() if not x.startswith("pip install"))
         command = ["bash", "-euc", code] if language == "sh" else [sys.executable, "-c", code]
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=clone, env=os.environ | {"PATH": path}
-        )
-        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+        start(command, clone)
 
 
 @pages_with("run")
@@ -163,13 +167,28 @@ def test_slow_blocks_run_as_they_stand(page, newcomer):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason="needs the extra docs")
-def test_site_is_built_without_a_warning(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+def test_model_metric_and_data_set_are_added_as_contributing_says(clone, tmp_path):
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for name in ("conet_jax", "configs", "launch"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    files = re.findall(r"`([\w/]+\.py)`:\n\n```python\n(.*?)```", text, re.DOTALL)
+    assert len(files) == 2
+    for path, code in files:
+        (tmp_path / path).write_text(code)
+    for path, after, line in (
+        ("models/__init__.py", "NAMES = (\n", r'    "mf_tower",\n'),
+        ("variants.py", "REFERENCES = {\n", r'    "mf_tower": .*\n'),
+        ("metrics.py", "METRICS = (\n", r"    Metric\(.*\n"),
+    ):
+        (line,) = re.findall(rf"^{line}", text, re.MULTILINE)
+        source = (tmp_path / "conet_jax" / path).read_text()
+        assert source.count(after) == 1
+        (tmp_path / "conet_jax" / path).write_text(source.replace(after, after + line))
+    code = f"""
+        ln -s {clone}/*.csv .
+        python launch/prepare.py --target=books.csv --source=movies.csv --out=data/my_books
+        python launch/train.py --config=configs/my_books.py:mf_tower --config.epochs=1
+        python launch/recommend.py --workdir=runs/my_books-mf_tower --user=0"""
+    start(["bash", "-euc", code], tmp_path, {"PYTHONPATH": str(tmp_path)})
+    result = json.loads((tmp_path / "runs" / "my_books-mf_tower" / "result.json").read_text())
+    assert result["config"]["model"] == "mf_tower" and 0 < result["test_warm"]["hit_ratio@3"] < 1
