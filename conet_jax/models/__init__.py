@@ -1,36 +1,26 @@
 """Models by name. A new one is a file with ``Options`` and ``build(options)``, and a line here."""
 
+from importlib import import_module
 from typing import Any
 
 from conet_jax.errors import InputError
-from conet_jax.models import (
-    bprmf,
-    cmf,
-    conet,
-    cross_stitch,
-    ease,
-    fm,
-    ials,
-    mlp,
-    popularity,
-    recipe,
-    recipe_mlp,
-)
 from conet_jax.models.base import FittedModel, Model
 
-MODELS = {
-    "conet": conet,
-    "recipe": recipe,
-    "recipe_mlp": recipe_mlp,
-    "mlp": mlp,
-    "cross_stitch": cross_stitch,
-    "bprmf": bprmf,
-    "cmf": cmf,
-    "fm": fm,
-    "ials": ials,
-    "ease": ease,
-    "popularity": popularity,
-}
+# A file of this folder each.
+NAMES = (
+    "conet",
+    "recipe",
+    "recipe_mlp",
+    "mlp",
+    "cross_stitch",
+    "bprmf",
+    "cmf",
+    "fm",
+    "ials",
+    "ease",
+    "popularity",
+)
+MODELS = {name: import_module(f"{__name__}.{name}") for name in NAMES}
 
 
 def options(module: Any, config: Any) -> Any:
