@@ -36,7 +36,7 @@ from test_hostile import put_fifo
 import conet_jax
 from conet_jax import cli, config, devices, files, losses, metrics, optimizers, row_adam
 from conet_jax.data import build as build_lib
-from conet_jax.data import download, readers, recbole, split, store, synthetic
+from conet_jax.data import download, moments, readers, recbole, split, store, synthetic
 from conet_jax.data.assemble import from_arrays
 from conet_jax.data.load import load_dataset
 from conet_jax.data.types import Dataset, HeldOut, check_indices
@@ -438,6 +438,21 @@ MESSAGES = [
         lambda: launch("prepare", "--out=x", "--target=a", "--source=b", "--candidates=0"),
     ),
     (
+        "--candidates=10 must be above --eval_k=10: .* smaller K",
+        lambda: launch("prepare", "--out=x", "--target=a", "--source=b", "--candidates=10"),
+    ),
+    (
+        "ranked with 2 candidates: expected more than --eval_k=10; ask for",
+        lambda: (
+            recbole.save(data(), "recbole"),
+            launch("prepare", "--out=x", "--recbole=recbole"),
+        ),
+    ),
+    (
+        "--twin_users=0 must be 1 or more",
+        lambda: launch("prepare", "--out=x", "--target=a", "--source=b", "--twin_users=0"),
+    ),
+    (
         "--recbole brings its own split: leave out --seed",
         lambda: launch("prepare", "--out=x", "--recbole=x", "--seed=1"),
     ),
@@ -654,9 +669,12 @@ MESSAGES = [
         "not every user of 0 .. 1 occurs: expected each in both",
         lambda: from_arrays([0], [0], [1], [0]),
     ),
-    ("unknown split 'x': expected one of", lambda: split.leave_one_out([0, 3], split="x", seed=0)),
     (
-        "--split=latest needs timestamps in the target",
+        "unknown split 'x': expected random or",
+        lambda: split.leave_one_out([0, 3], split="x", seed=0),
+    ),
+    (
+        "^--split=latest needs timestamps; use",
         lambda: split.leave_one_out([0, 3], split="latest", seed=0),
     ),
     (
@@ -670,6 +688,52 @@ MESSAGES = [
     (
         "synthetic target_interactions must be from 9",
         lambda: synthetic.generate(**SIZES | {"target_interactions": 1}, seed=0),
+    ),
+    # Time.
+    (
+        "--split=time and --cutoff=DATE go together: give both",
+        lambda: build("ax ay", "ax", split="time"),
+    ),
+    (
+        "--keep_future is for --split=latest: leave it out",
+        lambda: build("ax ay", "ax", keep_future=True),
+    ),
+    (
+        "brings its own test items and users: leave out --split=latest",
+        lambda: build_lib.build(read_ncf(), rows("0x"), split="latest"),
+    ),
+    (
+        "--cutoff=soon: expected a date as 2014-07-01, a share",
+        lambda: moments.cutoff("soon", np.arange(3.0)),
+    ),
+    (
+        "--cutoff=2001-01-01: 3 of 3 target interactions come before it: expected some before",
+        lambda: moments.cutoff("2001-01-01", np.arange(3.0)),
+    ),
+    (
+        "the source has no timestamps: use --keep_future",
+        lambda: from_arrays(
+            [0, 0], [0, 1], [0], [0], split="latest", target_timestamps=np.arange(2.0)
+        ),
+    ),
+    (
+        "no source row comes before .* use --keep_future",
+        lambda: from_arrays(
+            *([0, 0], [0, 1], [0], [0]),
+            split="latest",
+            target_timestamps=np.arange(2.0),
+            source_timestamps=np.ones(1),
+        ),
+    ),
+    (
+        "no user has a target item from --cutoff on that others had before it",
+        lambda: build_lib.build(
+            rows("ax bz bw", timestamp=[1.0, 1.0, 3.0]),
+            rows("ax bz", timestamp=[1.0, 1.0]),
+            candidates=1,
+            split="time",
+            cutoff="2",
+        ),
     ),
     # Prepared data.
     ("exists and is not a directory; name another", lambda: store.check_writable(write("x"))),
@@ -703,6 +767,10 @@ MESSAGES = [
     ("no prepared data here .*run prepare", lambda: store.load("nowhere")),
     ("not readable as the description", lambda: saved("dataset.json", lambda x: x.pop("hash"))),
     ("format 2 where 1 is expected", lambda: saved("dataset.json", lambda x: x.update(format=2))),
+    (
+        "counts of shared_users, .* do not add up to the users",
+        lambda: saved("dataset.json", lambda x: x["counts"].update(shared_users=1)),
+    ),
     (
         "counts.target_density differs from the arrays",
         lambda: saved("dataset.json", lambda x: x["counts"].update(target_density=0.5)),
@@ -767,7 +835,7 @@ MESSAGES = [
         ),
     ),
     (
-        "id 'x' is not listed in target.item",
+        "id 'x' is not listed in the .item file",
         lambda: atomic(
             "candidates.parquet",
             lambda frame: frame.with_columns(pl.lit(["x", "x"]).alias("candidates")),
