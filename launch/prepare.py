@@ -131,7 +131,7 @@ _KEEP_FUTURE = flags.DEFINE_boolean(
 _CUTOFF = flags.DEFINE_string(
     "cutoff",
     None,
-    "With --split=time: the moment from which on rows are held out or dropped; a date as "
+    "Required with --split=time: the moment from which on rows are held out or dropped; a date as "
     "2014-07-01, a share of the target's rows as 0.8, or a time as in the files.",
 )
 _HOLD_OUT = flags.DEFINE_enum(

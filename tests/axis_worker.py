@@ -19,9 +19,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 from helpers import MEDIUM
 
 from benchmarks.traffic import compile_steps, traffic
+from conet_jax import devices as devices_lib
 from conet_jax.config import default_config
 from conet_jax.data import synthetic
 from conet_jax.data.load import touched_items
+from conet_jax.devices import rows as rows_lib
 from conet_jax.run import memory
 from conet_jax.run.experiment import make_experiment
 from conet_jax.run.fit import fit
@@ -57,7 +59,7 @@ def steps(dataset, devices, epochs, full, room, fields):
     """Trains some epochs: losses, settled tables in the order of ids, ranks, memory."""
     experiment = make_experiment(config_of(devices, **fields), dataset)
     if room is not None:  # less room than rows need: the way for the worst case is taken
-        devices.capacity = lambda count, n=None: room
+        devices_lib.capacity = rows_lib.capacity = lambda count, n=None: room
     state, losses = initial_state(experiment), []
     whole = sum(x.nbytes for x in state.tables.values())
     shards = [s for x in state.tables.values() for s in x.addressable_shards]

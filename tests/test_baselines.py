@@ -763,15 +763,23 @@ def test_every_variant_runs_and_its_ranks_give_its_result(data, tmp_path, varian
     assert result["epochs"] == epochs and 1 <= result["best_epoch"] <= epochs
     assert result["valid"] == rows[result["best_epoch"] - 1]["valid"]
     with np.load(workdir / "ranks.npz") as ranks:
-        assert len(ranks.files) == 8
+        assert len(ranks.files) == 16
+        trained = np.bincount(data.target.indices, minlength=data.target.num_items) > 0
         for split in ("test", "valid"):
             held_out = getattr(data, split)
-            np.testing.assert_array_equal(ranks[f"{split}_users"], held_out.users)
-            np.testing.assert_array_equal(ranks[f"{split}_candidates"], held_out.mask.sum(1))
-            counts = [ranks[f"{split}_{name}"] for name in ("above", "tied", "candidates")]
-            assert metrics.summarize(*counts, k=10) == result[split]
-            shown = f"| {split} | {result[split]['users']} | {result[split]['hit_ratio@10']:.4f} |"
-            assert shown in (workdir / "result.md").read_text()
+            of_warm = held_out.mask & trained[held_out.candidates]
+            kept = trained[held_out.items] & of_warm.any(1)
+            for part, users, candidates in (
+                (split, held_out.users, held_out.mask.sum(1)),
+                (f"{split}_warm", held_out.users[kept], of_warm.sum(1)[kept]),
+            ):
+                np.testing.assert_array_equal(ranks[f"{part}_users"], users)
+                np.testing.assert_array_equal(ranks[f"{part}_candidates"], candidates)
+                counts = [ranks[f"{part}_{name}"] for name in ("above", "tied", "candidates")]
+                assert metrics.summarize(*counts, k=10) == result[part]
+                label, found = part.replace("_", ", "), result[part]
+                shown = f"| {label} | {found['users']} | {found['hit_ratio@10']:.4f} |"
+                assert shown in (workdir / "result.md").read_text()
 
 
 def test_ranks_of_popularity_are_those_of_counting(data, tmp_path):

@@ -28,7 +28,7 @@ TABLE = Model(
     inference="target",
     init=None,
     lookups=None,
-    loss=None,
+    losses=None,
     project=lambda params, source: {"item": params.tables["scores"].T},
     scores=lambda projected, users, items: projected["item"].T[users[:, None], items],
     diagnostics=None,
@@ -142,7 +142,7 @@ def test_constant_scorer_has_chance_hit_ratio():
 
 
 def small_model(name="conet", **fields):
-    config = default_config("mlp" if name == "mlp" else "conet")
+    config = default_config(name)
     config.update(layers=(8, 4), **fields)
     if name == "conet" and "cross_layers" not in fields:
         config.cross_layers = 1
@@ -155,13 +155,19 @@ def random_params(model, sizes, seed=0):
     return Params({n: t * 50 for n, t in params.tables.items()}, params.dense)
 
 
-def sources_of(num_users, num_items, seed=1):
+def both_domains(sizes, seed=1):
+    """A single pair of the target, and for each user a few items of the source, or none."""
+    num_users, num_items = sizes.users, sizes.source_items
     rng = np.random.default_rng(seed)
     lists = [
         np.sort(rng.choice(num_items, rng.integers(0, 4), replace=False)) for _ in range(num_users)
     ]
     indptr = np.cumsum([0] + [len(items) for items in lists])
-    return {"source": to_device(indptr, np.concatenate(lists), num_items)}
+    one = np.minimum(np.arange(num_users + 1), 1)
+    return {
+        "target": to_device(one, np.array([0]), sizes.target_items),
+        "source": to_device(indptr, np.concatenate(lists), num_items),
+    }
 
 
 @pytest.mark.parametrize("inference", ["target", "cross"])
@@ -171,18 +177,21 @@ def test_a_dead_network_has_chance_hit_ratio(inference):
     sizes = Sizes(50, 120, 30)
     params = jax.tree.map(jnp.zeros_like, random_params(model, sizes))
     held_out = random_held_out(50, 120, 99)._replace(mask=np.ones((50, 99), bool))
-    ranks = ranking.rank_held_out(model, params, sources_of(50, 30), held_out)
+    ranks = ranking.rank_held_out(model, params, both_domains(sizes), held_out)
     assert ranking.summarize(ranks, k=10)["hit_ratio@10"] == pytest.approx(0.1, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", ["conet", "mlp"])
 def test_ranks_are_those_of_the_models_scores(name):
     model = small_model(name)
-    params, source = random_params(model, Sizes(33, 60, 30)), sources_of(33, 30)
+    sizes = Sizes(33, 60, 30)
+    params, interactions = random_params(model, sizes), both_domains(sizes)
     held_out = random_held_out(33, 60, 20)
-    ranks = ranking.rank_held_out(model, params, source, held_out)
+    ranks = ranking.rank_held_out(model, params, interactions, held_out)
     everything = jnp.broadcast_to(jnp.arange(60), (33, 60))
-    scores = np.asarray(model.scores(model.project(params, source), jnp.arange(33), everything))
+    scores = np.asarray(
+        model.scores(model.project(params, interactions), jnp.arange(33), everything)
+    )
     assert np.median([len(np.unique(row)) for row in scores]) > 30
     lists = lists_of(scores, held_out)
     assert_summaries_agree(ranks, lists, 10)
@@ -303,12 +312,15 @@ def test_full_ranking_is_the_one_that_sorts_all_untouched_items(split, users_at_
 def test_full_ranking_by_the_network_is_the_one_that_sorts():
     data, own = small_dataset()
     model = small_model()
-    params, source = random_params(model, Sizes(23, 40, 30)), sources_of(23, 30)
+    sizes = Sizes(23, 40, 30)
+    params, interactions = random_params(model, sizes), both_domains(sizes)
     ranks = full_ranking.rank_full(
-        model, params, source, data.test, touched_items(data), users_at_once=6, block=11
+        model, params, interactions, data.test, touched_items(data), users_at_once=6, block=11
     )
     everything = jnp.broadcast_to(jnp.arange(40), (23, 40))
-    scores = np.asarray(model.scores(model.project(params, source), jnp.arange(23), everything))
+    scores = np.asarray(
+        model.scores(model.project(params, interactions), jnp.arange(23), everything)
+    )
     lists = [
         (scores[user, item], [scores[user, i] for i in range(40) if i not in own[user]])
         for user, item in zip(data.test.users, data.test.items, strict=True)

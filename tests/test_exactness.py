@@ -14,6 +14,7 @@ from conet_jax.run.start import initial_state
 from conet_jax.train import ranking, sampling
 from conet_jax.train.chunk import train_chunk, train_population
 from conet_jax.train.state import settled
+from conet_jax.train.step import joint_objective
 
 pytestmark = pytest.mark.slow
 
@@ -46,9 +47,7 @@ def dense_run(experiment, num_steps):
 
         def loss(params):
             rows = {n: params.tables[n][ids] for n, ids in experiment.model.lookups(batch).items()}
-            return experiment.model.loss(
-                params.dense, rows, batch, experiment.hyper, reduction="sum"
-            )
+            return joint_objective(experiment.model, params.dense, rows, batch, experiment.hyper)
 
         (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
         updates, state = adam.update(grads, state)

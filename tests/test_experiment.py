@@ -193,7 +193,8 @@ def test_run_that_failed_before_a_checkpoint_can_start_anew(finished, data, tmp_
 
 
 def test_dead_tower_is_named(data, tmp_path, capsys):
-    config = tiny("conet", initializer="gaussian", reduction="mean", epochs=1)
+    # Of so small a loss every gradient is below the eps of Adam, as that of a mean loss was.
+    config = tiny("conet", initializer="gaussian", loss_scale=1e-3, epochs=1)
     fit(config, tmp_path / "run", dataset=data)
     printed = capsys.readouterr().out
     assert "the target tower is dead" in printed and "the source tower is dead" in printed
@@ -209,13 +210,12 @@ def test_infinite_loss_stops_before_the_state_is_saved(data, tmp_path):
     checkpoints.close()
 
 
-@pytest.mark.parametrize("pairing", ["random", "profile"])
-def test_every_pairing_trains_and_evaluates(data, tmp_path, pairing):
-    config = tiny("conet", pairing=pairing, epochs=1, inference="cross")
+def test_random_pairs_train_and_evaluate(data, tmp_path):
+    config = tiny("conet", pairing="random", epochs=1, inference="cross")
     assert fit(config, tmp_path / "run", dataset=data)["epochs"] == 1
 
 
-@pytest.mark.parametrize("variant", ["", "mlp", "published", "published_mlp"])
+@pytest.mark.parametrize("variant", ["recipe", "mlp", "published", "published_mlp"])
 def test_every_kind_of_variant_trains_and_evaluates(data, tmp_path, variant):
     result = fit(tiny(variant, epochs=1, patience=1), tmp_path / "run", dataset=data)
     assert result["test"]["users"] == 120

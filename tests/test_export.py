@@ -70,7 +70,12 @@ print(json.dumps(out))
 
 
 @pytest.mark.parametrize(
-    "variant", ["conet", pytest.param("fm", marks=pytest.mark.slow), "ease_joined"]
+    "variant",
+    [
+        "conet",
+        *(pytest.param(v, marks=pytest.mark.slow) for v in ("fm", "skip", "recipe")),
+        "ease_joined",
+    ],
 )
 def test_scores_of_an_export_are_the_model_s_in_a_process_without_conet_jax(
     data, variant, tmp_path
@@ -104,7 +109,7 @@ def test_an_export_holds_settled_parameters_and_raw_ids(data, tmp_path):
     for name, table in params.tables.items():
         np.testing.assert_array_equal(found[f"tables/{name}"], table)
     np.testing.assert_array_equal(
-        found["dense/target/layer_1/kernel"], params.dense["target"]["layer_1"]["kernel"]
+        found["dense/target/W_0/kernel"], params.dense["target"]["W_0"]["kernel"]
     )
     for name, ids in (("users", data.user_ids), ("source_items", data.source_item_ids)):
         frame = pl.read_parquet(tmp_path / "out" / f"{name}.parquet")

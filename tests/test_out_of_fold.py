@@ -12,6 +12,7 @@ from conet_jax.train.interactions import to_device
 FOLDS, DIM = 3, 4
 SIZES = Sizes(40, 60, 50)
 OPTIONS = ials.Options((2 * DIM,), True, 1.0, 10.0, 0.5)
+VIEWS = (("target",), ("source",), ("target", "source"))
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
@@ -30,7 +31,7 @@ def interactions():
 
 @pytest.fixture(scope="module")
 def tables(interactions):
-    options = {"folds": FOLDS, "sweeps": 3, "fold_sweeps": 2, "by_domain": True, "seed": 1}
+    options = {"folds": FOLDS, "sweeps": 3, "fold_sweeps": 2, "views": VIEWS, "seed": 1}
     return out_of_fold.fit(interactions, SIZES, OPTIONS, **options)
 
 
@@ -55,15 +56,25 @@ def test_rows_of_a_fold_are_the_factors_and_counts_without_it(interactions, tabl
         counts = np.log1p(np.bincount(kept[domain].items, minlength=len(table)))
         everything = np.log1p(np.bincount(interactions[domain].items, minlength=len(table)))
         np.testing.assert_allclose(table[:, fold, DIM], counts - everything.mean(), rtol=1e-5)
-    # A view is the minimiser of the user's squared errors over one domain's items.
-    users = np.asarray(tables["user"]).reshape(-1, FOLDS + 1, 2, DIM + 1)[:, fold]
-    for i, (domain, weight) in enumerate((("target", 1.0), ("source", 0.5))):
-        y = np.asarray(factors[f"{domain}_item"], np.float64)
+    # A view is the minimiser of the user's squared errors over the items of its domains.
+    users = np.asarray(tables["user"]).reshape(-1, FOLDS + 1, len(VIEWS), DIM + 1)[:, fold]
+    for i, view in enumerate(VIEWS):
         for user in range(SIZES.users):
-            own = kept[domain].items[kept[domain].users == user]
-            normal = weight * (y.T @ y + 10 * y[own].T @ y[own]) + np.eye(DIM)
-            best = np.linalg.solve(normal, 11 * weight * y[own].sum(0))
+            normal, right = np.eye(DIM), np.zeros(DIM)
+            for domain in view:
+                weight = {"target": 1.0, "source": 0.5}[domain]
+                y = np.asarray(factors[f"{domain}_item"], np.float64)
+                own = kept[domain].items[kept[domain].users == user]
+                normal = normal + weight * (y.T @ y + 10 * y[own].T @ y[own])
+                right = right + 11 * weight * y[own].sum(0)
+            best = np.linalg.solve(normal, right)
             np.testing.assert_allclose(users[user, i, :DIM], best, rtol=1e-3, atol=1e-4)
+        degrees = [
+            sum(np.bincount(pairs[domain].users, minlength=SIZES.users) for domain in view)
+            for pairs in (kept, interactions)
+        ]
+        counts = np.log1p(degrees[0]) - np.log1p(degrees[1]).mean()
+        np.testing.assert_allclose(users[:, i, DIM], counts, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("pairing", ["views", None])
@@ -98,7 +109,7 @@ def test_factors_say_nothing_of_a_pair_that_they_were_fitted_without(
     interactions, folds, low, high
 ):
     fitted = out_of_fold.fit(
-        interactions, SIZES, OPTIONS, folds=folds, sweeps=8, fold_sweeps=8, by_domain=False
+        interactions, SIZES, OPTIONS, folds=folds, sweeps=8, fold_sweeps=8, views=VIEWS[2:]
     )
     plan = sampling.plan_epoch(
         interactions, domains=("target",), pairing=None, batch_size=200, folds=folds

@@ -119,11 +119,11 @@ def assert_recipe_equal(found, n):
 
 
 def test_an_epoch_of_the_recipe_on_eight_devices_is_that_on_one(tmp_path):
-    assert_recipe_equal(worker(tmp_path, devices=[1, 8], fields={"variant": ""}), 8)
+    assert_recipe_equal(worker(tmp_path, devices=[1, 8], fields={"variant": "recipe"}), 8)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["", "ours_mlp", "ours_mlp_joined"])
+@pytest.mark.parametrize("variant", ["recipe", "recipe_mlp", "recipe_joint_mlp"])
 def test_variants_of_the_recipe_on_several_devices_are_those_on_one(variant, tmp_path):
     # Three devices divide neither rows nor batches.
     options = {"devices": [1, 3, 8], "fields": {"variant": variant}, "full": True, "traffic": 8}
@@ -143,16 +143,13 @@ def test_variants_of_the_recipe_on_several_devices_are_those_on_one(variant, tmp
         # Batches that do not divide, and more rows asked of a device than there is usual room for.
         (3, {}, None),
         (4, {}, 1),
-        (4, {"pairing": "profile", "dropout": 0.3, "clip_norm": 0.1, "l2": 0.01}, None),
-        (4, {"pairing": "random", "surplus": "alone", "reduction": "mean", "l2": 0.1}, None),
+        (4, {"dropout": 0.3, "clip_norm": 0.1, "l2": 0.01, "cross_skip": 1}, None),
+        (4, {"source_layers": (16, 9, 5), "cross_rank": 2}, None),
+        (4, {"pairing": "random", "surplus": "alone", "l2": 0.1}, None),
         (4, {"model": "bprmf", "inference": "target", "l2": 0.01, "pairing": "random"}, None),
-        (
-            4,
-            {"model": "cmf", "inference": "target", "pairing": "random", "reduction": "mean"},
-            None,
-        ),
+        (4, {"model": "cmf", "inference": "target", "pairing": "random", "l2": 0.01}, None),
         (4, {"model": "fm", "pairing": "random"}, None),
-        (4, {"model": "mlp", "inference": "target", "cross_layers": 0, "warm_start": "ials"}, None),
+        (4, {"model": "mlp", "inference": "target", "cross_layers": 0}, None),
     ],
 )
 def test_other_models_and_batches_are_those_of_one_device(devices, fields, room, tmp_path):
@@ -166,7 +163,7 @@ def test_other_models_and_batches_are_those_of_one_device(devices, fields, room,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("x64", [True, False])
-@pytest.mark.parametrize("variant", ["", "lasso"])
+@pytest.mark.parametrize("variant", ["recipe", "lasso"])
 def test_two_hundred_steps_on_1_2_4_and_8_devices_are_the_same(variant, x64, tmp_path):
     fields = {"variant": variant}
     found = worker(tmp_path, devices=[1, 2, 4, 8], x64=x64, epochs=10, fields=fields)
@@ -196,7 +193,7 @@ def assert_rows_agree(workdir, other, rtol=1e-10):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["", "lasso"])
+@pytest.mark.parametrize("variant", ["recipe", "lasso"])
 def test_a_checkpoint_of_any_number_of_devices_goes_on_with_any_other(variant, tmp_path):
     whole, options = tmp_path / "whole", {"devices": [], "fields": {"variant": variant}}
     worker(tmp_path, runs=[(str(whole), 1, 3)], **options)
@@ -271,7 +268,7 @@ def result_of(workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["", "lasso"])
+@pytest.mark.parametrize("variant", ["recipe", "lasso"])
 def test_two_processes_of_two_devices_are_one_of_four(variant, config, tmp_path):
     config = f"{config}:{variant}"
     one, two = tmp_path / "one", tmp_path / "two"
@@ -285,7 +282,7 @@ def test_two_processes_of_two_devices_are_one_of_four(variant, config, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("variant", "victim"), [("", 0), ("", 1), ("lasso", 1)])
+@pytest.mark.parametrize(("variant", "victim"), [("recipe", 0), ("recipe", 1), ("lasso", 1)])
 def test_a_dead_peer_ends_the_run_and_a_restart_completes_it(variant, victim, config, tmp_path):
     config = f"{config}:{variant}"
     flags = ("--config.epochs=6",)

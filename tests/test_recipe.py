@@ -10,6 +10,7 @@ from conet_jax.config import default_config, validate
 from conet_jax.data import synthetic
 from conet_jax.errors import InputError
 from conet_jax.models import out_of_fold, recipe, recipe_mlp
+from conet_jax.models.base import facing
 from conet_jax.run.epoch import run_epoch
 from conet_jax.run.experiment import make_experiment
 from conet_jax.run.start import initial_state
@@ -29,7 +30,7 @@ def interactions():
 
 @pytest.fixture(scope="module")
 def tables(interactions):
-    options = {"folds": FOLDS, "sweeps": 3, "fold_sweeps": 2, "by_domain": True, "seed": 1}
+    options = {"folds": FOLDS, "sweeps": 3, "fold_sweeps": 2, "views": recipe.VIEWS, "seed": 1}
     return out_of_fold.fit(interactions, SIZES, OPTIONS, **options)
 
 
@@ -77,18 +78,28 @@ def written_out(params, view_rows, item_row, domain="target"):
     return (app, news)[at] @ out["kernel"][:, 0] + out["bias"][0] + linear
 
 
+def cold_below(logits, items, interactions):
+    """Logits, and for items without a training pair, of which nothing is known, a constant."""
+    return np.where(np.isin(items, interactions.items), logits, recipe.COLD)
+
+
 OPTION_CASES = [{}, dict(cross_per_direction=True), dict(cross_rank=2)]
 
 
+@pytest.mark.parametrize("domain", ["target", "source"])
 @pytest.mark.parametrize("fields", OPTION_CASES)
-def test_scores_are_the_equations_on_the_rows_of_all_pairs(tables, fields):
-    model = recipe.build(options_of(**fields))
+def test_scores_are_the_equations_on_the_rows_of_all_pairs(interactions, tables, fields, domain):
+    model = facing(recipe.build(options_of(**fields)), domain)
     params = random_params(model, tables)
-    items = np.stack([np.random.default_rng(u).permutation(60)[:7] for u in range(40)])
+    items = np.stack([np.random.default_rng(u).permutation(50)[:7] for u in range(40)])
     scores = model.scores(model.project(params, {}), jnp.arange(40), jnp.asarray(items))
     users = np.asarray(tables["user"], np.float64).reshape(40, FOLDS + 1, 2, DIM + 1)[:, FOLDS]
-    rows = np.asarray(tables["target_item"], np.float64).reshape(60, FOLDS + 1, -1)[:, FOLDS]
-    expected = [[written_out(params, users[u], rows[i]) for i in items[u]] for u in range(40)]
+    table = np.asarray(tables[f"{domain}_item"], np.float64)
+    rows = table.reshape(-1, FOLDS + 1, DIM + 1)[:, FOLDS]
+    expected = [
+        [written_out(params, users[u], rows[i], domain) for i in items[u]] for u in range(40)
+    ]
+    expected = cold_below(expected, items, interactions[domain])
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -136,7 +147,8 @@ def test_training_logits_without_folds_are_the_scores(interactions, tables, name
     logits = module.batch_logits(params.dense, rows, batch, None, options)["target"]
     projected = model.project(params, interactions)
     scores = model.scores(projected, batch.target.users, batch.target.items[:, None])[:, 0]
-    np.testing.assert_allclose(scores, logits, rtol=1e-4, atol=1e-4)
+    expected = cold_below(logits, batch.target.items, interactions["target"])
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_towers_start_near_the_linear_model():

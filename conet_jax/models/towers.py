@@ -71,6 +71,8 @@ class Tower(nn.Module):
 
     def upper(self, x: jax.Array, level: int) -> jax.Array:
         """Eq. 1 from layer ``level`` on."""
+        if self.dtype != "float32":  # of an activation that was computed elsewhere, too
+            x = x.astype(self.dtype)
         for W in self.W[level:]:
             x = nn.relu(W(x))
         return self.output(x)
