@@ -5,7 +5,7 @@ import pytest
 from helpers import SMALL, without_seconds
 from scipy import stats
 
-from conet_jax import models
+from conet_jax import metrics, models
 from conet_jax.config import default_config, validate
 from conet_jax.data import synthetic
 from conet_jax.errors import InputError
@@ -139,6 +139,20 @@ def test_data_without_test_users_is_refused_by_a_run_alone(data, tmp_path):
 def test_ease_above_its_limit_is_a_refusal(data):
     with pytest.raises(InputError, match="max_items"):
         search.evaluate(tiny("ease", max_items=100), data)
+
+
+def test_columns_are_the_metrics_of_every_part_of_validation(monkeypatch):
+    metric = metrics.Metric("hit_ratio@5", "HR@5", None, has_cut=False)
+    monkeypatch.setattr(metrics, "METRICS", (metrics.METRICS[1], metric))
+    monkeypatch.setattr(search, "PARTS", ("valid", "valid_warm"))
+    record = {"valid": {"ndcg@9": 0.2, "auc": 0.3}, "valid_warm": {"hit_ratio@5": 0.4}}
+    assert search.columns(record, 9) == {
+        "ndcg@9": 0.2,
+        "hit_ratio@5": None,
+        "warm ndcg@9": None,
+        "warm hit_ratio@5": 0.4,
+    }
+    assert set(search.columns({"failed": "no"}, 9).values()) == {None}
 
 
 def test_best_trial_is_the_first_of_the_best_that_did_not_fail():

@@ -21,7 +21,7 @@ from conet_jax.data.load import drop_interactions, load_dataset
 from conet_jax.errors import InputError
 from conet_jax.models import ials
 from conet_jax.run.fit import fit
-from conet_jax.studies import search, statistics, table2, tables
+from conet_jax.studies import full_run, markdown, population, search, statistics, table2, tables
 
 # The numbers.
 
@@ -37,10 +37,10 @@ def runs(*values, valid=None, users=40, commands=()):
 
 
 def method(*values, valid=None, trials=None, **drops):
-    trials = trials or [{"overrides": {}, "valid": {"ndcg@10": valid or values[0]}}]
+    trials = trials or [{"valid": {"ndcg@10": valid or values[0]}}]
     found = {0: runs(*values, valid=valid)} if values else {}
     found |= {int(name[1:]): drop for name, drop in drops.items()}
-    return tables.Method(trials, search.best_trial(trials, 10), found)
+    return tables.Method(trials, [{}] * len(trials), search.best_trial(trials, 10), found)
 
 
 def test_paper_gains_are_those_that_the_paper_prints():
@@ -79,9 +79,9 @@ def test_best_baseline_is_the_best_on_validation_not_on_test():
 
 
 def test_method_whose_trials_all_failed_is_a_dash_with_its_reason():
-    failed = method(trials=[{"overrides": {}, "failed": "too many items"}])
+    failed = method(trials=[{"failed": "too many items"}])
     report = a_report({"mlp": method(0.2, 0.3), "ease": failed})
-    text = tables.markdown(report)
+    text = markdown.page(report)
     line = next(line for line in text.splitlines() if line.startswith("| ease |"))
     assert set(line.replace("ease", "").replace("|", "").split()) == {"-"}
     assert "ease failed: too many items" in text
@@ -135,7 +135,7 @@ def test_reduced_data_is_set_against_the_mlp_on_all_of_it():
     expected = methods["ours"].runs[1].ndcg, methods["mlp"].runs[0].ndcg
     assert row["against"]["mlp"]["p"] == statistics.paired_t_test(*expected)
     assert "against" not in report["reduced"][3]
-    assert "| ours | 1 |" in tables.markdown(report)
+    assert "| ours | 1 |" in markdown.page(report)
 
 
 # Less data.
@@ -281,19 +281,23 @@ def copy(finished, tmp_path, monkeypatch):
     return tmp_path / "copy"
 
 
+def trials_in(folder):
+    return [json.loads(path.read_text()) for path in (folder / "results").iterdir()]
+
+
 @pytest.mark.slow
 def test_study_leaves_trials_runs_and_tables(finished):
     folder, report = finished
     workdir = folder / "w"
     assert json.loads((workdir / "table2.json").read_text()) == report
-    assert (workdir / "table2.md").read_text() == tables.markdown(report)
+    assert (workdir / "table2.md").read_text() == markdown.page(report)
     found = sorted(str(path.parent.relative_to(workdir)) for path in workdir.rglob("result.json"))
     seeds = ["seed_0", "seed_1"]
     expected = [f"{name}/{seed}" for name in ("ials", "ials/drop_1", "mlp") for seed in seeds]
     assert found == sorted([*expected, "popularity/seed_0"])
     for name, number in (("mlp", 2), ("ials", 2), ("ease", 2), ("popularity", 1)):
-        rows = (workdir / name / "trials.jsonl").read_text().splitlines()
-        assert len(rows) == number and not any("test" in json.loads(row) for row in rows)
+        rows = trials_in(workdir / name)
+        assert len(rows) == number and not any("test" in row for row in rows)
     assert report["best_baseline"] == "mlp"
     assert len(report["commands"]["ials"]) == 4 and len(report["commands"]["popularity"]) == 1
 
@@ -315,8 +319,7 @@ def test_study_reports_what_stands_in_the_runs(finished):
     users = [group["users"] for group in groups]
     means = [group["ndcg"]["mlp"] for group in groups]
     assert np.average(means, weights=users) == pytest.approx(np.mean(per_user))
-    trials = [json.loads(x) for x in (folder / "w/mlp/trials.jsonl").read_text().splitlines()]
-    best = max(trials, key=lambda trial: trial["valid"]["ndcg@10"])
+    best = max(trials_in(folder / "w" / "mlp"), key=lambda trial: trial["valid"]["ndcg@10"])
     stored = json.loads((folder / "w/mlp/seed_1/config.json").read_text())
     assert stored == {**best["config"], "seed": 1, "dataset_hash": best["dataset_hash"]}
     dropped = next(row for row in report["reduced"] if row["dropped"] == 1)
@@ -343,7 +346,8 @@ def test_interrupted_study_goes_on_to_the_same_tables(file, finished, tmp_path, 
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(search, "evaluate", interrupted(search.evaluate))
-        patch.setattr(table2, "fit", interrupted(fit))
+        patch.setattr(population, "train", interrupted(population.train))
+        patch.setattr(full_run, "fit", interrupted(fit))
         with pytest.raises(KeyboardInterrupt):
             make(a_study(file))
     assert make(a_study(file)) == finished[1]
@@ -353,7 +357,7 @@ def test_interrupted_study_goes_on_to_the_same_tables(file, finished, tmp_path, 
 
 @pytest.fixture
 def nothing_is_run(monkeypatch):
-    for module, name in ((search, "evaluate"), (table2, "fit")):
+    for module, name in ((search, "evaluate"), (population, "train"), (full_run, "fit")):
         monkeypatch.setattr(module, name, lambda *args, **options: pytest.fail("it ran again"))
 
 
@@ -406,15 +410,19 @@ def test_workdir_of_another_study_is_refused(file, copy, nothing_is_run, fields,
         table2.run(a_study(file, given=LIMIT | fields), ["popularity"])
 
 
-def test_trials_of_other_overrides_are_refused(file, copy, nothing_is_run, monkeypatch):
+@pytest.mark.slow
+def test_trials_of_another_space_are_other_trials(file, finished, copy, monkeypatch):
     monkeypatch.setitem(search.SPACES, "ials", {"ials_alpha": search.Range(2.0, 3.0)})
-    with pytest.raises(InputError, match="overrides are"):
-        make(a_study(file))
+    before = len(trials_in(copy / "w" / "ials"))
+    report = table2.run(a_study(file, workdir=Path("w")), ["popularity"])
+    assert [row["method"] for row in report["comparison"]] == ["mlp", "popularity", "ease"]
+    assert len(trials_in(copy / "w" / "ials")) == before
 
 
 def test_damaged_trials_are_named(file, copy):
-    (copy / "w" / "mlp" / "trials.jsonl").write_text('{"overrides": ')
-    with pytest.raises(InputError, match=r"mlp/trials\.jsonl cannot be read"):
+    for path in (copy / "w" / "mlp" / "results").iterdir():
+        path.write_text('{"overrides": ')
+    with pytest.raises(InputError, match=r"mlp/results/\w+\.json cannot be read"):
         make(a_study(file))
 
 
@@ -431,7 +439,7 @@ def test_run_that_fails_leaves_the_other_methods_their_tables(file, copy, monkey
     def fail(config, workdir, **options):
         raise InputError("the loss is not finite")
 
-    monkeypatch.setattr(table2, "fit", fail)
+    monkeypatch.setattr(full_run, "fit", fail)
     (copy / "w" / "ials" / "seed_1" / "result.json").unlink()
     with pytest.raises(InputError, match="ials: the loss is not finite"):
         make(a_study(file))
