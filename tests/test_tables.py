@@ -410,13 +410,10 @@ def test_workdir_of_another_study_is_refused(file, copy, nothing_is_run, fields,
         table2.run(a_study(file, given=LIMIT | fields), ["popularity"])
 
 
-@pytest.mark.slow
-def test_trials_of_another_space_are_other_trials(file, finished, copy, monkeypatch):
+def test_trials_of_other_fields_are_refused(file, copy, nothing_is_run, monkeypatch):
     monkeypatch.setitem(search.SPACES, "ials", {"ials_alpha": search.Range(2.0, 3.0)})
-    before = len(trials_in(copy / "w" / "ials"))
-    report = table2.run(a_study(file, workdir=Path("w")), ["popularity"])
-    assert [row["method"] for row in report["comparison"]] == ["mlp", "popularity", "ease"]
-    assert len(trials_in(copy / "w" / "ials")) == before
+    with pytest.raises(InputError, match=r"of another search: config\.ials_regularization is"):
+        make(a_study(file))
 
 
 def test_damaged_trials_are_named(file, copy):
