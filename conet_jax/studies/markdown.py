@@ -59,7 +59,10 @@ def page(report: dict[str, Any]) -> str:
             ["method", "trials", "failed", "defaults", "best", "chosen"],
             [_search_cells(row) for row in report["search"]],
         ),
-        *("", "The spaces are in conet_jax/studies/search.py and, with all commands, in table2.json."),
+        *(
+            "",
+            "The spaces are in conet_jax/studies/search.py and, with all commands, in table2.json.",
+        ),
     ]
     for domain, rows in report["cold"].items():
         lines += ["", f"## Test {ndcg} by a user's {domain} interactions in training", ""]
