@@ -153,7 +153,7 @@ def test_one_seed_and_missing_values_are_drawn(name, data, tmp_path, monkeypatch
         return [made_up(config, 0, **without) for config in configs]
 
     monkeypatch.setattr(population, "train", train)
-    figures.write([name], {"ours": tiny("lasso")}, tmp_path, seeds=1, dataset=data)
+    figures.write([name], {"other": tiny("lasso")}, tmp_path, seeds=1, dataset=data)
     assert (tmp_path / f"{name}.png").stat().st_size > 0
 
 
@@ -294,7 +294,7 @@ def test_bad_input_is_one_line_and_status_two(arguments, fragments, tmp_path):
     ("arguments", "lines"),
     [
         ([DEMO], ["conet", "lasso"]),
-        ([DEMO, "--methods=low_rank,ours"], ["low_rank", "ours"]),
+        ([DEMO, "--methods=low_rank,l2"], ["low_rank", "l2"]),
         ([f"{DEMO}:low_rank"], ["low_rank"]),
     ],
 )

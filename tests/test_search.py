@@ -24,7 +24,7 @@ def data():
 
 
 def config_of(method, **fields):
-    config = default_config("" if method == search.OURS else method)
+    config = default_config(method)
     config.update(fields)
     return config
 
@@ -109,7 +109,7 @@ def test_value_of_a_trial_does_not_hang_on_the_test_split(data):
 
 @pytest.mark.slow
 def test_value_of_a_trial_is_the_validation_of_the_run(data, tmp_path):
-    config = tiny("ours_mlp", epochs=3, patience=1)
+    config = tiny("recipe_mlp", epochs=3, patience=1)
     trial = search.evaluate(config, data)
     result = fit(config, tmp_path / "run", dataset=data, quiet=True)
     assert without_seconds(trial) == {

@@ -52,16 +52,16 @@ def test_paper_gains_are_those_that_the_paper_prints():
 
 
 def test_comparison_is_means_deviations_gain_and_tests():
-    methods = {"lasso": method(0.30, 0.34), "mlp": method(0.20, 0.22), "ours_mlp": method(0.25)}
-    lasso, mlp, ours_mlp = tables.comparison(methods, 10)
+    methods = {"lasso": method(0.30, 0.34), "mlp": method(0.20, 0.22), "recipe_mlp": method(0.25)}
+    lasso, mlp, recipe_mlp = tables.comparison(methods, 10)
     assert lasso["ndcg"]["mean"] == pytest.approx(0.32)
     assert lasso["ndcg"]["std"] == pytest.approx(0.04 / math.sqrt(2))
     assert lasso["hit_ratio"]["mean"] == pytest.approx(0.64)
     assert lasso["mrr"]["mean"] == pytest.approx(0.16)
     assert lasso["gain"] == pytest.approx(0.32 / 0.21 - 1)
-    assert "gain" not in mlp and set(mlp["against"]) == {"ours_mlp"}
-    assert ours_mlp["ndcg"]["std"] is None and set(ours_mlp["against"]) == {"mlp"}
-    for other in ("mlp", "ours_mlp"):
+    assert "gain" not in mlp and set(mlp["against"]) == {"recipe_mlp"}
+    assert recipe_mlp["ndcg"]["std"] is None and set(recipe_mlp["against"]) == {"mlp"}
+    for other in ("mlp", "recipe_mlp"):
         test, both = lasso["against"][other], (methods["lasso"].runs[0], methods[other].runs[0])
         assert test["p"] == statistics.paired_t_test(both[0].ndcg, both[1].ndcg)
         expected = statistics.paired_bootstrap(both[0].ndcg, both[1].ndcg)
@@ -73,9 +73,13 @@ def test_comparison_is_means_deviations_gain_and_tests():
 
 
 def test_best_baseline_is_the_best_on_validation_not_on_test():
-    tested = {"fm": runs(0.5, valid=0.1), "mlp": runs(0.3, valid=0.2), "ours": runs(0.9, valid=0.9)}
+    tested = {
+        "fm": runs(0.5, valid=0.1),
+        "mlp": runs(0.3, valid=0.2),
+        "recipe": runs(0.9, valid=0.9),
+    }
     assert tables.best_baseline(tested, 10) == "mlp"
-    assert tables.best_baseline({"ours": runs(0.9)}, 10) is None
+    assert tables.best_baseline({"recipe": runs(0.9)}, 10) is None
 
 
 def test_method_whose_trials_all_failed_is_a_dash_with_its_reason():
@@ -123,19 +127,19 @@ def test_cold_groups_share_out_the_users_and_average_them():
 
 def test_reduced_data_is_set_against_the_mlp_on_all_of_it():
     methods = {
-        "ours": method(0.4, d1=runs(0.36, 0.34), d2=runs(0.3)),
+        "recipe": method(0.4, d1=runs(0.36, 0.34), d2=runs(0.3)),
         "mlp": method(0.3, d1=runs(0.2)),
         "fm": method(0.9),
     }
     report = a_report(methods, (0, 1, 2))
     found = [(row["method"], row["dropped"]) for row in report["reduced"]]
-    assert found == [("ours", 0), ("ours", 1), ("ours", 2), ("mlp", 0), ("mlp", 1)]
+    assert found == [("recipe", 0), ("recipe", 1), ("recipe", 2), ("mlp", 0), ("mlp", 1)]
     row = report["reduced"][1]
     assert row["gain"] == pytest.approx(0.35 / 0.3 - 1)
     expected = methods["ours"].runs[1].ndcg, methods["mlp"].runs[0].ndcg
     assert row["against"]["mlp"]["p"] == statistics.paired_t_test(*expected)
     assert "against" not in report["reduced"][3]
-    assert "| ours | 1 |" in markdown.page(report)
+    assert "| recipe | 1 |" in markdown.page(report)
 
 
 # Less data.
@@ -468,8 +472,10 @@ def test_command_of_a_table_names_its_methods_where_they_are_not_all(file):
 
 
 def test_study_of_an_unknown_method_is_refused(file):
-    for methods, drop_methods in ((["ours_connet"], []), (["mlp"], ["published"])):
-        with pytest.raises(InputError, match=r"unknown method '(ours_connet'.*ours_conet|publ)"):
+    for methods, drop_methods in ((["recipe_connet"], []), (["mlp"], ["published"])):
+        with pytest.raises(
+            InputError, match=r"unknown method '(recipe_connet'.*recipe_conet|publ)"
+        ):
             table2.run(a_study(file), methods, [1], drop_methods)
 
 
@@ -479,10 +485,10 @@ def test_study_without_scipy_is_refused_at_once(file, monkeypatch):
         make(a_study(file))
 
 
-def test_warm_start_of_ours_is_searched_by_its_own_fields():
-    fields = set(search.SPACES["ours"]) & set(ials.Options._fields)
+def test_warm_start_of_the_recipe_is_searched_by_its_own_fields():
+    fields = set(search.SPACES["recipe"]) & set(ials.Options._fields)
     assert fields == {"ials_regularization", "ials_alpha", "ials_source_weight"}
-    assert "ials_source_weight" not in search.SPACES["ours_mlp"]
+    assert "ials_source_weight" not in search.SPACES["recipe_mlp"]
 
 
 # The command.
@@ -519,7 +525,11 @@ def test_the_recommended_recipe_is_set_against_every_other_method():
         return tables.Runs([], np.array(values), [])
 
     found = tables.recommended(
-        {"ours": runs([0.4, 0.6, 0.9, 0.7]), "mlp": runs([0.3, 0.6, 0.5, 0.6]), "fm": runs([0] * 4)}
+        {
+            "recipe": runs([0.4, 0.6, 0.9, 0.7]),
+            "mlp": runs([0.3, 0.6, 0.5, 0.6]),
+            "fm": runs([0] * 4),
+        }
     )
     assert [row["method"] for row in found] == ["mlp", "fm"]
     assert found[0]["gain"] == pytest.approx(0.65 / 0.5 - 1) and found[1]["gain"] is None
