@@ -8,6 +8,7 @@ What is written stands beside its place until it is whole, and is then renamed: 
 a file, and a crash leaves the one before.
 """
 
+import csv
 import io
 import json
 import os
@@ -148,6 +149,15 @@ def make_report_folder(path: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON beside ``path`` and renames it, so that no reader finds half a file."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Returns rows of the same columns as CSV, their names first."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -8,10 +8,13 @@ candidates are listed does not matter.
 
 All functions work elementwise on users. NumPy arrays, lists and numbers give NumPy float64; JAX
 arrays give JAX arrays, also under ``jit`` and ``vmap``.
+
+``METRICS`` lists what is reported: one entry there, and every file, table and plot shows it.
 """
 
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -164,6 +167,64 @@ def auc(above: ArrayLike, tied: ArrayLike, num_candidates: ArrayLike) -> Array:
     return xp.where(total > 0, ratio, np.nan)
 
 
+class Metric(NamedTuple):
+    """A metric that is reported.
+
+    Attributes:
+      name: in files; with the cut k appended, as in ``ndcg@10``, if it has one.
+      label: in tables and plots; with the cut k appended, too.
+      function: (above, tied, candidates, k) -> f64[users]; k is the cut of the whole report.
+      has_cut: whether it is of the cut k. A metric of a cut of its own has that in its name and
+        label: ``Metric("ndcg@5", "NDCG@5", lambda a, t, c, k: ndcg(a, t, k=5), has_cut=False)``.
+      higher_is_better: whether it is.
+      in_tables: whether tables and plots show it, beside files.
+    """
+
+    name: str
+    label: str
+    function: Callable[[ArrayLike, ArrayLike, ArrayLike, int], Array]
+    has_cut: bool = True
+    higher_is_better: bool = True
+    in_tables: bool = True
+
+    def key(self, k: int) -> str:
+        """Returns its name in files, ``ndcg@10``."""
+        return f"{self.name}@{k}" if self.has_cut else self.name
+
+    def heading(self, k: int) -> str:
+        """Returns its name in tables and plots, ``NDCG@10``."""
+        return f"{self.label}@{k}" if self.has_cut else self.label
+
+
+METRICS = (
+    Metric("hit_ratio", "HR", lambda above, tied, _, k: hit_ratio(above, tied, k=k)),
+    Metric("ndcg", "NDCG", lambda above, tied, _, k: ndcg(above, tied, k=k)),
+    Metric("mrr", "MRR", lambda above, tied, _, k: mrr(above, tied, k=k)),
+    Metric(
+        "mrr_published",
+        "MRR as published",
+        lambda above, tied, _, k: mrr_published(above, tied, k=k),
+        in_tables=False,
+    ),
+    Metric(
+        "auc",
+        "AUC",
+        lambda above, tied, candidates, _: auc(above, tied, candidates),
+        has_cut=False,
+        in_tables=False,
+    ),
+)
+
+
+def in_tables() -> list[Metric]:
+    """Returns the metrics that tables and plots show.
+
+    >>> [metric.heading(10) for metric in in_tables()]
+    ['HR@10', 'NDCG@10', 'MRR@10']
+    """
+    return [metric for metric in METRICS if metric.in_tables]
+
+
 def summarize(
     above: ArrayLike, tied: ArrayLike, num_candidates: ArrayLike, *, k: int
 ) -> dict[str, float | int]:
@@ -176,8 +237,8 @@ def summarize(
       k: the cut of HR, NDCG and MRR, at least 1.
 
     Returns:
-      ``{"hit_ratio@k", "ndcg@k", "mrr@k", "mrr_published@k", "auc", "users"}`` with the number k
-      in the keys; "users" is the number of users, an int.
+      A mean for each of ``METRICS`` under its ``key``, "ndcg@10" for one, and "users", the number
+      of users, an int.
 
     Raises:
       ValueError: there is no user, the counts are negative, they exceed the candidates, a user has
@@ -200,12 +261,8 @@ def summarize(
             f"user {i} has {above.flat[i]} candidates above and {tied.flat[i]} tied "
             f"of {num_candidates.flat[i]}"
         )
-    per_user = {
-        f"hit_ratio@{k}": hit_ratio(above, tied, k=k),
-        f"ndcg@{k}": ndcg(above, tied, k=k),
-        f"mrr@{k}": mrr(above, tied, k=k),
-        f"mrr_published@{k}": mrr_published(above, tied, k=k),
-        "auc": auc(above, tied, num_candidates),
+    means = {
+        metric.key(k): float(np.mean(metric.function(above, tied, num_candidates, k)))
+        for metric in METRICS
     }
-    means = {name: float(np.mean(values)) for name, values in per_user.items()}
     return means | {"users": int(above.size)}

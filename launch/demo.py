@@ -29,6 +29,7 @@ def main() -> None:
     import numpy as np
 
     from conet_jax.data import synthetic
+    from conet_jax.metrics import in_tables
     from conet_jax.run.fit import fit
     from conet_jax.train import ranking
     from conet_jax.variants import VARIANTS
@@ -46,7 +47,7 @@ def main() -> None:
     listed = np.concatenate([test.items[:, None], test.candidates], axis=1)
     known = ranking.rank_scores(oracle(test.users, listed), test.mask)
     rows = {_CEILING: ranking.summarize(known, k=config.eval_k)} | rows
-    keys = [f"{metric}@{config.eval_k}" for metric in ("hit_ratio", "ndcg", "mrr")]
+    keys = [metric.key(config.eval_k) for metric in in_tables()]
     width = min(max(map(len, rows)), 60)
     print(f"test split, {len(test.users):,} users, one item among {listed.shape[1]}")
     print(f"{'':{width}}" + "".join(f"{key:>14}" for key in keys))

@@ -28,8 +28,8 @@ _SEEDS = flags.DEFINE_integer("seeds", 3, "Runs a point, from config.seed on.", 
 _METHODS = flags.DEFINE_list(
     "methods",
     None,
-    "Variants to draw a line of, ours for the recommended recipe; by default conet,lasso. Config "
-    "fields of the command line hold for all.",
+    "Variants to draw a line of; by default conet,lasso. Config fields of the command line hold "
+    "for all.",
 )
 
 
@@ -48,7 +48,7 @@ def _configs() -> dict:
     methods = methods or ([file.variant] if file.variant else ["conet", "lasso"])
     configs = {}
     for method in methods:
-        config = file.get_config("" if method == "ours" else method)
+        config = file.get_config(method)
         config.update_from_flattened_dict(file.given)
         configs[method] = config
     return configs

@@ -59,22 +59,22 @@ def main() -> None:
             f"or write sweep(add) in {file.path}"
         )
     cli.choose_platform(file.config)
-    from conet_jax.studies import search, sweep
+    from conet_jax.studies import points, search, sweep
 
     if _GRID.value:
-        points = sweep.parse_grid(_GRID.value, file.config)
+        swept = points.parse_grid(_GRID.value, file.config)
     elif _SPACE.value:
-        space = sweep.parse_space(_SPACE.value, file.config)
-        points = [{}, *search.draws(space, _TRIALS.value - 1, _DRAW_SEED.value)]
+        space = points.parse_space(_SPACE.value, file.config)
+        swept = [{}, *search.draws(space, _TRIALS.value - 1, _DRAW_SEED.value)]
     else:
-        points = sweep.stored_points(file.sweep, file.config)
+        swept = points.stored_points(file.sweep, file.config)
     sweep.run(
         sweep.Sweep(
             file.path + (f":{file.variant}" if file.variant else ""),
             file.config,
             file.given,
             Path(_WORKDIR.value),
-            points,
+            swept,
             seeds=_SEEDS.value,
             members=_MEMBERS.value,
             jobs=_JOBS.value,

@@ -26,7 +26,7 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of all that is written; required.", required=True
 )
 _METHODS = flags.DEFINE_list(
-    "methods", None, "Variants to run, ours for the recommended recipe; by default all."
+    "methods", None, "Variants to run; by default all but those of the authors' code."
 )
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Runs a method, of seeds 0, 1, ….", lower_bound=1)
 _TRIALS = flags.DEFINE_integer("trials", 8, "Trials of each search.", lower_bound=1)
@@ -37,7 +37,7 @@ _DROP = flags.DEFINE_list(
     "default none.",
 )
 _DROP_METHODS = flags.DEFINE_list(
-    "drop_methods", ["mlp", "conet", "lasso", "ours_mlp", "ours"], "Methods that --drop is for."
+    "drop_methods", ["mlp", "conet", "lasso", "recipe_mlp", "recipe"], "Methods that --drop is for."
 )
 _KEEP = flags.DEFINE_boolean(
     "keep_checkpoints", True, "Keep a run's checkpoints once it has its result."

@@ -344,10 +344,10 @@ def results(workdir):
         if not path.is_file() or name.startswith(("checkpoints", "populations", ".lock")):
             continue
         if path.suffix == ".json":
-            found[name] = _without_times(json.loads(path.read_text()))
+            found[name] = without_times(json.loads(path.read_text()))
         elif path.suffix == ".jsonl":
             rows = map(json.loads, path.read_text().splitlines())
-            found[name] = [_without_times(row) for row in rows]
+            found[name] = [without_times(row) for row in rows]
         elif path.suffix == ".npz":
             with np.load(path) as arrays:
                 found[name] = {key: arrays[key].tobytes() for key in arrays}
@@ -362,8 +362,12 @@ def results(workdir):
     return found
 
 
-def _without_times(value):
-    return {name: x for name, x in value.items() if name not in _TIMES}
+def without_times(value):
+    if isinstance(value, list):
+        return [without_times(x) for x in value]
+    if isinstance(value, dict):
+        return {name: without_times(x) for name, x in value.items() if name not in _TIMES}
+    return value
 
 
 def run(scenario, kills, seed, root, chain=1, say=lambda line: None):

@@ -52,7 +52,20 @@ from conet_jax.run.logs import load_tensorboardx
 from conet_jax.run.start import initial_state
 from conet_jax.run.workdir import read_ranks, restore
 from conet_jax.serve import export, recommend
-from conet_jax.studies import compare, crossing, figures, search, statistics, sweep, table2
+from conet_jax.studies import (
+    compare,
+    crossing,
+    drawing,
+    figures,
+    full_run,
+    points,
+    population,
+    runner,
+    search,
+    statistics,
+    sweep,
+    table2,
+)
 from conet_jax.train import ranking
 from conet_jax.train.interactions import to_device
 
@@ -267,11 +280,11 @@ def no_users(split: str) -> Dataset:
 
 def trials(change=lambda row: None):
     made = popular()
-    row = {"overrides": {}, "dataset_hash": data().meta["hash"], "config": made.to_dict()}
-    row["config"] = json.loads(made.to_json())
-    change(row)
-    write(json.dumps(row) + "\n", "study/popularity/trials.jsonl")
-    return table2.read_trials(plan(), "popularity", data())
+    record = {"failed": "no", "dataset_hash": data().meta["hash"]}
+    record["config"] = json.loads(made.to_json())
+    change(record)
+    write(json.dumps(record), "study/popularity/results/key.json")
+    return table2.check_trials(plan(), "popularity", data())
 
 
 def plan(**fields) -> table2.Study:
@@ -533,38 +546,41 @@ MESSAGES = [
     ("which has one tower: set config.cross_layers=0", lambda: valid("mlp", cross_layers=1)),
     ("no domain has a surplus: expected repeat", lambda: valid("conet", surplus="alone")),
     # Sweeps.
-    ("'l1' is no field with values", lambda: sweep.parse_grid(["l1"], popular())),
-    ("config.l1 has the value 0.0 twice", lambda: sweep.parse_grid(["l1=0,1,0.0"], popular())),
-    ("config.l1 is given twice", lambda: sweep.parse_grid(["l1=0", "l1=1"], popular())),
-    ("config.seed cannot be swept: --seeds", lambda: sweep.parse_grid(["seed=0"], popular())),
-    ("config.droput; did you mean", lambda: sweep.parse_grid(["droput=0"], popular())),
-    ("config.l1 is 'x': expected a value as 0.0", lambda: sweep.parse_grid(["l1=x"], popular())),
-    ("'popularity' has no space of its own", lambda: sweep.parse_space(["default"], popular())),
+    ("'l1' is no field with values", lambda: points.parse_grid(["l1"], popular())),
+    ("config.l1 has the value 0.0 twice", lambda: points.parse_grid(["l1=0,1,0.0"], popular())),
+    ("config.l1 is given twice", lambda: points.parse_grid(["l1=0", "l1=1"], popular())),
+    ("config.seed cannot be swept: --seeds", lambda: points.parse_grid(["seed=0"], popular())),
+    ("config.droput; did you mean", lambda: points.parse_grid(["droput=0"], popular())),
+    ("config.l1 is 'x': expected a value as 0.0", lambda: points.parse_grid(["l1=x"], popular())),
+    ("'popularity' has no space of its own", lambda: points.parse_space(["default"], popular())),
     (
         "expected a real-valued field and LOW < HIGH",
-        lambda: sweep.parse_space(["l1=log(0,1)"], popular()),
+        lambda: points.parse_space(["l1=log(0,1)"], popular()),
     ),
-    ("has added no point: call add", lambda: sweep.stored_points(lambda add: None, popular())),
+    ("has added no point: call add", lambda: points.stored_points(lambda add: None, popular())),
     ("config.l1 is -1.0", lambda: sweep.run(grid(points=[{"l1": -1.0}]), data())),
     (
         "no list of keys",
-        lambda: (write("{}", "swept/populations/p/members.json"), sweep.units(grid(), [])),
+        lambda: (
+            write("{}", "swept/populations/p/members.json"),
+            runner.units([], pathlib.Path("swept"), runner.VALIDATION),
+        ),
     ),
     (
         "failed is no text",
-        lambda: sweep._read_record(pathlib.Path(write('{"failed": 3}', "r"))),
+        lambda: runner.read(runner.Run(popular(), "", "", pathlib.Path(write('{"failed": 3}')))),
     ),
     (
         "cannot be read as the result of a run .*a number is something else",
         lambda: (
-            write('{"valid": {"auc": "x"}, "best_epoch": 1, "epochs": 1, "seconds": 1}', "r"),
-            sweep._read_record(pathlib.Path("r")),
+            write('{"valid": {"auc": "x"}, "best_epoch": 1, "epochs": 1, "seconds": 1}'),
+            runner.read(runner.Run(popular(), "", "", pathlib.Path("file"))),
         ),
     ),
     (
         "1 runs ended without a result .MemoryError.*fewer --members",
         lambda: under(
-            mock.patch.object(sweep, "work", side_effect=MemoryError),
+            mock.patch.object(runner, "work", side_effect=MemoryError),
             call=lambda: sweep.run(grid(), data()),
         ),
     ),
@@ -1060,7 +1076,7 @@ MESSAGES = [
     (
         "figures need matplotlib: pip install",
         lambda: under(
-            mock.patch.dict(sys.modules, {"matplotlib": None}), call=figures.load_matplotlib
+            mock.patch.dict(sys.modules, {"matplotlib": None}), call=drawing.load_matplotlib
         ),
     ),
     (
@@ -1103,24 +1119,27 @@ MESSAGES = [
         ),
     ),
     (
-        "trial 0 in .* is of another search: the data's hash",
+        "the trial in .* is of another search: the data's hash",
         lambda: trials(lambda row: row.update(dataset_hash="x")),
     ),
     (
-        "cannot be read as trials .'config'.; take it away",
+        "cannot be read as a trial .KeyError.'config'..; take it away",
         lambda: trials(lambda row: row.pop("config")),
     ),
     (
         "cannot be read as a run's result .*take it away, and it is made again",
-        lambda: table2.finished(done("{", "result.json"), data()),
+        lambda: full_run.read(done("{", "result.json")),
     ),
     (
         "run holds a run of another config: config.seed is 0 there and 3 here",
-        lambda: table2.finished(table2.Run(run(), popular(seed=3), ""), data()),
+        lambda: (run(), full_run.read(full_run.plan(popular(seed=3), data(), RUN, ""))),
     ),
     (
         "it is not of the data's test users",
-        lambda: table2._per_user(table2.Run(run(), popular(), ""), no_users("test")),
+        lambda: (
+            run(),
+            full_run.test_ndcg(full_run.plan(popular(), data(), RUN, ""), no_users("test")),
+        ),
     ),
     (
         "figure 3a is of methods with a lasso penalty",
@@ -1131,10 +1150,16 @@ MESSAGES = [
         lambda: figures.points("2a", {"mlp": config.default_config("mlp")}, 1),
     ),
     (
-        "points.jsonl cannot be read as points .*they are made again",
-        lambda: (
-            put_fifo(pathlib.Path("points.jsonl")),
-            figures.read_points(pathlib.Path("points.jsonl")),
+        "figure 3b, run 1 of 1: lasso seed=0 failed: no luck",
+        lambda: under(
+            mock.patch.object(population, "train", return_value=[{"failed": "no luck"}]),
+            call=lambda: figures.write(
+                ["3b"],
+                {"lasso": config.default_config("lasso")},
+                "figures",
+                seeds=1,
+                dataset=data(),
+            ),
         ),
     ),
     # Recommendations and files for other programs.
@@ -1202,6 +1227,7 @@ MESSAGES = [
     ("expected the same two users or more", lambda: statistics.paired_t_test([1.0], [1.0])),
 ]
 ONES = jnp.ones(3)
+RUN = pathlib.Path("run")
 RANKS = ("test_users", "test_above", "test_tied", "test_candidates")
 SIZES = {
     "num_users": 9,
@@ -1316,9 +1342,9 @@ def promise() -> str:
     return "x.npy"
 
 
-def done(text: str, name: str) -> table2.Run:
+def done(text: str, name: str) -> runner.Run:
     write(text, f"run/{name}")
-    return table2.Run(pathlib.Path("run"), popular(), "")
+    return full_run.plan(popular(), data(), RUN, "")
 
 
 def nan_scores() -> None:

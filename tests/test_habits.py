@@ -14,6 +14,8 @@ from conet_jax.studies.habits import Habits
 from conet_jax.train import ranking
 from conet_jax.train.ranking import Ranks
 
+NAMES = ("hit_ratio", "ndcg", "mrr")
+
 
 @pytest.fixture(scope="module")
 def data():
@@ -55,20 +57,20 @@ def test_best_epoch_on_test_is_the_best_of_each_metric_apart():
     test = [made_up(seed) for seed in range(8)]
     chosen = [habits.figures(test, epoch, Habits(), k=10) for epoch in range(1, 9)]
     best = habits.figures(test, 3, Habits(epochs=True), k=10)
-    assert best == {name: max(epoch[name] for epoch in chosen) for name in habits.METRICS}
-    assert all(best[name] >= chosen[2][name] for name in habits.METRICS)
+    assert best == {name: max(epoch[name] for epoch in chosen) for name in NAMES}
+    assert all(best[name] >= chosen[2][name] for name in NAMES)
 
 
 @pytest.mark.slow
 def test_first_row_is_the_result_of_the_run_that_fit_makes(data, tmp_path):
     config = tiny("published_mlp", epochs=4, patience=4, initializer="he", cross_layers=0)
-    found = habits.run(config, data)
+    found = habits.measure(config, data)
     result = fit(config, tmp_path / "run", dataset=data)
     assert (found["epochs"], found["best_epoch"]) == (result["epochs"], result["best_epoch"])
     ours, *others = found["rows"].values()
-    assert ours == {name: result["test"][f"{name}@10"] for name in habits.METRICS}
+    assert ours == {name: result["test"][f"{name}@10"] for name in NAMES}
     # No habit lowers a figure.
-    assert all(other[name] >= ours[name] for other in others for name in habits.METRICS)
+    assert all(other[name] >= ours[name] for other in others for name in NAMES)
 
 
 @pytest.mark.slow
@@ -89,6 +91,25 @@ def test_report_is_reproducible_and_names_dead_towers(data, tmp_path):
     text = (tmp_path / "one" / "habits.md").read_text()
     assert "HR@10 | NDCG@10 | MRR@10" in text and "a miss counts 1/11" in text
     assert "seed 1: 2 epochs" in text and "the source tower was dead after 2 of them" in text
+
+
+@pytest.mark.slow
+def test_interrupted_report_goes_on_with_the_seed_that_it_was_at(data, tmp_path, monkeypatch):
+    config = tiny("conet", epochs=1)
+    whole = habits.report(config, tmp_path / "whole", seeds=2, dataset=data)
+    measure, seeds = habits.measure, []
+
+    def interrupted(config, dataset):
+        seeds.append(config.seed)
+        if seeds == [0, 1]:
+            raise KeyboardInterrupt
+        return measure(config, dataset)
+
+    monkeypatch.setattr(habits, "measure", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        habits.report(config, tmp_path / "run", seeds=2, dataset=data)
+    assert habits.report(config, tmp_path / "run", seeds=2, dataset=data) == whole
+    assert seeds == [0, 1, 1]
 
 
 def test_bad_input_is_one_line_and_status_two(tmp_path):

@@ -45,7 +45,7 @@ from conet_jax.errors import InputError
 from conet_jax.run.fit import fit
 from conet_jax.run.logs import MetricsFile
 from conet_jax.run.workdir import stored_config
-from conet_jax.studies import compare, figures, search, sweep, table2
+from conet_jax.studies import compare, points, runner, search, table2
 
 COUNTS: dict[str, list[int]] = {}  # kind -> [tried, loaded]
 
@@ -674,12 +674,13 @@ def workdir(data, tmp_path_factory):
     fit(config, folder, dataset=data, quiet=True)
     result = json.loads((folder / "result.json").read_text())
     stored = {"dataset_hash": data.meta["hash"], "config": result["config"]}
-    trial = {"overrides": {}, **search.evaluate(config, data), **stored}
-    (folder / "popularity").mkdir()
-    (folder / "popularity" / "trials.jsonl").write_text(json.dumps(trial) + "\n")
-    (folder / "record.json").write_text(json.dumps(trial))
-    point = {"key": "k", "epochs": [{"epoch": 1, "train_loss": 0.5, "seconds": 1.0}]}
-    (folder / "points.jsonl").write_text(json.dumps(point) + "\n")
+    trial = {**search.evaluate(config, data), **stored}
+    (folder / "popularity" / "results").mkdir(parents=True)
+    (folder / "popularity" / "results" / "k.json").write_text(json.dumps(trial))
+    valid = trial["valid"]
+    epoch = {"epoch": 1, "train_loss": 0.5, "valid": valid, "seconds": 1.0, "h_zeros": 0.5}
+    losses = {"first_losses": {"target": [0.7, 0.6]}, "history": [epoch]}
+    (folder / "record.json").write_text(json.dumps(trial | losses))
     (folder / "populations" / "p").mkdir(parents=True)
     (folder / "populations" / "p" / "members.json").write_text('["k"]')
     return folder
@@ -690,14 +691,13 @@ READ_BACK = {
     "result.json": lambda folder, data: compare.read(folder, "test"),
     "ranks.npz": lambda folder, data: compare.read(folder, "valid"),
     "metrics.jsonl": lambda folder, data: MetricsFile(folder / "metrics.jsonl", epochs=9),
-    "popularity/trials.jsonl": lambda folder, data: table2.read_trials(
+    "popularity/results/k.json": lambda folder, data: table2.check_trials(
         table2.Study("demo.py", default_config, {}, folder), "popularity", data
     ),
-    "record.json": lambda folder, data: sweep._read_record(folder / "record.json"),
-    "populations/p/members.json": lambda folder, data: sweep.units(
-        sweep.Sweep("demo.py", default_config(), {}, folder, [{}]), []
+    "record.json": lambda folder, data: runner.read(
+        runner.Run(default_config(), "", "", folder / "record.json")
     ),
-    "points.jsonl": lambda folder, data: figures.read_points(folder / "points.jsonl"),
+    "populations/p/members.json": lambda folder, data: runner.units([], folder, runner.VALIDATION),
 }
 
 
@@ -781,8 +781,8 @@ def test_grids_and_spaces_are_parsed_or_refused(size):
 
     def check(given: list[tuple[str, str]]) -> list[bool]:
         typed = [f"config.{name}={text}" for name, text in given]
-        grid = refusal(lambda: sweep.parse_grid(typed, config))
-        space = refusal(lambda: sweep.parse_space(typed, config))
+        grid = refusal(lambda: points.parse_grid(typed, config))
+        space = refusal(lambda: points.parse_space(typed, config))
         for values in [] if isinstance(space, InputError) else space.values():
             if isinstance(values, search.Range):
                 assert math.isfinite(values.low) and values.low < values.high < math.inf
@@ -819,7 +819,7 @@ def test_a_well_formed_grid_is_every_combination(size):
         typed = [f"config.{name}={','.join(map(str, values))}" for name, values in given.items()]
         combinations = itertools.product(*given.values())
         expected = [dict(zip(given, values, strict=True)) for values in combinations]
-        assert sweep.parse_grid(typed, default_config()) == expected
+        assert points.parse_grid(typed, default_config()) == expected
         return [True]
 
     wanted = st.fixed_dictionaries({}, optional=GRIDS).filter(len)

@@ -31,7 +31,7 @@ from conet_jax.run.experiment import make_experiment
 from conet_jax.run.fit import fit
 from conet_jax.run.start import initial_state
 from conet_jax.serve import recommend
-from conet_jax.studies import sweep
+from conet_jax.studies import runner, sweep
 from conet_jax.train import full_ranking, ranking, sampling
 from conet_jax.train.chunk import train_chunk
 from conet_jax.train.interactions import to_device
@@ -347,8 +347,8 @@ def test_the_command_names_step_domain_and_parameter_on_any_number_of_devices(tm
 def test_rollback_in_a_sweep_is_refused(data, tmp_path):
     for value, problem in (("rollback", "expected stop in a sweep"), ("stop", "")):
         config = config_of(on_nonfinite=value)
-        planned = sweep.runs(
-            sweep.Sweep("", config, {}, tmp_path, points=[{}]), sweep.Datasets(data)
+        planned = sweep.entries(
+            sweep.Sweep("", config, {}, tmp_path, points=[{}]), runner.Datasets(data)
         )
         assert problem in planned[0].problem and bool(planned[0].problem) == bool(problem)
 

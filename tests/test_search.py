@@ -5,10 +5,11 @@ import pytest
 from helpers import SMALL, without_seconds
 from scipy import stats
 
-from conet_jax import models
+from conet_jax import metrics, models
 from conet_jax.config import default_config, validate
 from conet_jax.data import synthetic
 from conet_jax.errors import InputError
+from conet_jax.models.base import Model
 from conet_jax.run import loop
 from conet_jax.run.fit import fit
 from conet_jax.studies import search
@@ -24,7 +25,7 @@ def data():
 
 
 def config_of(method, **fields):
-    config = default_config("" if method == search.OURS else method)
+    config = default_config(method)
     config.update(fields)
     return config
 
@@ -57,7 +58,7 @@ def test_draws_are_valid_and_within_the_space(method):
 
 @pytest.mark.parametrize("method", search.METHODS)
 def test_what_is_trained_by_gradients_may_choose_its_negatives(method):
-    trained = models.build(config_of(method)).sweeper is None
+    trained = isinstance(models.build(config_of(method)), Model)
     # The recommended recipe and what is left of it have four, which is part of the recipe.
     choice = trained and config_of(method).negatives == 1
     assert ("negatives" in search.SPACES[method]) == choice
@@ -109,7 +110,7 @@ def test_value_of_a_trial_does_not_hang_on_the_test_split(data):
 
 @pytest.mark.slow
 def test_value_of_a_trial_is_the_validation_of_the_run(data, tmp_path):
-    config = tiny("ours_mlp", epochs=3, patience=1)
+    config = tiny("recipe_mlp", epochs=3, patience=1)
     trial = search.evaluate(config, data)
     result = fit(config, tmp_path / "run", dataset=data, quiet=True)
     assert without_seconds(trial) == {
@@ -139,6 +140,20 @@ def test_data_without_test_users_is_refused_by_a_run_alone(data, tmp_path):
 def test_ease_above_its_limit_is_a_refusal(data):
     with pytest.raises(InputError, match="max_items"):
         search.evaluate(tiny("ease", max_items=100), data)
+
+
+def test_columns_are_the_metrics_of_every_part_of_validation(monkeypatch):
+    metric = metrics.Metric("hit_ratio@5", "HR@5", None, has_cut=False)
+    monkeypatch.setattr(metrics, "METRICS", (metrics.METRICS[1], metric))
+    monkeypatch.setattr(search, "PARTS", ("valid", "valid_warm"))
+    record = {"valid": {"ndcg@9": 0.2, "auc": 0.3}, "valid_warm": {"hit_ratio@5": 0.4}}
+    assert search.columns(record, 9) == {
+        "ndcg@9": 0.2,
+        "hit_ratio@5": None,
+        "warm ndcg@9": None,
+        "warm hit_ratio@5": 0.4,
+    }
+    assert set(search.columns({"failed": "no"}, 9).values()) == {None}
 
 
 def test_best_trial_is_the_first_of_the_best_that_did_not_fail():

@@ -21,7 +21,7 @@ from conet_jax.run import loop
 from conet_jax.run.checkpoints import Checkpoints
 from conet_jax.run.experiment import make_experiment
 from conet_jax.run.start import initial_state
-from conet_jax.studies import population, search, sweep
+from conet_jax.studies import points, population, runner, search, sweep
 
 DEMO = f"--config={ROOT / 'configs' / 'demo.py'}"
 SIZES = dict(
@@ -57,8 +57,13 @@ def tiny(variant="lasso", **fields):
 
 def a_sweep(workdir, config=None, grid=GRID, **options):
     config = tiny() if config is None else config
-    points = sweep.parse_grid(grid, config)
-    return sweep.Sweep("configs/tiny.py:lasso", config, {}, workdir, points, **options)
+    swept = points.parse_grid(grid, config)
+    return sweep.Sweep("configs/tiny.py:lasso", config, {}, workdir, swept, **options)
+
+
+def left_to_do(found, data):
+    runs = [entry.run for entry in sweep.entries(found, runner.Datasets(data)) if entry.run]
+    return runner.units(runs, found.workdir, runner.VALIDATION, members=found.members)
 
 
 def table(path):
@@ -176,7 +181,7 @@ def test_failure_after_any_save_resumes_to_the_same_rows(finished, data, tmp_pat
 
     def crash(self, epoch, *args):
         save(self, epoch, *args)
-        if epoch in (1, 3):
+        if epoch in (1, 4):
             raise Crash
 
     monkeypatch.setattr(Checkpoints, "save_latest", crash)
@@ -190,7 +195,7 @@ def test_failure_after_any_save_resumes_to_the_same_rows(finished, data, tmp_pat
     assert without_seconds(again) == without_seconds(rows)
 
 
-@pytest.mark.parametrize("variant", ["", "lasso"])
+@pytest.mark.parametrize("variant", ["recipe", "lasso"])
 def test_population_that_settles_its_rows_is_its_runs_alone(variant, data, tmp_path, monkeypatch):
     monkeypatch.setattr(population, "SETTLE_STEP", 5)
     monkeypatch.setattr(
@@ -212,8 +217,7 @@ def test_population_that_settles_its_rows_is_its_runs_alone(variant, data, tmp_p
 def test_structure_divides_populations_and_real_values_do_not(data, tmp_path):
     def sizes(*grid, **options):
         found = a_sweep(tmp_path, grid=grid, **options)
-        planned = sweep.runs(found, sweep.Datasets(data))
-        return sorted(len(unit.keys) for unit in sweep.units(found, planned))
+        return sorted(len(unit.runs) for unit in left_to_do(found, data))
 
     real = [
         f"config.{name}=0.1,0.2"
@@ -240,7 +244,7 @@ def test_point_that_cannot_be_run_is_a_row_and_the_others_go_on(data, tmp_path, 
     assert "failed: point 0 seed 0: EASE inverts" in printed.out
     # A failure is a result: it is not tried again.
     again = a_sweep(tmp_path, tiny("ease"), grid)
-    assert not sweep.units(again, sweep.runs(again, sweep.Datasets(data)))
+    assert not left_to_do(again, data)
     with pytest.raises(InputError, match="no point without a failed run"):
         sweep.run(a_sweep(tmp_path, tiny("ease"), ["config.max_items=100"]), data)
 
@@ -286,19 +290,19 @@ def test_missing_matplotlib_is_a_line_and_the_tables_are_there(
 
 def test_values_are_of_the_field_s_type():
     config = tiny()
-    points = sweep.parse_grid(
+    found = points.parse_grid(
         ["config.layers=(64, 32),(8,4)", "target_weight=1", "config.joined=true,false"], config
     )
-    assert points[0] == {"layers": (64, 32), "target_weight": 1.0, "joined": True}
-    assert len(points) == 4 and isinstance(points[0]["target_weight"], float)
+    assert found[0] == {"layers": (64, 32), "target_weight": 1.0, "joined": True}
+    assert len(found) == 4 and isinstance(found[0]["target_weight"], float)
     for text in ("config.negatives=1.5", "config.l1=small", "config.joined=maybe"):
         with pytest.raises(InputError, match=text.split("=")[0]):
-            sweep.parse_grid([text], config)
+            points.parse_grid([text], config)
 
 
 def test_space_is_ranges_and_choices_and_the_variant_s_own():
     config = tiny()
-    space = sweep.parse_space(
+    space = points.parse_space(
         ["config.l1=log(1e-6,1e-2)", "config.dropout=uniform(0, 0.5)", "config.negatives=1,4"],
         config,
     )
@@ -307,10 +311,10 @@ def test_space_is_ranges_and_choices_and_the_variant_s_own():
         "dropout": search.Range(0.0, 0.5, log=False),
         "negatives": (1, 4),
     }
-    assert sweep.parse_space(["default"], config) == search.SPACES["lasso"]
+    assert points.parse_space(["default"], config) == search.SPACES["lasso"]
     for text in ("config.l1=log(0,1)", "config.l1=uniform(2,1)", "config.negatives=log(1,4)"):
         with pytest.raises(InputError, match="LOW < HIGH"):
-            sweep.parse_space([text], config)
+            points.parse_space([text], config)
 
 
 def test_points_of_a_config_file_are_those_it_adds():
@@ -319,15 +323,15 @@ def test_points_of_a_config_file_are_those_it_adds():
             add(target_weight=weight, l1=0.0)
         add(**{"data.drop": 1})
 
-    assert sweep.stored_points(stored, tiny()) == [
+    assert points.stored_points(stored, tiny()) == [
         {"target_weight": 0.2, "l1": 0.0},
         {"target_weight": 0.8, "l1": 0.0},
         {"data.drop": 1},
     ]
     with pytest.raises(InputError, match=r"did you mean config\.target_weight"):
-        sweep.stored_points(lambda add: add(targt_weight=0.2), tiny())
+        points.stored_points(lambda add: add(targt_weight=0.2), tiny())
     with pytest.raises(InputError, match="no point"):
-        sweep.stored_points(lambda add: None, tiny())
+        points.stored_points(lambda add: None, tiny())
 
 
 @pytest.mark.parametrize(
@@ -341,9 +345,9 @@ def test_points_of_a_config_file_are_those_it_adds():
 )
 def test_field_that_cannot_be_swept_is_an_error(text, fragment):
     with pytest.raises(InputError, match=fragment):
-        sweep.parse_grid([text], tiny())
+        points.parse_grid([text], tiny())
     with pytest.raises(InputError, match=fragment):
-        sweep.parse_space([text], tiny())
+        points.parse_space([text], tiny())
 
 
 @pytest.mark.parametrize(

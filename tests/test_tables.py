@@ -21,7 +21,7 @@ from conet_jax.data.load import drop_interactions, load_dataset
 from conet_jax.errors import InputError
 from conet_jax.models import ials
 from conet_jax.run.fit import fit
-from conet_jax.studies import search, statistics, table2, tables
+from conet_jax.studies import full_run, markdown, population, search, statistics, table2, tables
 
 # The numbers.
 
@@ -37,10 +37,10 @@ def runs(*values, valid=None, users=40, commands=()):
 
 
 def method(*values, valid=None, trials=None, **drops):
-    trials = trials or [{"overrides": {}, "valid": {"ndcg@10": valid or values[0]}}]
+    trials = trials or [{"valid": {"ndcg@10": valid or values[0]}}]
     found = {0: runs(*values, valid=valid)} if values else {}
     found |= {int(name[1:]): drop for name, drop in drops.items()}
-    return tables.Method(trials, search.best_trial(trials, 10), found)
+    return tables.Method(trials, [{}] * len(trials), search.best_trial(trials, 10), found)
 
 
 def test_paper_gains_are_those_that_the_paper_prints():
@@ -52,16 +52,16 @@ def test_paper_gains_are_those_that_the_paper_prints():
 
 
 def test_comparison_is_means_deviations_gain_and_tests():
-    methods = {"lasso": method(0.30, 0.34), "mlp": method(0.20, 0.22), "ours_mlp": method(0.25)}
-    lasso, mlp, ours_mlp = tables.comparison(methods, 10)
+    methods = {"lasso": method(0.30, 0.34), "mlp": method(0.20, 0.22), "recipe_mlp": method(0.25)}
+    lasso, mlp, recipe_mlp = tables.comparison(methods, 10)
     assert lasso["ndcg"]["mean"] == pytest.approx(0.32)
     assert lasso["ndcg"]["std"] == pytest.approx(0.04 / math.sqrt(2))
     assert lasso["hit_ratio"]["mean"] == pytest.approx(0.64)
     assert lasso["mrr"]["mean"] == pytest.approx(0.16)
     assert lasso["gain"] == pytest.approx(0.32 / 0.21 - 1)
-    assert "gain" not in mlp and set(mlp["against"]) == {"ours_mlp"}
-    assert ours_mlp["ndcg"]["std"] is None and set(ours_mlp["against"]) == {"mlp"}
-    for other in ("mlp", "ours_mlp"):
+    assert "gain" not in mlp and set(mlp["against"]) == {"recipe_mlp"}
+    assert recipe_mlp["ndcg"]["std"] is None and set(recipe_mlp["against"]) == {"mlp"}
+    for other in ("mlp", "recipe_mlp"):
         test, both = lasso["against"][other], (methods["lasso"].runs[0], methods[other].runs[0])
         assert test["p"] == statistics.paired_t_test(both[0].ndcg, both[1].ndcg)
         expected = statistics.paired_bootstrap(both[0].ndcg, both[1].ndcg)
@@ -73,15 +73,19 @@ def test_comparison_is_means_deviations_gain_and_tests():
 
 
 def test_best_baseline_is_the_best_on_validation_not_on_test():
-    tested = {"fm": runs(0.5, valid=0.1), "mlp": runs(0.3, valid=0.2), "ours": runs(0.9, valid=0.9)}
+    tested = {
+        "fm": runs(0.5, valid=0.1),
+        "mlp": runs(0.3, valid=0.2),
+        "recipe": runs(0.9, valid=0.9),
+    }
     assert tables.best_baseline(tested, 10) == "mlp"
-    assert tables.best_baseline({"ours": runs(0.9)}, 10) is None
+    assert tables.best_baseline({"recipe": runs(0.9)}, 10) is None
 
 
 def test_method_whose_trials_all_failed_is_a_dash_with_its_reason():
-    failed = method(trials=[{"overrides": {}, "failed": "too many items"}])
+    failed = method(trials=[{"failed": "too many items"}])
     report = a_report({"mlp": method(0.2, 0.3), "ease": failed})
-    text = tables.markdown(report)
+    text = markdown.page(report)
     line = next(line for line in text.splitlines() if line.startswith("| ease |"))
     assert set(line.replace("ease", "").replace("|", "").split()) == {"-"}
     assert "ease failed: too many items" in text
@@ -123,19 +127,19 @@ def test_cold_groups_share_out_the_users_and_average_them():
 
 def test_reduced_data_is_set_against_the_mlp_on_all_of_it():
     methods = {
-        "ours": method(0.4, d1=runs(0.36, 0.34), d2=runs(0.3)),
+        "recipe": method(0.4, d1=runs(0.36, 0.34), d2=runs(0.3)),
         "mlp": method(0.3, d1=runs(0.2)),
         "fm": method(0.9),
     }
     report = a_report(methods, (0, 1, 2))
     found = [(row["method"], row["dropped"]) for row in report["reduced"]]
-    assert found == [("ours", 0), ("ours", 1), ("ours", 2), ("mlp", 0), ("mlp", 1)]
+    assert found == [("recipe", 0), ("recipe", 1), ("recipe", 2), ("mlp", 0), ("mlp", 1)]
     row = report["reduced"][1]
     assert row["gain"] == pytest.approx(0.35 / 0.3 - 1)
-    expected = methods["ours"].runs[1].ndcg, methods["mlp"].runs[0].ndcg
+    expected = methods["recipe"].runs[1].ndcg, methods["mlp"].runs[0].ndcg
     assert row["against"]["mlp"]["p"] == statistics.paired_t_test(*expected)
     assert "against" not in report["reduced"][3]
-    assert "| ours | 1 |" in tables.markdown(report)
+    assert "| recipe | 1 |" in markdown.page(report)
 
 
 # Less data.
@@ -281,19 +285,23 @@ def copy(finished, tmp_path, monkeypatch):
     return tmp_path / "copy"
 
 
+def trials_in(folder):
+    return [json.loads(path.read_text()) for path in (folder / "results").iterdir()]
+
+
 @pytest.mark.slow
 def test_study_leaves_trials_runs_and_tables(finished):
     folder, report = finished
     workdir = folder / "w"
     assert json.loads((workdir / "table2.json").read_text()) == report
-    assert (workdir / "table2.md").read_text() == tables.markdown(report)
+    assert (workdir / "table2.md").read_text() == markdown.page(report)
     found = sorted(str(path.parent.relative_to(workdir)) for path in workdir.rglob("result.json"))
     seeds = ["seed_0", "seed_1"]
     expected = [f"{name}/{seed}" for name in ("ials", "ials/drop_1", "mlp") for seed in seeds]
     assert found == sorted([*expected, "popularity/seed_0"])
     for name, number in (("mlp", 2), ("ials", 2), ("ease", 2), ("popularity", 1)):
-        rows = (workdir / name / "trials.jsonl").read_text().splitlines()
-        assert len(rows) == number and not any("test" in json.loads(row) for row in rows)
+        rows = trials_in(workdir / name)
+        assert len(rows) == number and not any("test" in row for row in rows)
     assert report["best_baseline"] == "mlp"
     assert len(report["commands"]["ials"]) == 4 and len(report["commands"]["popularity"]) == 1
 
@@ -315,8 +323,7 @@ def test_study_reports_what_stands_in_the_runs(finished):
     users = [group["users"] for group in groups]
     means = [group["ndcg"]["mlp"] for group in groups]
     assert np.average(means, weights=users) == pytest.approx(np.mean(per_user))
-    trials = [json.loads(x) for x in (folder / "w/mlp/trials.jsonl").read_text().splitlines()]
-    best = max(trials, key=lambda trial: trial["valid"]["ndcg@10"])
+    best = max(trials_in(folder / "w" / "mlp"), key=lambda trial: trial["valid"]["ndcg@10"])
     stored = json.loads((folder / "w/mlp/seed_1/config.json").read_text())
     assert stored == {**best["config"], "seed": 1, "dataset_hash": best["dataset_hash"]}
     dropped = next(row for row in report["reduced"] if row["dropped"] == 1)
@@ -343,7 +350,8 @@ def test_interrupted_study_goes_on_to_the_same_tables(file, finished, tmp_path, 
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(search, "evaluate", interrupted(search.evaluate))
-        patch.setattr(table2, "fit", interrupted(fit))
+        patch.setattr(population, "train", interrupted(population.train))
+        patch.setattr(full_run, "fit", interrupted(fit))
         with pytest.raises(KeyboardInterrupt):
             make(a_study(file))
     assert make(a_study(file)) == finished[1]
@@ -353,7 +361,7 @@ def test_interrupted_study_goes_on_to_the_same_tables(file, finished, tmp_path, 
 
 @pytest.fixture
 def nothing_is_run(monkeypatch):
-    for module, name in ((search, "evaluate"), (table2, "fit")):
+    for module, name in ((search, "evaluate"), (population, "train"), (full_run, "fit")):
         monkeypatch.setattr(module, name, lambda *args, **options: pytest.fail("it ran again"))
 
 
@@ -406,15 +414,16 @@ def test_workdir_of_another_study_is_refused(file, copy, nothing_is_run, fields,
         table2.run(a_study(file, given=LIMIT | fields), ["popularity"])
 
 
-def test_trials_of_other_overrides_are_refused(file, copy, nothing_is_run, monkeypatch):
+def test_trials_of_other_fields_are_refused(file, copy, nothing_is_run, monkeypatch):
     monkeypatch.setitem(search.SPACES, "ials", {"ials_alpha": search.Range(2.0, 3.0)})
-    with pytest.raises(InputError, match="overrides are"):
+    with pytest.raises(InputError, match=r"of another search: config\.ials_regularization is"):
         make(a_study(file))
 
 
 def test_damaged_trials_are_named(file, copy):
-    (copy / "w" / "mlp" / "trials.jsonl").write_text('{"overrides": ')
-    with pytest.raises(InputError, match=r"mlp/trials\.jsonl cannot be read"):
+    for path in (copy / "w" / "mlp" / "results").iterdir():
+        path.write_text('{"overrides": ')
+    with pytest.raises(InputError, match=r"mlp/results/\w+\.json cannot be read"):
         make(a_study(file))
 
 
@@ -431,7 +440,7 @@ def test_run_that_fails_leaves_the_other_methods_their_tables(file, copy, monkey
     def fail(config, workdir, **options):
         raise InputError("the loss is not finite")
 
-    monkeypatch.setattr(table2, "fit", fail)
+    monkeypatch.setattr(full_run, "fit", fail)
     (copy / "w" / "ials" / "seed_1" / "result.json").unlink()
     with pytest.raises(InputError, match="ials: the loss is not finite"):
         make(a_study(file))
@@ -463,8 +472,10 @@ def test_command_of_a_table_names_its_methods_where_they_are_not_all(file):
 
 
 def test_study_of_an_unknown_method_is_refused(file):
-    for methods, drop_methods in ((["ours_connet"], []), (["mlp"], ["published"])):
-        with pytest.raises(InputError, match=r"unknown method '(ours_connet'.*ours_conet|publ)"):
+    for methods, drop_methods in ((["recipe_connet"], []), (["mlp"], ["published"])):
+        with pytest.raises(
+            InputError, match=r"unknown method '(recipe_connet'.*recipe_conet|publ)"
+        ):
             table2.run(a_study(file), methods, [1], drop_methods)
 
 
@@ -474,10 +485,10 @@ def test_study_without_scipy_is_refused_at_once(file, monkeypatch):
         make(a_study(file))
 
 
-def test_warm_start_of_ours_is_searched_by_its_own_fields():
-    fields = set(search.SPACES["ours"]) & set(ials.Options._fields)
+def test_warm_start_of_the_recipe_is_searched_by_its_own_fields():
+    fields = set(search.SPACES["recipe"]) & set(ials.Options._fields)
     assert fields == {"ials_regularization", "ials_alpha", "ials_source_weight"}
-    assert "ials_source_weight" not in search.SPACES["ours_mlp"]
+    assert "ials_source_weight" not in search.SPACES["recipe_mlp"]
 
 
 # The command.
@@ -514,7 +525,11 @@ def test_the_recommended_recipe_is_set_against_every_other_method():
         return tables.Runs([], np.array(values), [])
 
     found = tables.recommended(
-        {"ours": runs([0.4, 0.6, 0.9, 0.7]), "mlp": runs([0.3, 0.6, 0.5, 0.6]), "fm": runs([0] * 4)}
+        {
+            "recipe": runs([0.4, 0.6, 0.9, 0.7]),
+            "mlp": runs([0.3, 0.6, 0.5, 0.6]),
+            "fm": runs([0] * 4),
+        }
     )
     assert [row["method"] for row in found] == ["mlp", "fm"]
     assert found[0]["gain"] == pytest.approx(0.65 / 0.5 - 1) and found[1]["gain"] is None

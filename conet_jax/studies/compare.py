@@ -16,6 +16,8 @@ from conet_jax import metrics
 from conet_jax.errors import InputError
 from conet_jax.run.workdir import read_ranks, read_result, stored_config
 from conet_jax.studies import statistics, tables
+from conet_jax.studies.markdown import difference_cells, mean_cell, table
+from conet_jax.studies.statistics import spread_of
 from conet_jax.train.ranking import Ranks
 
 # Fields that name a run, or leave its result as it is.
@@ -94,12 +96,12 @@ def report(workdirs: Sequence[str | Path], *, split: str = "test", k: int | None
     k = k or first.config["eval_k"]
     groups = _groups(runs)
     differing = _differing([group[0].config for group in groups])
-    names = [f"{name}@{k}" for name in tables.METRICS]
+    names = [metric.key(k) for metric in metrics.in_tables()]
     head = ["", "run", *differing, "seeds", *names, "epochs", "parameters", "seconds"]
     rows, ndcg = [], []
     for number, group in enumerate(groups, 1):
         summaries = [metrics.summarize(*run.ranks, k=k) for run in group]
-        spreads = [tables.spread_of([summary[name] for summary in summaries]) for name in names]
+        spreads = [spread_of([summary[name] for summary in summaries]) for name in names]
         ndcg.append(np.mean([metrics.ndcg(*run.ranks[:2], k=k) for run in group], axis=0))
         rows.append(
             [
@@ -107,14 +109,14 @@ def report(workdirs: Sequence[str | Path], *, split: str = "test", k: int | None
                 _name(group),
                 *(str(group[0].config.get(field, "-")) for field in differing),
                 ", ".join(str(run.config["seed"]) for run in group),
-                *map(tables.mean_cell, spreads),
+                *map(mean_cell, spreads),
                 f"{np.mean([run.result['epochs'] for run in group]):.4g}",
                 f"{group[0].result['parameters']:,}",
                 f"{np.mean([run.result['seconds'] for run in group]):,.1f}",
             ]
         )
     counts = f"{len(runs)} runs on data {first.result['dataset']['hash'][:12]}"
-    lines = [f"{counts}, {split} split, {len(first.users):,} users.", "", *tables.table(head, rows)]
+    lines = [f"{counts}, {split} split, {len(first.users):,} users.", "", *table(head, rows)]
     if len(groups) > 1:
         lines += ["", *_tests(ndcg, k)]
     return "\n".join(lines)
@@ -161,9 +163,9 @@ def _tests(ndcg: list[np.ndarray], k: int) -> list[str]:
     base, cells = float(ndcg[0].mean()), []
     for number, values in enumerate(ndcg[1:], 2):
         gain = f"{100 * (float(values.mean()) / base - 1):+.2f}%" if base else "-"
-        cells.append([str(number), gain, *tables.difference_cells(tables.against(values, ndcg[0]))])
+        cells.append([str(number), gain, *difference_cells(tables.against(values, ndcg[0]))])
     return [
-        *tables.table(head, cells),
+        *table(head, cells),
         "",
         "p: paired t-test over users, each averaged over the seeds; difference with the 95% "
         "interval of a paired bootstrap over users.",

@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from conet_jax import config as config_lib
+from conet_jax import metrics
 from conet_jax.errors import InputError
 from conet_jax.models.base import Model, Params
 from conet_jax.run.workdir import stored_config
@@ -115,17 +116,16 @@ def report(rows: dict[str, list[dict[str, Any]]], ndcg: dict[str, np.ndarray], k
       A row a way: means over runs, and against "on" the difference and the p of a paired t-test.
     """
     from conet_jax.studies import statistics
+    from conet_jax.studies.markdown import table
 
-    lines = [
-        f"| crossing | HR@{k} | NDCG@{k} | MRR@{k} | NDCG against on | p |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for way, metrics in rows.items():
-        names = (f"hit_ratio@{k}", f"ndcg@{k}", f"mrr@{k}")
-        cells = [f"{np.mean([run[name] for run in metrics]):.4f}" for name in names]
+    shown = metrics.in_tables()
+    head = ["crossing", *(metric.heading(k) for metric in shown), "NDCG against on", "p"]
+    cells = []
+    for way, runs in rows.items():
+        means = [np.mean([run[metric.key(k)] for run in runs]) for metric in shown]
         gain, p = "", ""
         if way != "on":
             gain = f"{100 * (ndcg[way].mean() / ndcg['on'].mean() - 1):+.2f}%"
             p = f"{statistics.paired_t_test(ndcg[way], ndcg['on']):.2g}"
-        lines.append(f"| {way} | {' | '.join(cells)} | {gain} | {p} |")
-    return "\n".join(lines) + "\n"
+        cells.append([way, *(f"{mean:.4f}" for mean in means), gain, p])
+    return "\n".join(table(head, cells)) + "\n"

@@ -6,6 +6,7 @@ hyper-parameter for any other use.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,14 +17,15 @@ from conet_jax import metrics
 from conet_jax.data.load import load_dataset
 from conet_jax.data.types import Dataset
 from conet_jax.files import make_report_folder, write_json, write_text
-from conet_jax.run import loop
+from conet_jax.run import lock, loop
 from conet_jax.run.experiment import make_experiment
 from conet_jax.run.fit import versions
 from conet_jax.run.start import initial_state
+from conet_jax.studies import runner
+from conet_jax.studies.markdown import mean_cell, table
+from conet_jax.studies.runner import Record
 from conet_jax.train import ranking
 from conet_jax.train.ranking import Ranks
-
-METRICS = {"hit_ratio": "HR", "ndcg": "NDCG", "mrr": "MRR"}
 
 
 class Habits(NamedTuple):
@@ -59,7 +61,7 @@ def figures(test: list[Ranks], best_epoch: int, habits: Habits, *, k: int) -> di
       k: the metrics' cut.
 
     Returns:
-      ``{"hit_ratio", "ndcg", "mrr"}`` at k, means over users.
+      The metrics of ``metrics.in_tables`` by name, means over users.
 
     Example:
       >>> constant = Ranks(*np.array([[0], [99], [99]]))  # a constant scorer: all tied
@@ -67,20 +69,27 @@ def figures(test: list[Ranks], best_epoch: int, habits: Habits, *, k: int) -> di
       >>> round(found, 12), figures([constant], 1, Habits(ties=True), k=10)["hit_ratio"]
       (0.1, 1.0)
     """
+    shown = metrics.in_tables()
 
     def of_epoch(ranks: Ranks) -> dict[str, float]:
         tied = np.zeros_like(ranks.tied) if habits.ties else ranks.tied
         found = metrics.summarize(ranks.above, tied, ranks.candidates, k=k)
-        mrr = "mrr_published" if habits.misses else "mrr"
-        return {name: found[f"{mrr if name == 'mrr' else name}@{k}"] for name in METRICS}
+        if habits.misses:
+            found[f"mrr@{k}"] = found[f"mrr_published@{k}"]
+        return {metric.name: found[metric.key(k)] for metric in shown}
 
     if not habits.epochs:
         return of_epoch(test[best_epoch - 1])
     by_epoch = [of_epoch(ranks) for ranks in test]
-    return {name: max(epoch[name] for epoch in by_epoch) for name in METRICS}
+    return {
+        metric.name: (max if metric.higher_is_better else min)(
+            epoch[metric.name] for epoch in by_epoch
+        )
+        for metric in shown
+    }
 
 
-def run(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
+def measure(config: ConfigDict, dataset: Dataset) -> Record:
     """Trains once and returns the figures under each row's habits.
 
     Returns:
@@ -112,6 +121,18 @@ def run(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def _single(run: runner.Run, dataset: Dataset) -> Record:
+    return measure(run.config, dataset)
+
+
+def _numbers(record: Record) -> list[Any]:
+    found = [record["seed"], record["epochs"], record["best_epoch"], *record["dead"].values()]
+    return [*found, *(value for row in record["rows"].values() for value in row.values())]
+
+
+KIND = runner.Kind("habits", _single, read=partial(runner.read, numbers=_numbers))
+
+
 def report(
     config: ConfigDict, workdir: str | Path, *, seeds: int = 3, dataset: Dataset | None = None
 ) -> dict[str, Any]:
@@ -133,20 +154,35 @@ def report(
     workdir = Path(workdir)
     make_report_folder(workdir)
     dataset = load_dataset(config) if dataset is None else dataset
-    runs = []
+    planned = []
     for seed in range(config.seed, config.seed + seeds):
         seeded = ConfigDict(config.to_dict())
         seeded.seed = seed
-        runs.append(run(seeded, dataset))
-        print(_note(runs[-1]), flush=True)
+        planned.append(runner.plan(seeded, dataset, workdir, KIND))
+
+    def done(run: runner.Run, record: Record) -> None:
+        print(_note(record), flush=True)
+
+    with lock.owned(workdir):
+        outcome = runner.run(planned, workdir, runner.Datasets(dataset), KIND, done=done)
+        records = outcome.complete()
+        kept = ("seed", "epochs", "best_epoch", "dead", "rows")
+        runs = [{name: records[run.key][name] for name in kept} for run in planned]
+        return _report(config, workdir, dataset, runs)
+
+
+def _report(
+    config: ConfigDict, workdir: Path, dataset: Dataset, runs: list[Record]
+) -> dict[str, Any]:
+    names = [metric.name for metric in metrics.in_tables()]
     over_seeds = {
-        name: {metric: [run["rows"][name][metric] for run in runs] for metric in METRICS}
+        name: {metric: [run["rows"][name][metric] for run in runs] for metric in names}
         for name in runs[0]["rows"]
     }
     result = {
         "mean": _each(over_seeds, lambda values: float(np.mean(values))),
         "std": _each(over_seeds, lambda values: float(np.std(values, ddof=1)))
-        if seeds > 1
+        if len(runs) > 1
         else None,
         "runs": runs,
         "test_users": len(dataset.test.users),
@@ -172,18 +208,16 @@ def markdown(result: dict[str, Any]) -> str:
     """Returns a result of ``report`` as a small Markdown page."""
     config, runs, std = result["config"], result["runs"], result["std"]
     k = config["eval_k"]
-    lines = [
-        f"# Habits of reporting: {config['name']} {config['variant']}".rstrip(),
-        "",
-        "| | " + " | ".join(f"{name}@{k}" for name in METRICS.values()) + " |",
-        "| --- |" + " ---: |" * len(METRICS),
-    ]
-    for row, means in result["mean"].items():
-        cells = [
-            f"{mean:.4f}" + (f" ± {std[row][metric]:.4f}" if std else "")
+    lines = [f"# Habits of reporting: {config['name']} {config['variant']}".rstrip(), ""]
+    cells = [
+        [row]
+        + [
+            mean_cell({"mean": mean, "std": std[row][metric] if std else None})
             for metric, mean in means.items()
         ]
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        for row, means in result["mean"].items()
+    ]
+    lines += table(["", *(metric.heading(k) for metric in metrics.in_tables())], cells)
     seeds = f"mean ± standard deviation of {len(runs)} seeds" if std else "one seed"
     lines += [
         "",

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from conet_jax.data.types import Dataset
 from conet_jax.errors import InputError
-from conet_jax.models.base import Hyper
+from conet_jax.models.base import Hyper, Model
 from conet_jax.run import loop, signals
 from conet_jax.run.checkpoints import Checkpoints
 from conet_jax.run.epoch import CHUNK_STEPS, CutShort, Part, check_steps, epoch_row
@@ -35,6 +35,8 @@ from conet_jax.train.state import SETTLE_STEP, TrainState
 
 Record = dict[str, Any]
 
+# Fields that a program does not hang on: names, and when a member stops.
+_NAMES = ("name", "variant", "on_nonfinite", "epochs", "patience")
 _STEPS = 4 * CHUNK_STEPS  # of all members a call: bounds the memory of their batches
 # Steps of members that are over, an epoch, for which a program without them is compiled, once they
 # are half: a compilation takes as long as some 20,000 steps, so two epochs make up for it.
@@ -51,10 +53,10 @@ class Member(NamedTuple):
 def program(config: ConfigDict) -> str:
     """Returns what configs must agree in to be members of one population.
 
-    Everything but the seed and the fields of ``Hyper``; of dropout, which adds draws to the
-    program, whether there is any.
+    Everything but names, the seed, when it stops and the fields of ``Hyper``; of dropout, which
+    adds draws to the program, whether there is any.
     """
-    fields = config.to_dict() | dict.fromkeys(("seed", *Hyper._fields))
+    fields = config.to_dict() | dict.fromkeys(("seed", *_NAMES, *Hyper._fields))
     return json.dumps(fields | {"dropout": config.dropout > 0}, sort_keys=True)
 
 
@@ -74,8 +76,9 @@ def train(
 
     Returns:
       For each member ``valid`` (metrics of the best epoch), ``train_loss`` (of that epoch),
-      ``first_losses``, ``best_epoch``, ``epochs``, ``seconds`` (its share of the population's); of
-      one that diverged ``failed``, the reason.
+      ``first_losses``, ``history`` (of every epoch, see ``epoch_numbers``), ``best_epoch``,
+      ``epochs``, ``seconds`` (its share of the population's); of one that diverged ``failed``, the
+      reason.
 
     Raises:
       InputError: the config does not fit the data.
@@ -228,12 +231,40 @@ def _validated(
         end = loop.end_epoch(experiment, state, row, member.progress, started)
     except InputError as error:  # diverged
         return member._replace(record={"failed": str(error)})
-    record = member.record
+    numbers = epoch_numbers(experiment.model, end)
+    record = {**member.record, "history": [*member.record.get("history", []), numbers]}
     if end.better:
-        record = {**record, "valid": row["valid"], "train_loss": row["train_loss"]}
+        record |= {**search.validation_of(row), "train_loss": row["train_loss"]}
     if "first_losses" in row:
-        record = {**record, "first_losses": row["first_losses"]}
+        record["first_losses"] = row["first_losses"]
     return Member(end.progress, record)
+
+
+def epoch_numbers(model: Model, end: loop.Epoch) -> Record:
+    """Returns what is kept of every epoch.
+
+    Args:
+      model: of the run.
+      end: of the epoch.
+
+    Returns:
+      ``epoch``, ``train_loss`` (target, nats per example), ``valid``, ``seconds`` of training, and
+      of the entries under the lasso (of U and V if H is of low rank) the share of exact zeros
+      ``h_zeros`` and the mean absolute value ``h_mean_abs``, None where nothing crosses.
+    """
+    dense = end.params.dense
+    mask = jax.tree.leaves(model.l1_mask(dense))
+    masked = zip(jax.tree.leaves(dense), mask, strict=True)
+    crossing = [np.ravel(leaf) for leaf, penalised in masked if penalised]
+    h = np.abs(np.concatenate(crossing)) if crossing else None
+    return {
+        "epoch": end.progress.epoch,
+        "train_loss": end.row["train_loss"]["target"],
+        **search.validation_of(end.row),
+        "seconds": end.row["seconds"]["train"],
+        "h_zeros": None if h is None else float((h == 0).mean()),
+        "h_mean_abs": None if h is None else float(h.mean()),
+    }
 
 
 def _over(experiment: Experiment, member: Member) -> bool:
@@ -242,8 +273,9 @@ def _over(experiment: Experiment, member: Member) -> bool:
 
 def _line(config: ConfigDict, members: list[Member], left: list[int], epoch: _Epoch) -> str:
     name = f"ndcg@{config.eval_k}"
-    values = [m.record["valid"][name] for m in members if "valid" in m.record]
-    best = f"{max(values):.4f}" if values else "-"
+    values = [search.value_of(member.record, config.eval_k) for member in members]
+    best = max((value for value in values if value is not None), default=None)
+    best = "-" if best is None else f"{best:.4f}"
     return (
         f"epoch {epoch.number:3d}  {len(left)} of {len(members)} runs go on  best valid {name} "
         f"{best}  {len(epoch.sums) * epoch.seconds:.1f} s"

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 from ml_collections import ConfigDict
 
+from conet_jax import metrics
 from conet_jax.data.types import Dataset
 from conet_jax.run import loop
 from conet_jax.run.experiment import make_experiment
@@ -29,6 +30,8 @@ class Range(NamedTuple):
     high: float
     log: bool = True
 
+
+PARTS = ("valid",)  # of an epoch's row: what a run is valued by
 
 Space = dict[str, Range | tuple[Any, ...]]  # a range, or choices, by config field
 
@@ -143,6 +146,11 @@ def without_test(dataset: Dataset) -> Dataset:
     return dataset._replace(test=_NoTestSplit())
 
 
+def validation_of(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns what an epoch's row says of validation: every part by its name."""
+    return {name: row[name] for name in PARTS if name in row}
+
+
 def evaluate(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
     """Trains without writing files, and values the run on validation alone.
 
@@ -161,22 +169,56 @@ def evaluate(config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for end in loop.train(experiment, initial_state(experiment)):
         if end.better:
-            found = {"valid": end.row["valid"]}
+            found = validation_of(end.row)
         found |= {"best_epoch": end.progress.best_epoch, "epochs": end.progress.epoch}
         del end
     return {**found, "seconds": round(time.perf_counter() - since, 3)}
 
 
-def best_trial(trials: Sequence[dict[str, Any]], k: int) -> int | None:
-    """Returns the index of the best validation NDCG, of equals the first.
+def columns(record: dict[str, Any], k: int) -> dict[str, float | None]:
+    """Returns a column for each of ``metrics.METRICS`` on validation, None where there is none.
 
     Args:
-      trials: what ``evaluate`` returned; one without ``valid`` failed.
+      record: of a run or an epoch; one that failed has no ``valid``.
+      k: the cut.
+
+    Example:
+      >>> columns({"valid": {"ndcg@10": 0.25}}, 10)["ndcg@10"]
+      0.25
+    """
+    return {
+        f"{part.removeprefix('valid')} {metric.key(k)}".strip(" _"): record.get(part, {}).get(
+            metric.key(k)
+        )
+        for part in PARTS
+        for metric in metrics.METRICS
+    }
+
+
+def value_of(record: dict[str, Any], k: int) -> float | None:
+    """Returns the number by which trials, points and epochs are chosen: validation NDCG.
+
+    Args:
+      record: of a run or an epoch; one that failed has no ``valid``.
+      k: the cut of NDCG.
+
+    Example:
+      >>> value_of({"valid": {"ndcg@10": 0.25}}, 10), value_of({"failed": "diverged"}, 10)
+      (0.25, None)
+    """
+    return record["valid"][f"ndcg@{k}"] if "valid" in record else None
+
+
+def best_trial(trials: Sequence[dict[str, Any]], k: int) -> int | None:
+    """Returns the index of the best by ``value_of``, of equals the first.
+
+    Args:
+      trials: records of their runs.
       k: the cut of NDCG.
 
     Returns:
       The index, None if all trials failed.
     """
-    values = [trial["valid"][f"ndcg@{k}"] if "valid" in trial else -1.0 for trial in trials]
-    best = max(range(len(values)), key=values.__getitem__)
-    return best if values[best] >= 0 else None
+    values = [value_of(trial, k) for trial in trials]
+    best = max(range(len(values)), key=lambda at: -1.0 if values[at] is None else values[at])
+    return None if values[best] is None else best

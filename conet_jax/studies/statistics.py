@@ -1,7 +1,8 @@
 """Whether two models differ: paired tests over users, who are the same for both."""
 
+from collections.abc import Sequence
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -26,6 +27,16 @@ class Bootstrap(NamedTuple):
     low: float
     high: float
     p: float
+
+
+def spread_of(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
+    """Mean and sample standard deviation, None of a single value.
+
+    >>> spread_of([1.0, 2.0, 3.0])
+    {'mean': 2.0, 'std': 1.0}
+    """
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "std": std}
 
 
 def scipy_stats() -> ModuleType:

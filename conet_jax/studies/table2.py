@@ -1,15 +1,15 @@
 """Every method of a table on one data set: searched, then trained with several seeds, then tested.
 
-What stands in the workdir is all there is to go on from: ``METHOD/trials.jsonl``, a line a trial,
-and ``METHOD/seed_S`` (with less data ``METHOD/drop_K/seed_S``), the runs of the best trial's
-config, as launch/train.py makes them. The same call again goes on where it was; calls with other
-methods may share the workdir, also at the same time.
+``runner`` does both, and what stands in the workdir is all there is to go on from:
+``METHOD/results``, a record a trial, and ``METHOD/seed_S`` (with less data
+``METHOD/drop_K/seed_S``), the runs of the best trial's config, as launch/train.py makes them. The
+same call again goes on where it was; calls with other methods may share the workdir, also at the
+same time.
 """
 
 import difflib
 import json
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,15 +19,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from conet_jax import config as config_lib
-from conet_jax import files, metrics, models
+from conet_jax import models
 from conet_jax.data.load import check_users, load_dataset
 from conet_jax.data.types import Dataset
 from conet_jax.errors import InputError
 from conet_jax.files import make_folder, make_report_folder, write_text
 from conet_jax.run import lock
-from conet_jax.run.fit import fit
-from conet_jax.run.workdir import read_ranks, read_result
-from conet_jax.studies import search, statistics, tables
+from conet_jax.studies import full_run, markdown, runner, search, statistics, tables
+from conet_jax.studies.points import command, described
+from conet_jax.studies.runner import Record
 
 # A longer run is the same run gone on, but a longer trial may be another choice.
 _FREE = tuple(field for field in config_lib.FREE_FIELDS if field != "epochs")
@@ -70,24 +70,6 @@ class Study(NamedTuple):
         return command("table2", self.file, self.given, *last)
 
 
-class Run(NamedTuple):
-    """One run of a study: where it stands, its config, and the launch/train.py command of it."""
-
-    workdir: Path
-    config: ConfigDict
-    command: str
-
-
-def command(name: str, file: str, fields: dict[str, Any], *flags: str) -> str:
-    """Returns the command line of a launcher under a config file and fields by dotted name.
-
-    >>> command("train", "configs/demo.py:lasso", {"l1": 1e-05}, "--workdir=a run")
-    "python launch/train.py --config=configs/demo.py:lasso --config.l1=1e-05 '--workdir=a run'"
-    """
-    fields = [f"--config.{field}={value}" for field, value in fields.items()]
-    return shlex.join(["python", f"launch/{name}.py", f"--config={file}", *fields, *flags])
-
-
 def run(
     study: Study,
     methods: Sequence[str] = search.METHODS,
@@ -117,9 +99,9 @@ def run(
         try:
             make_folder(study.workdir / method)
             with lock.owned(study.workdir / method):
-                rows = tune(study, method, datasets[0])
+                records = tune(study, method, datasets[0])
                 for drop in (0, *(drops if method in drop_methods else ())):
-                    train(study, method, rows, datasets[drop], drop)
+                    train(study, method, records, datasets[drop], drop)
         except InputError as error:
             failures.append(f"{method}: {error}")
             print("error:", failures[-1], flush=True)
@@ -134,7 +116,7 @@ def run(
         k=study.config("recipe").eval_k,
         command=study.command(list(done)),
     )
-    text = tables.markdown(report)
+    text = markdown.page(report)
     _publish(study.workdir / "table2.json", json.dumps(report, indent=2, allow_nan=False) + "\n")
     _publish(study.workdir / "table2.md", text)
     print(text)
@@ -162,7 +144,7 @@ def _check(study: Study, methods: list[str], drops: Sequence[int]) -> dict[int, 
     for split in ("valid", "test"):
         check_users(datasets[0], split)
     for method in search.METHODS:
-        read_trials(study, method, datasets[0])
+        check_trials(study, method, datasets[0])
     make_report_folder(study.workdir)
     return datasets
 
@@ -181,145 +163,123 @@ def _drop(drop: int) -> dict[str, int]:
 # The search.
 
 
-def read_trials(study: Study, method: str, dataset: Dataset) -> list[dict[str, Any]]:
-    """Reads the trials of a method that are done, none if there are none.
+def trials(study: Study, method: str, dataset: Dataset) -> list[runner.Run]:
+    """Returns the trials of a method; two of the same config are one run."""
+    return [
+        runner.plan(study.config(method, **fields), dataset, study.workdir / method)
+        for fields in search.trials(method, study.trials)
+    ]
+
+
+def check_trials(study: Study, method: str, dataset: Dataset) -> None:
+    """Checks that the trials which a method has are of this study, or of more trials of it.
 
     Raises:
-      InputError: the file cannot be read, or a trial is of other data, overrides or config.
+      InputError: a record cannot be read, or is of other data or another config.
     """
-    path = study.workdir / method / "trials.jsonl"
-    if not path.exists():
-        return []
-    try:
-        with files.open_regular(path) as file:
-            rows = [files.parse_json(line) for line in file]
-        planned = search.trials(method, len(rows))
-        for number, (row, overrides) in enumerate(zip(rows, planned, strict=True)):
+    found = sorted((study.workdir / method / "results").glob("*.json"))
+    planned = {run.path for run in trials(study, method, dataset)} if found else ()
+    searched = (*_FREE, *search.SPACES[method])
+    for path in found:
+        record = runner.read(runner.Run(study.config(method), "", "", path))
+        if path in planned:
+            continue
+        try:
             differing = config_lib.differences(
-                row["config"], study.config(method, **overrides), free=_FREE
+                record["config"], study.config(method), free=searched
             )
-            if row["overrides"] != overrides:
-                differing = [f"overrides are {row['overrides']} there and {overrides} here"]
-            if row["dataset_hash"] != dataset.meta["hash"]:
-                hashes = row["dataset_hash"], dataset.meta["hash"]
+            if record["dataset_hash"] != dataset.meta["hash"]:
+                hashes = record["dataset_hash"], dataset.meta["hash"]
                 differing = ["the data's hash is {:.12}… there and {:.12}… here".format(*hashes)]
-            if differing:
-                raise InputError(
-                    f"trial {number} in {path} is of another search: {'; '.join(differing)}. Take "
-                    "another --workdir, or the same config and data"
-                )
-    except InputError:
-        raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} cannot be read as trials ({error}); take it away, and they are made again"
-        ) from None
-    return rows
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise InputError(
+                f"{path} cannot be read as a trial ({error!r}); take it away, and it is made again"
+            ) from None
+        if differing:
+            raise InputError(
+                f"the trial in {path} is of another search: {'; '.join(differing)}. Take another "
+                "--workdir, or the same config and data"
+            )
 
 
-def tune(study: Study, method: str, dataset: Dataset) -> list[dict[str, Any]]:
+def tune(study: Study, method: str, dataset: Dataset) -> list[Record]:
     """Runs the trials of a method that are not done yet.
 
     Returns:
-      All trials; one that failed has ``failed``, the reason, in place of ``valid``.
+      The record of each trial; of one that failed ``failed``, the reason, in place of ``valid``.
     """
-    path = study.workdir / method / "trials.jsonl"
-    rows, planned = read_trials(study, method, dataset), search.trials(method, study.trials)
-    for number in range(len(rows), len(planned)):
-        overrides = planned[number]
-        config = study.config(method, **overrides)
-        row = {"overrides": overrides}
-        try:
-            row |= search.evaluate(config, dataset)
-        except InputError as error:  # too many items for EASE, or a loss that is not finite
-            row |= {"failed": str(error)}
-        row |= {"dataset_hash": dataset.meta["hash"], "config": json.loads(config.to_json())}
-        rows.append(row)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
-        print(f"{method} trial {number + 1}/{len(planned)}: {_outcome(row, config)}", flush=True)
-    return rows[: len(planned)]
+    planned = trials(study, method, dataset)
+    fields = search.trials(method, study.trials)
+    numbers = {run.key: number for number, run in reversed(list(enumerate(planned)))}
+
+    def done(run: runner.Run, record: Record) -> None:
+        number = numbers[run.key]
+        outcome = _outcome(record, run.config.eval_k)
+        place = f"{method} trial {number + 1}/{len(planned)}"
+        print(f"{place}: {outcome}  {described(fields[number])}", flush=True)
+
+    outcome = runner.run(planned, study.workdir / method, runner.Datasets(dataset), done=done)
+    records = outcome.complete()
+    return [records[run.key] for run in planned]
 
 
-def _outcome(row: dict[str, Any], config: ConfigDict) -> str:
-    fields = " ".join(f"{name}={value}" for name, value in row["overrides"].items()) or "defaults"
-    if "failed" in row:
-        return f"failed ({row['failed']})  {fields}"
+def _outcome(record: Record, k: int) -> str:
+    if "failed" in record:
+        return f"failed ({record['failed']})"
     return (
-        f"valid ndcg@{config.eval_k} {row['valid'][f'ndcg@{config.eval_k}']:.4f}  epoch "
-        f"{row['best_epoch']} of {row['epochs']}  {row['seconds']:.1f} s  {fields}"
+        f"valid ndcg@{k} {search.value_of(record, k):.4f}  epoch {record['best_epoch']} of "
+        f"{record['epochs']}  {record['seconds']:.1f} s"
     )
 
 
 # The runs.
 
 
-def runs(study: Study, method: str, overrides: dict[str, Any], drop: int = 0) -> list[Run]:
+def runs(
+    study: Study, method: str, fields: dict[str, Any], dataset: Dataset, drop: int = 0
+) -> list[runner.Run]:
     """Returns the runs of a method by seed; a closed form, which has no seed, has one."""
-    closed_form = models.build(study.config(method, **overrides)).closed_form
+    closed_form = models.build(study.config(method, **fields)).closed_form
     found = []
     for seed in range(1 if closed_form else study.seeds):
-        fields = {**overrides, "seed": seed, **_drop(drop)}
+        changed = {**fields, "seed": seed, **_drop(drop)}
         folder = study.workdir / method
         folder = (folder / f"drop_{drop}" if drop else folder) / f"seed_{seed}"
-        line = command(
-            "train", f"{study.file}:{method}", {**study.given, **fields}, f"--workdir={folder}"
-        )
-        found.append(Run(folder, study.config(method, **fields), line))
+        file = f"{study.file}:{method}"
+        line = command("train", file, {**study.given, **changed}, f"--workdir={folder}")
+        found.append(full_run.plan(study.config(method, **changed), dataset, folder, line))
     return found
 
 
-def finished(run: Run, dataset: Dataset) -> dict[str, Any] | None:
-    """Returns the result of a run that is done, else None.
-
-    Raises:
-      InputError: it is the result of another config or other data.
-    """
-    path = run.workdir / "result.json"
-    if not path.exists():
-        return None
-    try:
-        result = read_result(path)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read as a run's result ({error}); take it away, and it is made again"
-        ) from None
-    differing = config_lib.differences(result["config"], run.config)
-    if result["dataset"]["hash"] != dataset.meta["hash"]:
-        differing.append("the data is other data")
-    if differing:
-        raise InputError(
-            f"{run.workdir} holds a run of another config: {'; '.join(differing)}. Take another "
-            "--workdir, or take that folder away"
-        )
-    return result if result["config"]["epochs"] == run.config.epochs else None
-
-
-def train(
-    study: Study, method: str, trials: list[dict[str, Any]], dataset: Dataset, drop: int
-) -> None:
+def train(study: Study, method: str, records: list[Record], dataset: Dataset, drop: int) -> None:
     """Trains the config of the best trial with every seed, and tests each run once.
+
+    Args:
+      study: the table.
+      method: the method.
+      records: of its trials.
+      dataset: the data.
+      drop: number of training interactions that it lacks of each user.
 
     Raises:
       InputError: as ``fit.fit``.
     """
-    best = search.best_trial(trials, study.config(method).eval_k)
+    best = search.best_trial(records, study.config(method).eval_k)
     if best is None:
         return
-    for run in runs(study, method, trials[best]["overrides"], drop):
-        if finished(run, dataset) is None:
-            print(run.command, flush=True)
-            result = fit(run.config, run.workdir, dataset=dataset, quiet=True)
-            name = f"ndcg@{run.config.eval_k}"
-            print(
-                f"{method} {'/'.join(run.workdir.relative_to(study.workdir / method).parts)}: "
-                f"valid {name} {result['valid'][name]:.4f}  epoch {result['best_epoch']} of "
-                f"{result['epochs']}  {result['seconds']:.1f} s",
-                flush=True,
-            )
-        write_text(run.workdir / "command.txt", run.command + "\n")
+    fields = search.trials(method, study.trials)[best]
+    planned = runs(study, method, fields, dataset, drop)
+
+    def done(run: runner.Run, result: Record) -> None:
+        place = "/".join(run.path.parent.relative_to(study.workdir / method).parts)
+        print(f"{method} {place}: {_outcome(result, run.config.eval_k)}", flush=True)
+
+    folder = study.workdir / method
+    runner.run(planned, folder, runner.Datasets(dataset), full_run.FULL, done=done).complete()
+    for run in planned:
+        write_text(run.path.parent / "command.txt", run.command + "\n")
         if not study.keep_checkpoints:
-            shutil.rmtree(run.workdir / "checkpoints", ignore_errors=True)
+            shutil.rmtree(run.path.parent / "checkpoints", ignore_errors=True)
 
 
 def collect(study: Study, method: str, datasets: dict[int, Dataset]) -> tables.Method | None:
@@ -334,35 +294,23 @@ def collect(study: Study, method: str, datasets: dict[int, Dataset]) -> tables.M
       What the tables need, without those numbers of dropped interactions whose runs are not done.
 
     Raises:
-      InputError: trials or runs are of another config or other data.
+      InputError: runs are of another config or other data.
     """
-    trials = read_trials(study, method, datasets[0])[: study.trials]
-    if len(trials) < len(search.trials(method, study.trials)):
+    if not (study.workdir / method / "results").exists():
         return None
-    best = search.best_trial(trials, study.config(method).eval_k)
-    done = tables.Method(trials, best, {})
+    records = [runner.read(run) for run in trials(study, method, datasets[0])]
+    if None in records:
+        return None
+    best = search.best_trial(records, study.config(method).eval_k)
+    fields = search.trials(method, study.trials)
+    done = tables.Method(records, fields, best, {})
     if best is not None:
         for drop, dataset in datasets.items():
-            planned = runs(study, method, trials[best]["overrides"], drop)
-            results = [finished(run, dataset) for run in planned]
+            planned = runs(study, method, fields[best], dataset, drop)
+            results = [full_run.read(run) for run in planned]
             if all(results):
-                ndcg = np.mean([_per_user(run, dataset) for run in planned], axis=0)
+                ndcg = np.mean([full_run.test_ndcg(run, dataset) for run in planned], axis=0)
                 done.runs[drop] = tables.Runs(results, ndcg, [run.command for run in planned])
         if 0 not in done.runs:
             return None
     return done
-
-
-def _per_user(run: Run, dataset: Dataset) -> np.ndarray:
-    """Test NDCG of each test user."""
-    path = run.workdir / "ranks.npz"
-    try:
-        users, ranks = read_ranks(path, "test")
-        if not np.array_equal(users, dataset.test.users):
-            raise ValueError("it is not of the data's test users")
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read as the ranks of this study's data ({error}); take "
-            f"{run.workdir} away, and it is made again"
-        ) from None
-    return metrics.ndcg(ranks.above, ranks.tied, k=run.config.eval_k)

@@ -1,4 +1,4 @@
-"""Tables of a comparison, as pure functions of results: their numbers, and those as Markdown.
+"""The numbers of a comparison's tables, as pure functions of results.
 
 Everything that is chosen, a method's trial and the best baseline, is chosen on validation.
 """
@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from conet_jax import metrics
 from conet_jax.data.types import Dataset
 from conet_jax.studies import search, statistics
+from conet_jax.studies.statistics import spread_of
 
 Row = dict[str, Any]
 
-METRICS = ("hit_ratio", "ndcg", "mrr")
 BASELINES = ("bprmf", "cmf", "cmf_squared", "fm", "mlp")  # the paper's
 REFERENCES = ("mlp", "recipe_mlp")  # that every method is tested against
 # Table 2 of the paper: HR, NDCG, MRR at 10; its MRR gives a miss 1/11 (design.md).
@@ -59,12 +60,14 @@ class Method(NamedTuple):
     """What is known of a method.
 
     Attributes:
-      trials: of its search, see ``table2.tune``.
+      trials: records of its search, see ``table2.tune``.
+      fields: config fields of each trial by dotted name.
       best: index of the best trial, None if all failed.
       runs: by number of training interactions dropped, 0 is none; empty if all trials failed.
     """
 
     trials: list[dict[str, Any]]
+    fields: list[dict[str, Any]]
     best: int | None
     runs: dict[int, Runs]
 
@@ -91,7 +94,7 @@ def report(
       command: that makes the tables.
 
     Returns:
-      What ``markdown`` prints, for JSON.
+      What ``markdown.page`` prints, for JSON.
     """
     data = datasets[0]
     tested = {method: done.runs[0] for method, done in methods.items() if done.runs}
@@ -125,7 +128,7 @@ def report(
 def best_baseline(tested: dict[str, Runs], k: int) -> str | None:
     """Returns the paper's baseline with the best mean validation NDCG of its runs."""
     values = {
-        method: _spread(tested[method].results, f"ndcg@{k}", "valid")["mean"]
+        method: np.mean([search.value_of(result, k) for result in tested[method].results])
         for method in BASELINES
         if method in tested
     }
@@ -144,7 +147,7 @@ def comparison(methods: dict[str, Method], k: int) -> list[Row]:
             rows.append(row | {"failed": done.trials[0]["failed"]})
             continue
         runs = tested[method]
-        row |= {metric: _spread(runs.results, f"{metric}@{k}") for metric in METRICS}
+        row |= {metric.name: _spread(runs.results, metric.key(k)) for metric in metrics.in_tables()}
         if baseline and method != baseline:
             base = _spread(tested[baseline].results, f"ndcg@{k}")["mean"]
             row["gain"] = row["ndcg"]["mean"] / base - 1 if base else None
@@ -176,19 +179,10 @@ def recommended(tested: dict[str, Runs]) -> list[Row]:
     return rows
 
 
-def _spread(results: list[dict[str, Any]], name: str, split: str = "test") -> Row:
-    """Mean and sample standard deviation over runs, None of a single one."""
-    return spread_of([result[split][name] for result in results])
-
-
-def spread_of(values: Sequence[float] | np.ndarray) -> Row:
-    """Mean and sample standard deviation, None of a single value.
-
-    >>> spread_of([1.0, 2.0, 3.0])
-    {'mean': 2.0, 'std': 1.0}
-    """
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "std": std}
+def _spread(results: list[dict[str, Any]], name: str) -> Row | None:
+    """``spread_of`` over runs on test, None where one of before has not that metric."""
+    values = [result["test"].get(name) for result in results]
+    return None if None in values else spread_of(values)
 
 
 def against(ours: np.ndarray, theirs: np.ndarray) -> Row:
@@ -207,7 +201,7 @@ def chosen(methods: dict[str, Method], k: int) -> list[Row]:
     """Returns what each search chose, with the validation NDCG of the defaults and of the best."""
     rows = []
     for method, done in methods.items():
-        values = [trial.get("valid", {}).get(f"ndcg@{k}") for trial in done.trials]
+        values = [search.value_of(trial, k) for trial in done.trials]
         best = done.best
         rows.append(
             {
@@ -216,7 +210,7 @@ def chosen(methods: dict[str, Method], k: int) -> list[Row]:
                 "failed": values.count(None),
                 "default": values[0],
                 "best": None if best is None else values[best],
-                "overrides": None if best is None else done.trials[best]["overrides"],
+                "overrides": None if best is None else done.fields[best],
                 "space": {name: list(values) for name, values in search.SPACES[method].items()},
             }
         )
@@ -277,134 +271,3 @@ def reduced(methods: dict[str, Method], left: dict[int, int], k: int) -> list[Ro
                 row["against"] = {"mlp": against(runs.ndcg, full.ndcg)}
             rows.append(row)
     return rows
-
-
-# Markdown.
-
-
-def markdown(report: dict[str, Any]) -> str:
-    """Returns the tables as a page."""
-    data, ndcg = report["data"], f"NDCG@{report['k']}"
-    lines = [
-        f"# {data['name']}",
-        "",
-        f"Data {data['hash'][:12]}: {data['users']:,} users, {data['test_users']:,} of them with a "
-        f"test item and {data['valid_users']:,} with a validation item. Seeds {report['seeds']}, "
-        f"trials a method {report['trials']} (popularity has nothing to choose), chosen on "
-        "validation; one test a run. Made by",
-        "",
-        f"    {report['command']}",
-        "",
-        *_comparison_lines(report),
-        *_recommended_lines(report),
-        *("", f"## Search: validation {ndcg}", ""),
-        *table(
-            ["method", "trials", "failed", "defaults", "best", "chosen"],
-            [_search_cells(row) for row in report["search"]],
-        ),
-        *("", "The spaces are in conet_jax/search.py and, with all commands, in table2.json."),
-    ]
-    for domain, rows in report["cold"].items():
-        lines += ["", f"## Test {ndcg} by a user's {domain} interactions in training", ""]
-        lines += table(
-            ["interactions", "users", *rows[0]["ndcg"]], [_cold_cells(row) for row in rows]
-        )
-    if report["reduced"]:
-        lines += ["", "## Reduced training data, against the MLP on all of it", ""]
-        lines += table(
-            ["method", "dropped a user", "left", ndcg, "gain over mlp", "p", f"{ndcg} less mlp's"],
-            [_reduced_cells(row) for row in report["reduced"]],
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _comparison_lines(report: dict[str, Any]) -> list[str]:
-    k, rows = report["k"], report["comparison"]
-    head = ["method", f"HR@{k}", f"NDCG@{k}", f"MRR@{k}"]
-    head.append(f"gain over {report['best_baseline'] or 'the best baseline'}")
-    for other in REFERENCES:
-        head += [f"p against {other}", f"NDCG@{k} less {other}'s"]
-    head += [f"paper, {name}" for name in PAPER]
-    return [
-        f"## Test, {report['data']['test_users']:,} users",
-        "",
-        *table(head, [_comparison_cells(row) for row in rows]),
-        "",
-        "Mean ± sample standard deviation over seeds; without ± one run, deterministic or of one "
-        f"seed. Gain: of NDCG@{k}, over the one of {', '.join(BASELINES)} that is best on "
-        f"validation. p: paired t-test over users on NDCG@{k} averaged over seeds; differences "
-        "with the 95% interval of a paired bootstrap over users. Paper: HR / NDCG / MRR at 10 of "
-        "its Table 2, on its own data; its MRR gives a miss 1/11.",
-        *(f"\n{row['method']} failed: {row['failed']}" for row in rows if "failed" in row),
-    ]
-
-
-def _recommended_lines(report: dict[str, Any]) -> list[str]:
-    rows = report["recommended"]
-    if not rows:
-        return []
-    cells = [[row["method"], _gain(row), *_test_cells(row, row["method"])] for row in rows]
-    head = ["against", f"gain in NDCG@{report['k']}", "p", "difference"]
-    return ["", "## The recommended recipe against each", "", *table(head, cells)]
-
-
-def _comparison_cells(row: Row) -> list[str]:
-    cells = [row["method"], *(mean_cell(row.get(metric)) for metric in METRICS), _gain(row)]
-    for other in REFERENCES:
-        cells += _test_cells(row, other)
-    for name in PAPER:
-        values = row["paper"].get(name)
-        cells.append(" / ".join(map(_number, values)) if values else "-")
-    return cells
-
-
-def _search_cells(row: Row) -> list[str]:
-    overrides = row["overrides"]
-    text = "-" if overrides is None else "defaults"
-    if overrides:
-        text = ", ".join(f"{name}={value}" for name, value in overrides.items())
-    numbers = [_number(row["default"]), _number(row["best"])]
-    return [row["method"], str(row["trials"]), str(row["failed"]), *numbers, text]
-
-
-def _cold_cells(row: Row) -> list[str]:
-    return [row["interactions"], f"{row['users']:,}", *map(_number, row["ndcg"].values())]
-
-
-def _reduced_cells(row: Row) -> list[str]:
-    cells = [row["method"], str(row["dropped"]), f"{row['interactions']:,}", mean_cell(row["ndcg"])]
-    return [*cells, _gain(row), *_test_cells(row, "mlp")]
-
-
-def _test_cells(row: Row, other: str) -> list[str]:
-    return difference_cells(row.get("against", {}).get(other))
-
-
-def difference_cells(test: Row | None) -> list[str]:
-    """Returns the cells of ``against``: p of the t-test; difference with the bootstrap interval."""
-    if test is None:
-        return ["-", "-"]
-    p = "<0.0001" if test["p"] < 1e-4 else f"{test['p']:.4f}"
-    return [p, f"{test['difference']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}]"]
-
-
-def _gain(row: Row) -> str:
-    return "-" if row.get("gain") is None else f"{100 * row['gain']:+.2f}%"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def mean_cell(spread: Row | None) -> str:
-    """Returns "mean ± std" of ``spread_of``, a dash for None."""
-    if spread is None:
-        return "-"
-    deviation = "" if spread["std"] is None else f" ± {spread['std']:.4f}"
-    return _number(spread["mean"]) + deviation
-
-
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Returns the lines of a Markdown table, all columns but the first flush right."""
-    ruler = ["---", *(["---:"] * (len(head) - 1))]
-    return ["| " + " | ".join(cells) + " |" for cells in (head, ruler, *rows)]
