@@ -82,13 +82,13 @@ def _rank_shortlisted(
     include_seen: bool,
     short: Shortlist,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``rank`` by shortlists."""
+    """``rank`` by shortlists, and by all scores for those whose lists are not trusted."""
     size = _power_of_two(len(group))
     rows = np.array([user.row for user in group], np.int32)
     seen = np.full((len(group), 1), len(items))
     if not include_seen:
         seen = _places_seen(recommender, group, items)
-    chosen, scores, finite = shortlist.best_of(
+    chosen, scores, finite, trusted = shortlist.best_of(
         recommender.projected,
         short,
         np.pad(rows, (0, size - len(group)), mode="edge"),
@@ -97,7 +97,12 @@ def _rank_shortlisted(
         k=k,
     )
     _check_finite(finite, group)
-    return np.asarray(chosen)[: len(group)], np.asarray(scores)[: len(group)]
+    chosen, scores = (np.array(x)[: len(group)] for x in (chosen, scores))
+    rest = np.flatnonzero(~np.asarray(trusted)[: len(group)])
+    if len(rest):
+        others = [group[at] for at in rest]
+        chosen[rest], scores[rest] = rank(recommender, others, items, k, include_seen, None)
+    return chosen, scores
 
 
 def shortlist_for(
@@ -108,8 +113,8 @@ def shortlist_for(
     served = [user for user in users if user.row is not None]
     if (
         len(served) < 4 * measured
-        or len(items) < 8 * shortlist.GROUP * shortlist.FEWEST
-        or k > shortlist.FEWEST
+        or len(items) < 8 * shortlist.GROUP * min(shortlist.LENGTHS)
+        or k > min(shortlist.LENGTHS)
         or shortlist.inner_product(recommender.projected) is None
     ):
         return None

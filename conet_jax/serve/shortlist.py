@@ -10,11 +10,12 @@ which is again an inner product for each pair, and is cut to ``RANK`` dimensions
 groups of ``GROUP``; the groups with the largest predictions are the shortlist, which the model
 scores.
 
-How many groups there must be is measured on ``CALIBRATED`` other users, for whom every item is
-scored. A user's *depth* is the place of the last group that holds an item of its list, and a
-shortlist is as long as the largest depth among these users (or longer, up to a power of two). Of
-n + 1 users drawn alike the largest depth is that of a given one with a probability of 1 / (n + 1),
-so at least 99.9% of the lists are expected to be the exact ones.
+A list that reaches into the second half of its shortlist is not trusted, and made by scoring every
+item. How many groups there must be so that the others are right is measured on ``CALIBRATED`` other
+users, for whom every item is scored: of each, how long a shortlist must be, at least, for its list
+to be the exact one or not trusted, at this length and all above. The largest of these lengths is
+taken, or a larger one that costs less. Of n + 1 users drawn alike a given one needs the longest
+with a probability of 1 / (n + 1), so at least 99.9% of the lists are expected to be the exact ones.
 """
 
 from collections.abc import Callable
@@ -34,7 +35,7 @@ CALIBRATED = 999
 ANCHORS = 120
 RANK = 64
 GROUP = 4  # items that are scored together, where the best of them may be listed
-FEWEST, MOST = 64, 1024  # groups; where more are needed, to score every item is as good
+LENGTHS = (64, 128, 256, 512, 1024)  # of shortlists, in groups
 _RIDGE = 1e-2  # over the mean square of what is added at the anchors
 _NEVER = -1e30  # prediction of what must not be listed
 _USERS_AT_ONCE = 64
@@ -91,7 +92,7 @@ def fit(
     *,
     k: int,
 ) -> Shortlist | None:
-    """Fits the prediction on some users, and measures on the others how deep their lists reach.
+    """Fits the prediction on some users, and measures on the others how long it must be.
 
     Args:
       model: with an inner product.
@@ -102,7 +103,7 @@ def fit(
       k: length of the lists, at most n.
 
     Returns:
-      The shortlist; None where it would be longer than ``MOST`` groups.
+      The shortlist; None where it would not save three quarters of the scores.
     """
     listed = np.pad(items, (0, -len(items) % GROUP), mode="edge").astype(np.int32)
     x, y, b = (np.asarray(part, np.float64) for part in inner_product(projected))
@@ -125,15 +126,17 @@ def fit(
         anchor_factors=jnp.asarray(y[anchors].T, jnp.float32),
         anchor_biases=jnp.asarray(b[anchors], jnp.float32),
         count=len(items),
-        groups=FEWEST,
+        groups=max(LENGTHS),
     )
-    depths = _by_blocks(
-        lambda some, own: _depths(projected, short, some, own, model=model, k=k),
+    trials = _by_blocks(
+        lambda some, own: _trials(
+            projected, short, some, own, model=model, k=k, lengths=tuple(LENGTHS)
+        ),
         users[FITTED:],
         seen[FITTED:],
     )
-    groups = max(FEWEST, 1 << int(depths.max(initial=1) - 1).bit_length())
-    return short.replace(groups=groups) if groups <= MOST else None
+    groups = _length(trials, tuple(LENGTHS), len(items))
+    return None if groups is None else short.replace(groups=groups)
 
 
 def _by_blocks(function: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
@@ -202,24 +205,66 @@ def _largest(predicted: jax.Array) -> jax.Array:
     return predicted.reshape(len(predicted), -1, GROUP).max(axis=-1)
 
 
-@partial(jax.jit, static_argnames=("model", "k"))
-def _depths(
-    projected: Any, short: Shortlist, users: jax.Array, seen: jax.Array, *, model: Model, k: int
+def _reach(values: jax.Array, of_list: jax.Array, best: jax.Array) -> jax.Array:
+    """Groups, in the order of their predictions, up to the last that holds an item of the list.
+
+    Args:
+      values: f32[users, g], predictions of the groups.
+      of_list: f32[users, k], those of the groups that the list's items are in.
+      best: f32[users, k], scores of the list, -inf where there is no further item.
+
+    Returns:
+      int32[users]; more than g where the list is not full though there are items left.
+    """
+    last = jnp.min(jnp.where(best > -jnp.inf, of_list, jnp.inf), axis=1)
+    reach = jnp.sum(values >= last[:, None], axis=1)
+    short = (best[:, -1] == -jnp.inf) & (values[:, -1] > _NEVER)
+    return jnp.where(short, values.shape[1] + 1, reach)
+
+
+@partial(jax.jit, static_argnames=("model", "k", "lengths"))
+def _trials(
+    projected: Any,
+    short: Shortlist,
+    users: jax.Array,
+    seen: jax.Array,
+    *,
+    model: Model,
+    k: int,
+    lengths: tuple[int, ...],
 ) -> jax.Array:
-    """Groups that a shortlist must have to hold each user's list, int32[users]."""
+    """Whether a list is exact, and trusted, bool[users, lengths, 2], at each length in groups."""
     predicted = _predictions(projected, short, users, seen, model)
     scores = _all_scores(projected, short.items, model, users)
-    best, at = jax.lax.top_k(jnp.where(predicted > _NEVER, scores, -jnp.inf), k)
+    scores = jnp.where(predicted > _NEVER, scores, -jnp.inf)
     largest = _largest(predicted)
-    of_list = jnp.take_along_axis(largest, at // GROUP, axis=1)
-    last = jnp.min(jnp.where(best > -jnp.inf, of_list, jnp.inf), axis=1)
-    return jnp.sum(largest >= last[:, None], axis=1)
+    values = jax.lax.top_k(largest, min(max(lengths), largest.shape[1]))[0]
+    best, at = jax.lax.top_k(scores, k)
+    out = []
+    for length in lengths:
+        own = values[:, : min(length, values.shape[1])]
+        inside = jnp.repeat(largest >= own[:, -1:], GROUP, axis=1)
+        found, places = jax.lax.top_k(jnp.where(inside, scores, -jnp.inf), k)
+        same = jnp.all((places == at) | (best == -jnp.inf), axis=1)
+        reach = _reach(own, jnp.take_along_axis(largest, places // GROUP, axis=1), found)
+        out.append(jnp.stack([same, 2 * reach <= length], axis=1))
+    return jnp.stack(out, axis=1)
+
+
+def _length(trials: np.ndarray, lengths: tuple[int, ...], num_items: int) -> int | None:
+    """The length, in groups, that costs least of those that are long enough for every user."""
+    exact, trusted = trials[:, :, 0], trials[:, :, 1]
+    right = (exact | ~trusted).all(axis=0)
+    right = np.logical_and.accumulate(right[::-1])[::-1]  # at this length and all above
+    costs = GROUP * np.array(lengths) + (~trusted).mean(axis=0) * num_items
+    costs = np.where(right, costs, np.inf)
+    return lengths[int(costs.argmin())] if costs.min() < num_items / 4 else None
 
 
 @partial(jax.jit, static_argnames=("model", "k"))
 def best_of(
     projected: Any, short: Shortlist, users: jax.Array, seen: jax.Array, *, model: Model, k: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """The k best items of each user's shortlist.
 
     Args:
@@ -231,12 +276,13 @@ def best_of(
       k: at most the items of a shortlist.
 
     Returns:
-      (items int32[m, k], scores f32[m, k], finite bool[m]), see ``lists.top_k``.
+      (items int32[m, k], scores f32[m, k], finite bool[m]), see ``lists.top_k``, and whether each
+      list is trusted, bool[m].
     """
     m = len(users)
     predicted = _predictions(projected, short, users, seen, model)
     largest = _largest(predicted)
-    _, groups = jax.lax.top_k(largest, min(short.groups, largest.shape[1]))
+    values, groups = jax.lax.top_k(largest, min(short.groups, largest.shape[1]))
     # Ascending, so that of equal scores the first in ``items`` comes first.
     groups = jnp.sort(groups, axis=1)
     places = (GROUP * groups[:, :, None] + jnp.arange(GROUP)[None, None, :]).reshape(m, -1)
@@ -251,4 +297,6 @@ def best_of(
     left_out = jnp.take_along_axis(predicted, places, axis=1) <= _NEVER
     finite = jnp.all(jnp.isfinite(scores) | left_out, axis=1)
     best, at = jax.lax.top_k(jnp.where(left_out, -jnp.inf, scores), k)
-    return jnp.take_along_axis(listed, at, axis=1), best, finite
+    of_list = jnp.take_along_axis(largest, jnp.take_along_axis(places, at, axis=1) // GROUP, axis=1)
+    trusted = 2 * _reach(values, of_list, best) <= short.groups
+    return jnp.take_along_axis(listed, at, axis=1), best, finite, trusted
