@@ -30,12 +30,12 @@ import numpy as np
 from conet_jax.models.base import Model
 from conet_jax.serve.lists import PAIRS_AT_ONCE
 
-FITTED = 250  # users that the regression is fitted on
+FITTED = 384  # users that the regression is fitted on
 CALIBRATED = 999
 ANCHORS = 120
-RANK = 64
+RANK = 96
 GROUP = 4  # items that are scored together, where the best of them may be listed
-LENGTHS = (64, 128, 256, 512, 1024)  # of shortlists, in groups
+LENGTHS = (64, 128, 256, 512)  # of shortlists, in groups
 _RIDGE = 1e-2  # over the mean square of what is added at the anchors
 _NEVER = -1e30  # prediction of what must not be listed
 _USERS_AT_ONCE = 64
