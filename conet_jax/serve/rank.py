@@ -115,7 +115,7 @@ def shortlist_for(
         len(served) < 4 * measured
         or len(items) < 8 * shortlist.GROUP * min(shortlist.LENGTHS)
         or k > min(shortlist.LENGTHS)
-        or shortlist.inner_product(recommender.projected) is None
+        or shortlist.inner_product(recommender.projected, np.zeros(1, np.int32)) is None
     ):
         return None
     drawn = np.random.default_rng(0).choice(len(served), measured, replace=False)

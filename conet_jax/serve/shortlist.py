@@ -26,6 +26,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from conet_jax.models.base import Model
 from conet_jax.serve.lists import PAIRS_AT_ONCE
@@ -66,20 +67,25 @@ class Shortlist:
     groups: int = flax.struct.field(pytree_node=False)
 
 
-def inner_product(projected: Any) -> tuple[jax.Array, jax.Array, jax.Array] | None:
-    """The model's own inner product, if it has one.
+def inner_product(
+    projected: Any, users: ArrayLike
+) -> tuple[jax.Array, jax.Array, jax.Array] | None:
+    """The model's own inner product, if it has one: that of factors, or the recipe's second term.
 
     Args:
       projected: from ``Model.project``.
+      users: int32[n].
 
     Returns:
-      (x f32[users, d], y f32[items, d], b f32[items]).
+      (x f32[n, d], y f32[items, d], b f32[items]).
     """
-    if "item_inner" in projected:
-        items = projected["item_inner"]
-        return projected["user_inner"], items, jnp.zeros(len(items))
+    if "item_factors" in projected:
+        views, factors = projected["user_view"][users], projected["item_factors"]
+        weights = projected["w"] if "w" in projected else projected["dense"]["w_target"]
+        views = views if views.ndim == 2 else views[:, 0]
+        return views * weights[None, :], factors, jnp.zeros(len(factors))
     if "item_bias" in projected:
-        return projected["user"], projected["item"], projected["item_bias"]
+        return projected["user"][users], projected["item"], projected["item_bias"]
     return None
 
 
@@ -106,8 +112,8 @@ def fit(
       The shortlist; None where it would not save three quarters of the scores.
     """
     listed = np.pad(items, (0, -len(items) % GROUP), mode="edge").astype(np.int32)
-    x, y, b = (np.asarray(part, np.float64) for part in inner_product(projected))
-    x, y, b = x[users[:FITTED]], y[listed], b[listed]
+    x, y, b = (np.asarray(part, np.float64) for part in inner_product(projected, users[:FITTED]))
+    y, b = y[listed], b[listed]
     scores = _by_blocks(partial(_all_scores, projected, listed, model), users[:FITTED])
     added = scores - (x @ y.T + b)
     columns = np.random.default_rng(0).permutation(len(items))[: 1 << 12]
@@ -190,7 +196,7 @@ def _predictions(
     projected: Any, short: Shortlist, users: jax.Array, seen: jax.Array, model: Model
 ) -> jax.Array:
     """Predicted scores f32[users, n], ``_NEVER`` of what must not be listed."""
-    x = inner_product(projected)[0][users]
+    x, _, _ = inner_product(projected, users)
     listed = jnp.broadcast_to(short.anchors[None, :], (len(users), len(short.anchors)))
     own = x @ short.anchor_factors + short.anchor_biases[None, :]
     added = model.scores(projected, users, listed) - own
