@@ -115,7 +115,7 @@ def lists_of(frame, ids):
 @pytest.mark.parametrize("levels", [4, 10**6], ids=["many_ties", "no_ties"])
 @pytest.mark.parametrize("at_once", [1 << 4, 1 << 9, 1 << 13])
 def test_top_lists_are_those_of_a_stable_sort(levels, at_once, monkeypatch):
-    monkeypatch.setattr("conet_jax.serve.lists._PAIRS_AT_ONCE", at_once)
+    monkeypatch.setattr("conet_jax.serve.lists.PAIRS_AT_ONCE", at_once)
     rng = np.random.default_rng(0)
     size = 100 + at_once.bit_length()  # another shape, so that the program is compiled anew
     scores = rng.integers(0, levels, (8, size)).astype(np.float32) - levels / 2

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from conet_jax.models.base import Model
 
-_PAIRS_AT_ONCE = 1 << 13  # whose activations are alive at once; they stay in cache
+PAIRS_AT_ONCE = 1 << 13  # whose activations are alive at once; they stay in cache
 
 
 @partial(jax.jit, static_argnames=("model", "k"))
@@ -48,7 +48,7 @@ def top_k(
       [[3 2]] [[9. 5.]]
     """
     m, n = left_out.shape
-    block = min(n, max(1, _PAIRS_AT_ONCE // m))
+    block = min(n, max(1, PAIRS_AT_ONCE // m))
     padding = -n % block
     items = jnp.pad(items, (0, padding))
     left_out = jnp.pad(left_out, ((0, 0), (0, padding)), constant_values=True)

@@ -5,9 +5,7 @@ whose row comes first ranks first: prepared data has its items in the order of t
 text. An item without training pairs in the target is not listed, unless it is asked for.
 """
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,12 +13,11 @@ import polars as pl
 from conet_jax.data import readers
 from conet_jax.data.types import check_indices
 from conet_jax.errors import InputError
-from conet_jax.models import popularity
-from conet_jax.serve import newcomers
 from conet_jax.serve.explain import items_of
-from conet_jax.serve.lists import top_k
 from conet_jax.serve.newcomers import USERS_AT_ONCE
+from conet_jax.serve.rank import rank, shortlist_for
 from conet_jax.serve.recommender import Recommender, User, load, prepare
+from conet_jax.serve.shortlist import Shortlist
 from conet_jax.serve.table import table, text
 
 __all__ = [
@@ -47,6 +44,7 @@ def recommend(
     include_seen: bool = False,
     include_cold: bool = False,
     explain: bool = False,
+    short: Shortlist | None = None,
 ) -> pl.DataFrame:
     """Recommends to users.
 
@@ -59,6 +57,7 @@ def recommend(
         or in what was given with the request.
       include_cold: whether items without training pairs in the target may be listed.
       explain: adds the columns of an explanation.
+      short: of ``stream``, made for the same options; None scores every item.
 
     Returns:
       A row a recommendation: ``user`` and ``item`` (raw ids), ``rank`` from 1, ``probability`` (see
@@ -86,10 +85,7 @@ def recommend(
       >>> print(recommend(recommender, users, k=1, include_seen=True).rows())
       [('1', 1, '0', 3.0, 'model')]
     """
-    dataset, model = recommender.dataset, recommender.model
-    if items is None:
-        items = np.arange(dataset.target.num_items)
-    check_indices("item", items, dataset.target.num_items)
+    dataset, items = recommender.dataset, _listable(recommender, items, include_cold)
     for user in users:
         if user.row is not None:
             check_indices(f"user {user.id!r}: row", user.row, dataset.num_users)
@@ -99,13 +95,6 @@ def recommend(
             if rows is not None:
                 num_items = getattr(dataset, domain).num_items
                 check_indices(f"user {user.id!r}: {domain} item", rows, num_items)
-    if not include_cold:
-        items = items[recommender.warm[items]]
-    elif model.fixed_tables or model.sweeper is not None:
-        raise InputError(
-            "--include_cold: this model knows nothing of an item without training pairs; leave it "
-            "out, or take one whose item embeddings are trained by gradients, such as :conet"
-        )
     nobody = table(recommender, "model", [], *np.empty((2, 0, 0)), explain)
     frames = [nobody.with_columns(pl.col("place").cast(pl.Int64))]
     for method in dict.fromkeys(user.method for user in users if len(items)):
@@ -113,21 +102,73 @@ def recommend(
         for first in range(0, len(places), USERS_AT_ONCE):
             some = places[first : first + USERS_AT_ONCE]
             group = [users[at] for at in some]
-            chosen, scores = _rank(recommender, group, items, min(k, len(items)), include_seen)
+            chosen, scores = rank(
+                recommender, group, items, min(k, len(items)), include_seen, short
+            )
             frame = table(recommender, method, group, chosen, scores, explain)
             frames.append(frame.with_columns(place=pl.Series(some)[frame["place"]]))
     return pl.concat(frames).sort("place", "rank").drop("place")
 
 
 def stream(
-    recommender: Recommender, users: Iterable[User], **options: Any
+    recommender: Recommender,
+    users: Iterable[User],
+    *,
+    k: int = 10,
+    items: np.ndarray | None = None,
+    include_seen: bool = False,
+    include_cold: bool = False,
+    explain: bool = False,
+    exact: bool = False,
 ) -> Iterator[pl.DataFrame]:
-    """``recommend`` for any number of users, a block of them at a time, in their order."""
-    users = iter(users)
-    block = list(itertools.islice(users, USERS_AT_ONCE))
-    yield recommend(recommender, block, **options)
-    while block := list(itertools.islice(users, USERS_AT_ONCE)):
-        yield recommend(recommender, block, **options)
+    """``recommend`` for any number of users, a block of them at a time, in their order.
+
+    For thousands of users and items a list is the best of a shortlist; at least 99.9% of the lists
+    are expected to be those of all scores (see ``shortlist``).
+
+    Args:
+      recommender: see ``recommend``.
+      users: see ``recommend``.
+      k: see ``recommend``.
+      items: see ``recommend``.
+      include_seen: see ``recommend``.
+      include_cold: see ``recommend``.
+      explain: see ``recommend``.
+      exact: whether every item is scored for every user.
+
+    Yields:
+      Tables of ``recommend``, one at least.
+    """
+    users, listable = list(users), _listable(recommender, items, include_cold)
+    short = None
+    if not exact:
+        short = shortlist_for(recommender, users, listable, min(k, len(listable)), include_seen)
+    for first in range(0, max(len(users), 1), USERS_AT_ONCE):
+        yield recommend(
+            recommender,
+            users[first : first + USERS_AT_ONCE],
+            k=k,
+            items=items,
+            include_seen=include_seen,
+            include_cold=include_cold,
+            explain=explain,
+            short=short,
+        )
+
+
+def _listable(recommender: Recommender, items: np.ndarray | None, include_cold: bool) -> np.ndarray:
+    """Rows of the items that may be listed, ascending."""
+    num_items, model = recommender.dataset.target.num_items, recommender.model
+    items = np.arange(num_items) if items is None else np.asarray(items)
+    check_indices("item", items, num_items)
+    if not include_cold:
+        return items[recommender.warm[items]]
+    if model.fixed_tables or model.sweeper is not None:
+        raise InputError(
+            "--include_cold: this model knows nothing of an item without training pairs; leave it "
+            "out, or take one whose item embeddings are trained by gradients, such as :conet"
+        )
+    return items
 
 
 def find_users(
@@ -244,59 +285,3 @@ def read_items_of(
 def find_items(recommender: Recommender, ids: Iterable[str]) -> np.ndarray:
     """Rows of the items whose raw ids are given, ascending; ids that are unknown are left out."""
     return np.flatnonzero(np.isin(recommender.dataset.target_item_ids, list(ids)))
-
-
-def _rank(
-    recommender: Recommender, group: list[User], items: np.ndarray, k: int, include_seen: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the k best items of users of one method, and their scores, -inf for none."""
-    model, projected = recommender.model, recommender.projected
-    rows, method = np.arange(len(group)), group[0].method
-    if method == "model":
-        rows = np.array([user.row for user in group])
-    elif method == "popularity":
-        target = recommender.dataset.target
-        model = popularity.build(popularity.Options())
-        counts = np.bincount(target.indices, minlength=target.num_items)
-        projected = {"item": counts.astype(np.float32)}
-    else:
-        lists = {
-            domain: [items_of(user, domain, recommender) for user in group]
-            for domain in ("target", "source")
-        }
-        embed = recommender.newcomers.embed
-        vectors = None if embed is None else embed(lists)
-        projected = newcomers.project(
-            model, recommender.params, recommender.interactions, lists, vectors
-        )
-    left_out = np.zeros((1 << (len(group) - 1).bit_length(), len(items)), bool)
-    if not include_seen:
-        for own, user in zip(left_out, group, strict=False):
-            seen = _seen(recommender, user)
-            places = np.minimum(np.searchsorted(items, seen), len(items) - 1)
-            own[places[items[places] == seen]] = True
-    chosen, scores, finite = (
-        np.asarray(x)[: len(group)]
-        for x in top_k(
-            projected,
-            np.pad(rows, (0, len(left_out) - len(group))).astype(np.int32),
-            items.astype(np.int32),
-            left_out,
-            model=model,
-            k=k,
-        )
-    )
-    if not finite.all():
-        raise InputError(
-            f"a score of user {group[int(np.argmin(finite))].id!r} is NaN or infinite: the run has "
-            "diverged; lower config.learning_rate or set config.clip_norm"
-        )
-    return chosen, scores
-
-
-def _seen(recommender: Recommender, user: User) -> np.ndarray:
-    """Rows of the target items that a user has in any split, or that were given."""
-    if user.row is None:
-        return items_of(user, "target", recommender)
-    indptr, items = recommender.touched
-    return items[indptr[user.row] : indptr[user.row + 1]]
