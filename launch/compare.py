@@ -1,6 +1,6 @@
 """Compares finished runs on the same data: config fields that differ, metrics, paired tests.
 
-python launch/compare.py DIR DIR ... [--split=test|valid] [--k=10]
+python launch/compare.py DIR DIR ... [--split=test_warm|test|valid_warm|valid] [--k=10]
 
 Runs that differ in the seed alone are one row. Needs SciPy: pip install "conet-jax[stats]".
 """
@@ -10,7 +10,12 @@ from absl import flags
 from conet_jax import cli
 from conet_jax.errors import InputError
 
-_SPLIT = flags.DEFINE_enum("split", "test", ["test", "valid"], "Held-out items to compare on.")
+_SPLIT = flags.DEFINE_enum(
+    "split",
+    "test_warm",
+    ["test_warm", "test", "valid_warm", "valid"],
+    "Held-out items to compare on; warm are those with a training pair.",
+)
 _K = flags.DEFINE_integer(
     "k",
     None,

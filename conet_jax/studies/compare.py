@@ -47,7 +47,7 @@ def read(workdir: str | Path, split: str) -> Run:
 
     Args:
       workdir: its folder.
-      split: "test" or "valid".
+      split: "test", "test_warm", "valid" or "valid_warm".
 
     Raises:
       InputError: there is no run, it has not ended, or its files cannot be read.
@@ -71,12 +71,14 @@ def read(workdir: str | Path, split: str) -> Run:
     return Run(workdir, config_lib.flatten(config), result, users, ranks)
 
 
-def report(workdirs: Sequence[str | Path], *, split: str = "test", k: int | None = None) -> str:
+def report(
+    workdirs: Sequence[str | Path], *, split: str = "test_warm", k: int | None = None
+) -> str:
     """Returns the comparison as Markdown.
 
     Args:
       workdirs: folders of runs on the same data.
-      split: held-out items to compare on, "test" or "valid".
+      split: held-out items to compare on, "test_warm" say.
       k: cut of HR, NDCG and MRR; by default the first run's ``eval_k``.
 
     Raises:

@@ -29,7 +29,7 @@ TIMED = runner.VALIDATION._replace(name="timed")
 
 def _quality(k: int) -> list[Panel]:
     return [
-        Panel(metric.key(k), f"validation {metric.heading(k)}\n(best epoch)")
+        Panel(f"warm {metric.key(k)}", f"warm validation {metric.heading(k)}\n(best epoch)")
         for metric in metrics.in_tables()
     ]
 
@@ -56,7 +56,7 @@ FIGURES = {
         "epoch",
         lambda k: [
             Panel("train_loss", "training loss, target\n(nats per example)"),
-            Panel(f"ndcg@{k}", f"validation NDCG@{k}"),
+            Panel(f"warm ndcg@{k}", f"warm validation NDCG@{k}"),
         ],
     ),
     "3c": Figure(

@@ -18,6 +18,7 @@ from conet_jax.data.types import Dataset
 from conet_jax.run import loop
 from conet_jax.run.experiment import make_experiment
 from conet_jax.run.start import initial_state
+from conet_jax.train import ranking
 from conet_jax.variants import PUBLISHED, VARIANTS
 
 METHODS = tuple(name for name in VARIANTS if name not in PUBLISHED)
@@ -31,7 +32,8 @@ class Range(NamedTuple):
     log: bool = True
 
 
-PARTS = ("valid",)  # of an epoch's row: what a run is valued by
+# Of an epoch's row: what is kept of validation; runs are chosen by the warm one.
+PARTS = ("valid", "valid_warm")
 
 Space = dict[str, Range | tuple[Any, ...]]  # a range, or choices, by config field
 
@@ -196,17 +198,17 @@ def columns(record: dict[str, Any], k: int) -> dict[str, float | None]:
 
 
 def value_of(record: dict[str, Any], k: int) -> float | None:
-    """Returns the number by which trials, points and epochs are chosen: validation NDCG.
+    """Returns the number by which trials, points and epochs are chosen: warm validation NDCG.
 
     Args:
-      record: of a run or an epoch; one that failed has no ``valid``.
+      record: of a run or an epoch; one that failed has no ``valid_warm``.
       k: the cut of NDCG.
 
     Example:
-      >>> value_of({"valid": {"ndcg@10": 0.25}}, 10), value_of({"failed": "diverged"}, 10)
+      >>> value_of({"valid_warm": {"ndcg@10": 0.25}}, 10), value_of({"failed": "diverged"}, 10)
       (0.25, None)
     """
-    return record["valid"][f"ndcg@{k}"] if "valid" in record else None
+    return ranking.chosen_by(record, k) if "valid_warm" in record else None
 
 
 def best_trial(trials: Sequence[dict[str, Any]], k: int) -> int | None:

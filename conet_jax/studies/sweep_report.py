@@ -65,6 +65,7 @@ def train_command(sweep: "Sweep", point: Point, seed: int) -> str:
 def markdown(sweep: "Sweep", rows: list[Record], points: list[Ranked]) -> str:
     """Returns sweep.md: the best point with its commands, and every point."""
     names = [metric.key(sweep.config.eval_k) for metric in metrics.in_tables()]
+    names = [*(f"warm {name}" for name in names), *names]
     failed = sum(bool(row["failed"]) for row in rows)
     lines = [
         f"# Sweep of {sweep.config.name} {sweep.config.variant}".rstrip(),
@@ -75,7 +76,7 @@ def markdown(sweep: "Sweep", rows: list[Record], points: list[Ranked]) -> str:
     ]
     if points:
         best = points[0]
-        chosen_by = f"ndcg@{sweep.config.eval_k}"
+        chosen_by = f"warm ndcg@{sweep.config.eval_k}"
         lines += [f"Best by validation {chosen_by}: {described(best.fields)}", ""]
         seeds = [row["seed"] for row in rows if row["point"] == best.number]
         lines += [f"    {train_command(sweep, best.fields, seed)}" for seed in seeds]

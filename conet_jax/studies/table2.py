@@ -227,7 +227,7 @@ def _outcome(record: Record, k: int) -> str:
     if "failed" in record:
         return f"failed ({record['failed']})"
     return (
-        f"valid ndcg@{k} {search.value_of(record, k):.4f}  epoch {record['best_epoch']} of "
+        f"warm valid ndcg@{k} {search.value_of(record, k):.4f}  epoch {record['best_epoch']} of "
         f"{record['epochs']}  {record['seconds']:.1f} s"
     )
 

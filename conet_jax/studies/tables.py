@@ -11,7 +11,7 @@ import numpy as np
 
 from conet_jax import metrics
 from conet_jax.data.types import Dataset
-from conet_jax.studies import search, statistics
+from conet_jax.studies import full_run, search, statistics
 from conet_jax.studies.statistics import spread_of
 
 Row = dict[str, Any]
@@ -47,7 +47,7 @@ class Runs(NamedTuple):
 
     Attributes:
       results: contents of each result.json.
-      ndcg: f64[test users], NDCG of each user, averaged over the runs.
+      ndcg: f64[users], NDCG of each user with a warm test item, averaged over the runs.
       commands: of each run.
     """
 
@@ -99,7 +99,7 @@ def report(
     data = datasets[0]
     tested = {method: done.runs[0] for method, done in methods.items() if done.runs}
     degrees = {
-        domain: np.diff(getattr(data, domain).indptr)[data.test.users]
+        domain: np.diff(getattr(data, domain).indptr)[full_run.warm_users(data)]
         for domain in ("target", "source")
     }
     ndcg = {method: runs.ndcg for method, runs in tested.items()}
@@ -147,10 +147,14 @@ def comparison(methods: dict[str, Method], k: int) -> list[Row]:
             rows.append(row | {"failed": done.trials[0]["failed"]})
             continue
         runs = tested[method]
-        row |= {metric.name: _spread(runs.results, metric.key(k)) for metric in metrics.in_tables()}
+        for part, split in (("warm", "test_warm"), ("published", "test")):
+            row[part] = {
+                metric.name: _spread(runs.results, metric.key(k), split)
+                for metric in metrics.in_tables()
+            }
         if baseline and method != baseline:
             base = _spread(tested[baseline].results, f"ndcg@{k}")["mean"]
-            row["gain"] = row["ndcg"]["mean"] / base - 1 if base else None
+            row["gain"] = row["warm"]["ndcg"]["mean"] / base - 1 if base else None
         row["against"] = {
             other: against(runs.ndcg, tested[other].ndcg)
             for other in REFERENCES
@@ -179,9 +183,9 @@ def recommended(tested: dict[str, Runs]) -> list[Row]:
     return rows
 
 
-def _spread(results: list[dict[str, Any]], name: str) -> Row | None:
-    """``spread_of`` over runs on test, None where one of before has not that metric."""
-    values = [result["test"].get(name) for result in results]
+def _spread(results: list[dict[str, Any]], name: str, split: str = "test_warm") -> Row | None:
+    """``spread_of`` over runs on a split, None where one of before has not that metric."""
+    values = [result[split].get(name) for result in results]
     return None if None in values else spread_of(values)
 
 
