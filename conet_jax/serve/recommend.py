@@ -13,6 +13,7 @@ import polars as pl
 from conet_jax.data import readers
 from conet_jax.data.types import check_indices
 from conet_jax.errors import InputError
+from conet_jax.models.base import FittedModel
 from conet_jax.serve.explain import items_of
 from conet_jax.serve.newcomers import USERS_AT_ONCE
 from conet_jax.serve.rank import rank, shortlist_for
@@ -163,7 +164,7 @@ def _listable(recommender: Recommender, items: np.ndarray | None, include_cold: 
     check_indices("item", items, num_items)
     if not include_cold:
         return items[recommender.warm[items]]
-    if model.fixed_tables or model.sweeper is not None:
+    if model.fixed_tables or isinstance(model, FittedModel):
         raise InputError(
             "--include_cold: this model knows nothing of an item without training pairs; leave it "
             "out, or take one whose item embeddings are trained by gradients, such as :conet"
