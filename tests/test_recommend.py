@@ -331,7 +331,7 @@ def test_cross_score_is_what_is_lost_with_the_crossing_off(data, variant):
     frame = recommend.recommend(
         recommender, recommend.find_users(recommender, data.user_ids[:3]), k=4, explain=True
     )
-    off = crossing.switched(recommender.params, recommender.interactions, "off")
+    off = crossing.switched(recommender.model, *recommender[1:3], "off")
     alone = recommender._replace(projected=recommender.model.project(*off))
     chosen = np.array(lists_of(frame, data.target_item_ids))
     rows = np.arange(3)[:, None]
