@@ -1,10 +1,7 @@
-"""Lists: every item scored for a block of users after another, shortlists, and one user.
+"""Lists: every item scored for a block of users after another, and for one user.
 
-The recipe is trained for a moment only, on factors of a few sweeps. How long a shortlist must be
-hangs on the model: it is measured as in use, and said beside the rates.
+The recipe is trained for a moment only, on factors of a few sweeps.
 """
-
-import time
 
 import numpy as np
 
@@ -12,7 +9,7 @@ from benchmarks import data
 from benchmarks.report import Report
 from conet_jax.run.experiment import make_experiment
 from conet_jax.run.start import initial_state
-from conet_jax.serve import rank, recommend, shortlist
+from conet_jax.serve import recommend
 from conet_jax.train.chunk import train_chunk
 
 USERS, STEPS = 512, 500
@@ -22,33 +19,18 @@ def measure(report: Report, scale: str) -> None:
     """Times lists of ten, tables projected."""
     recommender = _trained(scale)
     users = recommend.find_users(recommender, recommender.dataset.user_ids[:USERS])
-    few = users[: USERS // 4]
-    began = time.perf_counter()
-    everyone = recommend.find_users(recommender, recommender.dataset.user_ids)
-    items = np.flatnonzero(recommender.warm)
-    short = rank.shortlist_for(recommender, everyone, items, 10, False)
-    making = time.perf_counter() - began
 
-    def blocks(users: list[recommend.User], short: shortlist.Shortlist | None) -> None:
+    def blocks() -> None:
         for first in range(0, len(users), 64):
-            recommend.recommend(recommender, users[first : first + 64], short=short)
+            recommend.recommend(recommender, users[first : first + 64])
 
     seconds = report.time(
         {
-            "recommend_users_exact": (lambda: blocks(few, None), len(few)),
-            "recommend_users": (lambda: blocks(users, short), len(users)),
+            "recommend_users": (blocks, len(users)),
             "recommend_one_user": (lambda: recommend.recommend(recommender, users[:1]), 1),
         }
     )
-    each, exact = seconds["recommend_users"], seconds["recommend_users_exact"]
-    report.rates["recommend_users_per_second_exact"] = 1 / exact
-    report.rates["recommend_users_per_second"] = 1 / each
-    report.rates["recommend_all_users_per_second"] = len(everyone) / (making + len(everyone) * each)
-    report.rates["recommend_shortlist_items"] = (
-        0 if short is None else (short.groups * shortlist.GROUP)
-    )
-    report.rates["recommend_shortlist_seconds"] = making
-    report.ratios["recommend_exact_over_shortlist"] = exact / each
+    report.rates["recommend_users_per_second"] = 1 / seconds["recommend_users"]
     report.rates["recommend_one_user_ms"] = 1e3 * seconds["recommend_one_user"]
 
 

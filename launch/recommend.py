@@ -2,7 +2,7 @@
 
 python launch/recommend.py --workdir=DIR (--user=ID | --users=FILE | --all) [--k=10]
     [--source=FILE] [--items_of=FILE] [--fallback=popularity] [--items=FILE] [--include_seen]
-    [--include_cold] [--explain] [--exact] [--out=FILE.csv|.jsonl|.parquet]
+    [--include_cold] [--explain] [--out=FILE.csv|.jsonl|.parquet]
 
 Ids are raw ones, as in the files that the data were prepared from. Without --out the lists are
 printed. A user for whom no item is left has no list; how many such users there are is said on
@@ -68,12 +68,6 @@ _EXPLAIN = flags.DEFINE_boolean(
     False,
     "Add how much of each score comes through the cross connections, and the source items that "
     "weigh most.",
-)
-_EXACT = flags.DEFINE_boolean(
-    "exact",
-    False,
-    "Score every item for every user. Else, for thousands of users, a list is the best of a "
-    "shortlist: at least 99.9% of the lists are expected to be those of all scores.",
 )
 _OUT = flags.DEFINE_string(
     "out",
@@ -161,7 +155,6 @@ def main() -> None:
             include_seen=_INCLUDE_SEEN.value,
             include_cold=_INCLUDE_COLD.value,
             explain=_EXPLAIN.value,
-            exact=_EXACT.value,
         ),
         with_list,
     )

@@ -1,4 +1,4 @@
-"""The best items of users of one method, by scoring every item or a shortlist."""
+"""The best items of users of one method, by scoring every item."""
 
 from typing import Any
 
@@ -6,11 +6,10 @@ import numpy as np
 
 from conet_jax.errors import InputError
 from conet_jax.models import popularity
-from conet_jax.serve import newcomers, shortlist
+from conet_jax.serve import newcomers
 from conet_jax.serve.explain import items_of
 from conet_jax.serve.lists import top_k
 from conet_jax.serve.recommender import Recommender, User
-from conet_jax.serve.shortlist import Shortlist
 
 
 def rank(
@@ -19,7 +18,6 @@ def rank(
     items: np.ndarray,
     k: int,
     include_seen: bool,
-    short: Shortlist | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ranks for users of one method.
 
@@ -29,7 +27,6 @@ def rank(
       items: int[n], rows of the items to choose from, ascending.
       k: at most n.
       include_seen: whether items that a user has may be among them.
-      short: from ``shortlist_for``, for these items; None scores every item.
 
     Returns:
       (rows int[users, k] of the best items, scores f32[users, k], -inf for none).
@@ -41,8 +38,6 @@ def rank(
     rows, method = np.arange(len(group)), group[0].method
     if method == "model":
         rows = np.array([user.row for user in group])
-        if short is not None:
-            return _rank_shortlisted(recommender, group, items, k, include_seen, short)
     elif method == "popularity":
         target = recommender.dataset.target
         model = popularity.build(popularity.Options())
@@ -72,59 +67,6 @@ def rank(
     )
     _check_finite(finite, group)
     return np.asarray(chosen)[: len(group)], np.asarray(scores)[: len(group)]
-
-
-def _rank_shortlisted(
-    recommender: Recommender,
-    group: list[User],
-    items: np.ndarray,
-    k: int,
-    include_seen: bool,
-    short: Shortlist,
-) -> tuple[np.ndarray, np.ndarray]:
-    """``rank`` by shortlists, and by all scores for those whose lists are not trusted."""
-    size = _power_of_two(len(group))
-    rows = np.array([user.row for user in group], np.int32)
-    seen = np.full((len(group), 1), len(items))
-    if not include_seen:
-        seen = _places_seen(recommender, group, items)
-    chosen, scores, finite, trusted = shortlist.best_of(
-        recommender.projected,
-        short,
-        np.pad(rows, (0, size - len(group)), mode="edge"),
-        np.pad(seen, ((0, size - len(group)), (0, 0)), mode="edge").astype(np.int32),
-        model=recommender.model,
-        k=k,
-    )
-    _check_finite(finite, group)
-    chosen, scores = (np.array(x)[: len(group)] for x in (chosen, scores))
-    rest = np.flatnonzero(~np.asarray(trusted)[: len(group)])
-    if len(rest):
-        others = [group[at] for at in rest]
-        chosen[rest], scores[rest] = rank(recommender, others, items, k, include_seen, None)
-    return chosen, scores
-
-
-def shortlist_for(
-    recommender: Recommender, users: list[User], items: np.ndarray, k: int, include_seen: bool
-) -> Shortlist | None:
-    """Returns a shortlist for many users, see ``rank``; None where to make one would not pay."""
-    measured = shortlist.FITTED + shortlist.CALIBRATED
-    served = [user for user in users if user.row is not None]
-    if (
-        len(served) < 4 * measured
-        or len(items) < 8 * shortlist.GROUP * min(shortlist.LENGTHS)
-        or k > min(shortlist.LENGTHS)
-        or shortlist.inner_product(recommender.projected, np.zeros(1, np.int32)) is None
-    ):
-        return None
-    drawn = np.random.default_rng(0).choice(len(served), measured, replace=False)
-    some = [served[at] for at in drawn]
-    seen = np.full((len(some), 1), len(items))
-    if not include_seen:
-        seen = _places_seen(recommender, some, items)
-    rows = np.array([user.row for user in some], np.int32)
-    return shortlist.fit(recommender.model, recommender.projected, rows, items, seen, k=k)
 
 
 def _check_finite(finite: Any, group: list[User]) -> None:

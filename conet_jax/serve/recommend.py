@@ -16,9 +16,8 @@ from conet_jax.errors import InputError
 from conet_jax.models.base import FittedModel
 from conet_jax.serve.explain import items_of
 from conet_jax.serve.newcomers import USERS_AT_ONCE
-from conet_jax.serve.rank import rank, shortlist_for
+from conet_jax.serve.rank import rank
 from conet_jax.serve.recommender import Recommender, User, load, prepare
-from conet_jax.serve.shortlist import Shortlist
 from conet_jax.serve.table import table, text
 
 __all__ = [
@@ -45,7 +44,6 @@ def recommend(
     include_seen: bool = False,
     include_cold: bool = False,
     explain: bool = False,
-    short: Shortlist | None = None,
 ) -> pl.DataFrame:
     """Recommends to users.
 
@@ -58,7 +56,6 @@ def recommend(
         or in what was given with the request.
       include_cold: whether items without training pairs in the target may be listed.
       explain: adds the columns of an explanation.
-      short: of ``stream``, made for the same options; None scores every item.
 
     Returns:
       A row a recommendation: ``user`` and ``item`` (raw ids), ``rank`` from 1, ``probability`` (see
@@ -103,9 +100,7 @@ def recommend(
         for first in range(0, len(places), USERS_AT_ONCE):
             some = places[first : first + USERS_AT_ONCE]
             group = [users[at] for at in some]
-            chosen, scores = rank(
-                recommender, group, items, min(k, len(items)), include_seen, short
-            )
+            chosen, scores = rank(recommender, group, items, min(k, len(items)), include_seen)
             frame = table(recommender, method, group, chosen, scores, explain)
             frames.append(frame.with_columns(place=pl.Series(some)[frame["place"]]))
     return pl.concat(frames).sort("place", "rank").drop("place")
@@ -120,12 +115,8 @@ def stream(
     include_seen: bool = False,
     include_cold: bool = False,
     explain: bool = False,
-    exact: bool = False,
 ) -> Iterator[pl.DataFrame]:
     """``recommend`` for any number of users, a block of them at a time, in their order.
-
-    For thousands of users and items a list is the best of a shortlist; at least 99.9% of the lists
-    are expected to be those of all scores (see ``shortlist``).
 
     Args:
       recommender: see ``recommend``.
@@ -135,15 +126,11 @@ def stream(
       include_seen: see ``recommend``.
       include_cold: see ``recommend``.
       explain: see ``recommend``.
-      exact: whether every item is scored for every user.
 
     Yields:
       Tables of ``recommend``, one at least.
     """
-    users, listable = list(users), _listable(recommender, items, include_cold)
-    short = None
-    if not exact:
-        short = shortlist_for(recommender, users, listable, min(k, len(listable)), include_seen)
+    users = list(users)
     for first in range(0, max(len(users), 1), USERS_AT_ONCE):
         yield recommend(
             recommender,
@@ -153,7 +140,6 @@ def stream(
             include_seen=include_seen,
             include_cold=include_cold,
             explain=explain,
-            short=short,
         )
 
 
