@@ -38,8 +38,6 @@ def test_report_has_the_promised_ratios_and_rates(tmp_path):
         "eval_pairs_per_second",
         "full_ranking_pairs_per_second",
         "recommend_users_per_second",
-        "recommend_users_per_second_exact",
-        "recommend_all_users_per_second",
         "recommend_one_user_ms",
         "prepare_seconds",
         "prepare_peak_gib",
