@@ -718,7 +718,7 @@ def test_a_file_from_standard_input(put, tmp_path, data):
         text = pathlib.Path(written(put, "b.parquet", BOOKS)).read_bytes()
     text = gzip.compress(text) if data == "gzip" else text
     movies = put("m", table(MOVIES))
-    done = command(target="-", source=movies, out=tmp_path / "out", candidates=3, stdin=text)
+    done = command(target="-", source=movies, out=tmp_path / "out", candidates=11, stdin=text)
     assert done.returncode == 0, done.stderr
     want = expected(BOOKS, MOVIES)
     row = next(x for x in done.stdout.splitlines() if x.startswith("this data set")).split()

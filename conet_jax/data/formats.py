@@ -157,10 +157,13 @@ def _unpacked(name: str, stack: contextlib.ExitStack) -> io.BufferedIOBase:
         raise InputError(f"{name}: is a Parquet file: expected text")
     if kind == "zip":
         archive = stack.enter_context(zipfile.ZipFile(name))
+        only = _only_member(name, archive)
         try:
-            member = archive.open(_only_member(name, archive))
-        except RuntimeError as error:  # an encrypted one
-            raise InputError(f"{name}: cannot be read: {error}; unpack it first") from None
+            member = archive.open(only)
+        except RuntimeError:
+            raise InputError(
+                f"{name}: {only.filename} in it is encrypted: unpack it first"
+            ) from None
         return stack.enter_context(io.BufferedReader(member))
     if kind == "zstd":
         return stack.enter_context(io.BufferedReader(_Chunks(_lines_of_zstd(name))))

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from conet_jax.data.load import touched_items
+from conet_jax.data.load import known_items
 from conet_jax.data.types import Dataset
 from conet_jax.models.base import Model, Params
 from conet_jax.run.experiment import Experiment, for_inference
@@ -122,7 +122,7 @@ def prepare(experiment: Experiment, params: Params) -> Recommender:
         interactions=interactions,
         projected=ranking.project(params, interactions, model=model),
         dataset=dataset,
-        touched=touched_items(dataset),
+        touched=known_items(dataset),
         warm=np.bincount(dataset.target.indices, minlength=dataset.target.num_items) > 0,
         rows={user: row for row, user in enumerate(dataset.user_ids)},
         learnt=learnt,
