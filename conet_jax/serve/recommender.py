@@ -25,7 +25,8 @@ class Recommender(NamedTuple):
       interactions: training interactions by domain, as the model was trained on.
       projected: from ``Model.project``, for the users of the data.
       dataset: the data.
-      touched: (indptr, items): target items of each user in training, validation and test.
+      touched: (indptr, items): target items of each user in training, validation and test, and
+        those rated below the threshold.
       warm: bool[target items], those with a training pair.
       rows: row of each raw user id.
       learnt: bool[users], those from whose pairs the model has learnt.
