@@ -648,7 +648,7 @@ MESSAGES = [
     ("--user_column=9: expected a number from 1 to 2", lambda: read("1\t2\n", user_column="9")),
     ("--item_column is missing: without a header", lambda: read("1\t2\n", user_column="1")),
     ("is a tar archive: unpack it", lambda: read(bytes(257) + b"ustar" + bytes(300))),
-    ("is a Python pickle: save it as CSV or Parquet", lambda: read(b"\x80\x04x")),
+    ("is stored Python objects: save it as CSV or Parquet", lambda: read(b"\x80\x04x")),
     ("is a Parquet file: expected text", lambda: readers.read_ids(write(parquet()))),
     ("is an Excel workbook or another document", lambda: read(packed(Types=b"x", b=b"y"))),
     ("a zip archive of 2 files .a, b.: expected one", lambda: read(packed(a=b"x", b=b"y"))),

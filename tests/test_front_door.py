@@ -740,7 +740,7 @@ def test_a_file_from_standard_input(put, tmp_path, data):
         (b"ARROW1\0\0" + bytes(99), "is a Feather .Arrow. file: save it as CSV or Parquet"),
         (b"\x89HDF\r\n" + bytes(99), "is an HDF5 file"),
         (b"SQLite format 3\0" + bytes(99), "is an SQLite database"),
-        (b"\x80\x04\x95" + bytes(99), "is a Python pickle"),
+        (b"\x80\x04\x95" + bytes(99), "is stored Python objects"),
         (bytes(257) + b"ustar\0" + bytes(300), "is a tar archive: unpack it"),
         (b"PAR1" + bytes(99) + b"PAR1", "cannot be read: "),
         (lzma.compress(b"user,item\na,b\n" * 99)[:-30], "cannot be read: Compressed file ended"),

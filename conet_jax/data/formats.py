@@ -53,10 +53,10 @@ _OTHERS = {
     b"\xd0\xcf\x11\xe0": "an Excel workbook (.xls)",
     b"7z\xbc\xaf": "a 7-Zip archive",
     b"Rar!\x1a": "a RAR archive",
-    b"\x80\x02": "a Python pickle",
-    b"\x80\x03": "a Python pickle",
-    b"\x80\x04": "a Python pickle",
-    b"\x80\x05": "a Python pickle",
+    b"\x80\x02": "stored Python objects",
+    b"\x80\x03": "stored Python objects",
+    b"\x80\x04": "stored Python objects",
+    b"\x80\x05": "stored Python objects",
     b"%PDF-": "a PDF",
 }
 _ARRAY = re.compile(rb"\s*\[\s*(\{|\]\s*$)")
