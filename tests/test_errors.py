@@ -660,7 +660,7 @@ MESSAGES = [
     ("the table cannot be read: ", lambda: readers.read({"user": ["a", "b"], "item": ["c"]})),
     ("content does not tell which column is the user", lambda: read("1,2,3\n")),
     (
-        "expected a JSON object with reviewerID and asin on every line",
+        "expected a JSON object with a user and an item on every line",
         lambda: read("a,b", "amazon_json"),
     ),
     ("text follows the JSON array", lambda: read('[{"user":"a","item":"b"}] x')),
