@@ -748,6 +748,12 @@ MESSAGES = [
             write("user,item\na,b\n"),
         ),
     ),
+    (
+        "dataset.json does not say how .* it was altered; prepare again",
+        lambda: prepare.positives_of(
+            {"reading": {"source": {"asked": {"separator": 5}}}, "options": {}}, "source", "file"
+        ),
+    ),
     ("has no attribute 'prepares'", lambda: conet_jax.prepares),
     ("--split=latest needs timestamps; use", lambda: build("ax", "ax", split="latest")),
     ("no user id occurs in both .* must be spelled alike", lambda: build("ax", "bx")),

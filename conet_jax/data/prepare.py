@@ -104,9 +104,18 @@ def positives_of(meta: Mapping, domain: str, path: str) -> pl.LazyFrame:
     Raises:
       InputError: as ``readers.read``, or it has no rating where that one had.
     """
-    then, options = meta.get("reading", {}).get(domain, {}), meta["options"]
-    rows = readers.read(path, times_needed=False, **then.get("asked", {}))
-    column = then.get("columns", {}).get("rating")
+    options = meta["options"]
+    try:
+        then = meta.get("reading", {}).get(domain, {})
+        asked, column = dict(then.get("asked", {})), then.get("columns", {}).get("rating")
+        if any(type(value) is not type(Asked._field_defaults[key]) for key, value in asked.items()):
+            raise TypeError
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise InputError(
+            "dataset.json does not say how the data's files were read, though it has a place for "
+            "it: it was altered; prepare again"
+        ) from None
+    rows = readers.read(path, times_needed=False, **asked)
     if "rating" not in rows.columns or rows.given is not None:
         if column is not None and rows.given is None:
             raise InputError(
