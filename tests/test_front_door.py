@@ -198,6 +198,14 @@ def test_what_looks_like_a_rating_and_is_not_read_is_warned_of(put):
     )
 
 
+@pytest.mark.parametrize("name", ["x", "how much", "valor"])
+def test_marks_from_0_to_10_are_warned_of_whatever_their_name(put, name):
+    paths = put("b", table(BOOKS, (*NAMES[:2], name, "ts"))), put("m", table(MOVIES))
+    data = check(*paths, want=expected(cut(BOOKS, 2), MOVIES))
+    assert f"every row counts as a positive, though {name!r} may be" in overlooked(data.meta)[0]
+    check(*paths, target_rating_column=name)
+
+
 @pytest.mark.parametrize(
     ("header", "options", "message"),
     [
