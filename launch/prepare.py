@@ -47,17 +47,25 @@ _SOURCE = flags.DEFINE_string(
 _OUT = flags.DEFINE_string("out", None, "Directory to write, a prepared one is replaced; required.")
 
 
+# Columns, by the flags that name them.
+_COLUMNS = {
+    "user_column": "user",
+    "item_column": "item",
+    "rating_column": "rating",
+    "time_column": "time",
+}
+
+
 def _define_reading(prefix: str, of: str, default: str) -> None:
     """Defines how files are read, of both domains or, with a prefix, of one."""
     flags.DEFINE_enum(f"{prefix}format", None if prefix else "auto", _FORMATS, f"Format of {of}.")
-    for role in ("user", "item", "rating", "time", "weight"):
-        found = "none" if role == "weight" else "found by its name"
+    for name, role in _COLUMNS.items():
         none = "" if role in ("user", "item") else "; none reads none"
         flags.DEFINE_string(
-            f"{prefix}{role}_column",
+            f"{prefix}{name}",
             None,
             f"Column of the {role} in {of}: its name, or its number from 1 without a header{none}; "
-            f"by default {default or found}.",
+            f"by default {default or 'found by its name'}.",
         )
     flags.DEFINE_string(
         f"{prefix}separator",
@@ -215,8 +223,7 @@ def main() -> None:
 
 def _reading() -> dict:
     """The flags of ``_define_reading`` that are typed, by name."""
-    names = [f"{role}_column" for role in ("user", "item", "rating", "time", "weight")]
-    names += ["format", "separator", "header", "min_rating"]
+    names = [*_COLUMNS, "format", "separator", "header", "min_rating"]
     typed = [f"{prefix}{name}" for prefix in ("", "target_", "source_") for name in names]
     return {name: flags.FLAGS[name].value for name in typed if flags.FLAGS[name].present}
 

@@ -19,6 +19,7 @@ import re
 import runpy
 import shutil
 import sys
+import zipfile
 from unittest import mock
 
 import hypothesis  # noqa: F401  (its plugin reads sys.argv once, before it is replaced here)
@@ -36,7 +37,17 @@ from test_hostile import put_fifo
 import conet_jax
 from conet_jax import cli, config, devices, files, losses, metrics, optimizers, row_adam
 from conet_jax.data import build as build_lib
-from conet_jax.data import download, moments, readers, recbole, split, store, synthetic
+from conet_jax.data import (
+    download,
+    lines,
+    moments,
+    prepare,
+    readers,
+    recbole,
+    split,
+    store,
+    synthetic,
+)
 from conet_jax.data.assemble import from_arrays
 from conet_jax.data.load import load_dataset
 from conet_jax.data.types import Dataset, HeldOut, check_indices
@@ -72,7 +83,7 @@ from conet_jax.train.interactions import to_device
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FULL = OSError(errno.ENOSPC, "No space left")
 # Functions whose argument is a message.
-SPEAKERS = ("fail", "_damaged", "_bad_negatives")
+SPEAKERS = ("fail", "_damaged", "_bad")
 # Raised within a module and never seen by a user, or out of reach of one process.
 UNSEEN = {
     "conet_jax/cli.py: fail(error)": "prints the others; tests/test_launch.py sees it do so",
@@ -134,8 +145,37 @@ def write(text: str | bytes, name: str = "file") -> str:
     return name
 
 
-def read(text: str | bytes, format: str = "auto"):
-    return readers.read(write(text), format)
+def read(text: str | bytes, format: str = "auto", **asked):
+    return readers.read(write(text), format, **asked)
+
+
+def packed(**members: bytes) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as file:
+        for name, text in members.items():
+            file.writestr(name.replace("Types", "[Content_Types].xml"), text)
+    return out.getvalue()
+
+
+def encrypted() -> bytes:
+    """A zip archive whose member's flags say that it is encrypted."""
+    text = packed(a=b"user,item\na,b\n")
+    at = text.index(b"PK\x01\x02") + 8
+    return text[:6] + b"\x01" + text[7:at] + b"\x01" + text[at + 1 :]
+
+
+def parquet() -> bytes:
+    out = io.BytesIO()
+    pl.DataFrame({"user": ["a"], "item": ["b"]}).write_parquet(out)
+    return out.getvalue()
+
+
+def seen_broken() -> None:
+    rated = rows("ax ay az bx bw cy cw", rating=[5.0, 1.0, 5.0, 5.0, 5.0, 5.0, 5.0])
+    made = build_lib.build(rated, rows("ak bk cl al bm"), candidates=1)
+    store.save(made, "prepared")
+    np.save("prepared/seen_indptr.npy", np.flip(np.load("prepared/seen_indptr.npy")))
+    store.load("prepared")
 
 
 def read_ncf(**texts: str):
@@ -613,13 +653,45 @@ MESSAGES = [
     ("a header, but no rows", lambda: read("user,item\n")),
     ("--format=named needs a header line", lambda: read("1,2,3\n", "named")),
     (
-        "two columns are called 'user_id': expected one user",
+        "2 columns could be the user: 'user_id', 'user_id'; expected one: --user_column=NAME",
         lambda: read("user_id,user_id,item\na,b,c\n"),
     ),
     ("--format=tsv expects 2 to 4 fields separated by tabs", lambda: read("1,2\n", "tsv")),
-    ("no item in row 'a': expected as many fields", lambda: read("user,item\na\n")),
+    ("the item id is missing: 1 of 2 fields", lambda: read("user,item\na\n")),
+    ("one column is asked for twice", lambda: read("a,b\nc,d\n", user_column="a", item_column="a")),
+    ("--user_column=z is none of the columns", lambda: read("a,b\nc,d\n", user_column="z")),
+    ("no column is known to be the user: found", lambda: read("rating,item,x\n1,b,c\n")),
+    ("--user_column=9: expected a number from 1 to 2", lambda: read("1\t2\n", user_column="9")),
+    ("--item_column is missing: without a header", lambda: read("1\t2\n", user_column="1")),
+    ("is a tar archive: unpack it", lambda: read(bytes(257) + b"ustar" + bytes(300))),
+    ("is stored Python objects: save it as CSV or Parquet", lambda: read(b"\x80\x04x")),
+    ("is a Parquet file: expected text", lambda: readers.read_ids(write(parquet()))),
+    ("is an Excel workbook or another document", lambda: read(packed(Types=b"x", b=b"y"))),
+    ("a zip archive of 2 files .a, b.: expected one", lambda: read(packed(a=b"x", b=b"y"))),
+    ("file: a in it is encrypted: unpack it first", lambda: read(encrypted())),
+    ("not the text that its first bytes promise", lambda: read(b"\xff\xfea")),
+    ("--separator, --header and .* are for text files", lambda: read(parquet(), separator=",")),
+    ("the table is int: expected a Polars or pandas|the table cannot", lambda: readers.read(7)),
+    ("the table is list: expected a Polars", lambda: readers.read([["a"]])),
+    ("the table cannot be read: ", lambda: readers.read({"user": ["a", "b"], "item": ["c"]})),
     ("content does not tell which column is the user", lambda: read("1,2,3\n")),
-    ("expected a JSON object with reviewerID and asin on every line", lambda: read("{}")),
+    (
+        "expected a JSON object with a user and an item on every line",
+        lambda: read("a,b", "amazon_json"),
+    ),
+    ("text follows the JSON array", lambda: read('[{"user":"a","item":"b"}] x')),
+    ("not JSON .expected , or ] after an object", lambda: read('[{"user":"a","item":"b"} x]')),
+    ("file:1: not UTF-8 text; save", lambda: read(b'[{"user":"a","item":"\xff"}]')),
+    (
+        "a JSON array of more than 2 GiB: expected an object a line",
+        lambda: under(
+            mock.patch.object(lines, "_ARRAY_BYTES", 9), call=lambda: read('[{"user":"a"}]')
+        ),
+    ),
+    (
+        "file:1002: the key 'rating' first stands here",
+        lambda: read('{"user":"a","item":"b"}\n' * 1001 + '{"rating":1,"user":"a","item":"b"}'),
+    ),
     ("file:2: not JSON", lambda: read('{"user":"a","item":"b"}\n{')),
     (
         "file:2: not JSON .nested too deeply",
@@ -636,12 +708,20 @@ MESSAGES = [
         "a quote is opened and not closed: .*an id holds no line end",
         lambda: read('user,item\n"a\nb",c\n'),
     ),
-    ("the user id is missing: expected one", lambda: read("a\tb\n\tb\n")),
+    ("no row is left .1 without an id, 0 that cannot", lambda: read("user,item\nNULL,b\n")),
     ("bad item id True: expected text or a whole number", lambda: read('{"user":"a","item":true}')),
-    (r"bad item id '\\n': expected no line end", lambda: read(r'{"user":"a","item":"\n"}')),
+    (r"bad item id 'b\\nc': expected no line end", lambda: read(r'{"user":"a","item":"b\nc"}')),
     ("half of a UTF-16 surrogate pair", lambda: read(r'{"user":"a","item":"\ud800"}')),
     ("the rating is missing: expected a number", lambda: read("a\tb\t1\na\tb\t\n")),
-    ("bad rating 'nan': expected a finite number", lambda: read("a\tb\tnan\n")),
+    ("bad rating 'x': expected a finite number", lambda: read("a\tb\tx\n")),
+    ("the timestamp is missing: expected one in", lambda: read("a\tb\t1\t1\na\tb\t1\t\n")),
+    ("bad timestamp 'x': expected a finite number, or a date", lambda: read("a\tb\t1\tx\n")),
+    (
+        "the columns of NCF-style data are fixed",
+        lambda: (read_ncf(), readers.read("ncf", user_column="x")),
+    ),
+    ("test_neg.txt: the file is empty: expected the negatives", lambda: read_ncf(test_neg="\n")),
+    ("ids:1: not UTF-8 text", lambda: readers.read_ids(write(b"\xff", "ids"))),
     ("X.train.rating: no such file; NCF-style data is", lambda: readers.read("X", "ncf")),
     ("user '0' has more than one test item", lambda: read_ncf(test="0\t2\n0\t3\n")),
     ("no line for user '1' of", lambda: read_ncf(test="0\t2\n1\t2\n")),
@@ -652,26 +732,73 @@ MESSAGES = [
     ("ids:1: an empty line; expected an id", lambda: readers.read_ids(write("\na", "ids"))),
     # Raw rows to a data set.
     (
-        "no rating is 4 or more; lower --min_rating",
+        "no rating is 4 or more, the largest is 1; lower --min_rating",
         lambda: build("ax", "ax", rating=[1.0], min_rating=4),
     ),
+    (
+        "--min_rating=3 is given, but no rating is read .left out: no column",
+        lambda: build("ax", "ax", min_rating=3),
+    ),
+    (
+        "ncf: brings its own test items and users: leave out --min_user_items=2",
+        lambda: build_lib.build(read_ncf(), rows("0x"), min_user_items=2),
+    ),
+    (
+        "no user is left: expected users with some of the items",
+        lambda: build_lib.build(read_ncf(), rows("0x")),
+    ),
+    (
+        "no user is left: those who were have every item of a domain",
+        lambda: build("ax", "ax"),
+    ),
+    (
+        "unknown option 'min_ratings'; did you mean min_rating",
+        lambda: prepare.prepare("a", "b", min_ratings=3),
+    ),
+    ("both files are -: expected one of them", lambda: prepare.prepare("-", "-")),
+    (
+        "file: no rating is read, and 'stars' was in the source",
+        lambda: prepare.positives_of(
+            {"reading": {"source": {"columns": {"rating": "stars"}}}, "options": {}},
+            "source",
+            write("user,item\na,b\n"),
+        ),
+    ),
+    (
+        "dataset.json does not say how .* it was altered; prepare again",
+        lambda: prepare.positives_of(
+            {"reading": {"source": {"asked": {"separator": 5}}}, "options": {}}, "source", "file"
+        ),
+    ),
+    ("has no attribute 'prepares'", lambda: conet_jax.prepares),
     ("--split=latest needs timestamps; use", lambda: build("ax", "ax", split="latest")),
     ("no user id occurs in both .* must be spelled alike", lambda: build("ax", "bx")),
     ("the core is empty: .* lower them", lambda: build("ax", "ax", min_user_items=2)),
     (
         "no source item is left after --drop_twins: leave it out",
-        lambda: build("ax bx cx ay az", "ax bx cx", drop_twins=True),
+        lambda: build(
+            "ax bx ay bz cz", "ak bk cl", drop_twins=True, twin_jaccard=0.1, twin_users=1
+        ),
     ),
-    ("no user has two target items or more", lambda: build("ax", "ax")),
-    ("user 'a' has all 2 target items: no untouched one", lambda: build("ax ay", "ax")),
+    ("no user has two target items or more", lambda: build("ax by", "ax by")),
+    (
+        "user '0' has all 2 target items: no untouched one",
+        lambda: from_arrays([0, 0], [0, 1], [0], [0], candidates=1),
+    ),
     (
         "has 1 untouched target items, fewer than the 2 candidates wanted: --candidates=1 or less",
-        lambda: build_lib.build(rows("ax ay bz"), rows("ax bx"), candidates=2),
+        lambda: build_lib.build(rows("ax ay bz"), rows("ax by"), candidates=2),
     ),
-    ("has all 1 items of the source as training positives", lambda: build("ax ay az bw", "ax bx")),
+    (
+        "has all 1 items of the source as training positives",
+        lambda: from_arrays([0, 0, 1], [0, 1, 2], [0, 1], [0, 0], candidates=1),
+    ),
     (
         "no negative left in the given test candidates: .* remove",
-        lambda: build_lib.build(read_ncf(train="0\t3\n"), rows("0x 1y")),
+        lambda: build_lib.build(
+            read_ncf(train="0\t3\n1\t4\n", test="0\t2\n1\t5\n", test_neg="(0, 2)\t3\n(1, 5)\t6\n"),
+            rows("0x 1y"),
+        ),
     ),
     (
         "candidates=0 must be 1 or more",
@@ -802,6 +929,7 @@ MESSAGES = [
     ("not an array of type <i4", lambda: saved("test_users.npy", lambda x: x.astype(float))),
     ("target: row pointers that do not increase", lambda: saved("target_indptr.npy", np.flip)),
     ("test: users that are not strictly increasing", lambda: saved("test_users.npy", np.flip)),
+    ("seen: row pointers that do not increase", lambda: seen_broken()),
     ("user_ids: ids for 12 rows expected", lambda: saved("user_ids_offsets.npy", lambda x: x[1:])),
     ("user_ids: offsets that do not increase", lambda: saved("user_ids_offsets.npy", np.flip)),
     ("the content does not match its hash", lambda: saved("valid_mask.npy", np.invert)),

@@ -21,11 +21,15 @@ import pytest
 from hypothesis import strategies as st
 from test_prepare import prepare as command
 
-from conet_jax.data import readers
+from conet_jax.config import default_config
+from conet_jax.data import readers, recbole, store
 from conet_jax.data.load import known_items
-from conet_jax.data.prepare import columns_read, overlooked, prepare
+from conet_jax.data.prepare import columns_read, overlooked, positives_of, prepare
 from conet_jax.data.types import Dataset
 from conet_jax.errors import InputError
+from conet_jax.run.experiment import make_experiment
+from conet_jax.serve import recommend
+from conet_jax.serve.recommender import prepare as make_recommender
 
 NAMES = ("user_id", "item_id", "rating", "timestamp")
 Rows = list[tuple]
@@ -192,6 +196,14 @@ def test_what_looks_like_a_rating_and_is_not_read_is_warned_of(put):
     assert (
         "target b: user 'user_id', item 'item_id', no rating, no time; left out: 'average" in text
     )
+
+
+@pytest.mark.parametrize("name", ["x", "how much", "valor"])
+def test_marks_from_0_to_10_are_warned_of_whatever_their_name(put, name):
+    paths = put("b", table(BOOKS, (*NAMES[:2], name, "ts"))), put("m", table(MOVIES))
+    data = check(*paths, want=expected(cut(BOOKS, 2), MOVIES))
+    assert f"every row counts as a positive, though {name!r} may be" in overlooked(data.meta)[0]
+    check(*paths, target_rating_column=name)
 
 
 @pytest.mark.parametrize(
@@ -718,7 +730,7 @@ def test_a_file_from_standard_input(put, tmp_path, data):
         text = pathlib.Path(written(put, "b.parquet", BOOKS)).read_bytes()
     text = gzip.compress(text) if data == "gzip" else text
     movies = put("m", table(MOVIES))
-    done = command(target="-", source=movies, out=tmp_path / "out", candidates=3, stdin=text)
+    done = command(target="-", source=movies, out=tmp_path / "out", candidates=11, stdin=text)
     assert done.returncode == 0, done.stderr
     want = expected(BOOKS, MOVIES)
     row = next(x for x in done.stdout.splitlines() if x.startswith("this data set")).split()
@@ -736,7 +748,7 @@ def test_a_file_from_standard_input(put, tmp_path, data):
         (b"ARROW1\0\0" + bytes(99), "is a Feather .Arrow. file: save it as CSV or Parquet"),
         (b"\x89HDF\r\n" + bytes(99), "is an HDF5 file"),
         (b"SQLite format 3\0" + bytes(99), "is an SQLite database"),
-        (b"\x80\x04\x95" + bytes(99), "is a Python pickle"),
+        (b"\x80\x04\x95" + bytes(99), "is stored Python objects"),
         (bytes(257) + b"ustar\0" + bytes(300), "is a tar archive: unpack it"),
         (b"PAR1" + bytes(99) + b"PAR1", "cannot be read: "),
         (lzma.compress(b"user,item\na,b\n" * 99)[:-30], "cannot be read: Compressed file ended"),
@@ -892,3 +904,44 @@ def test_the_audit_adds_up(tmp_path_factory, books, movies, one, two, pack, opti
         bad = [row[2] in ("five", "") and "rating_column" not in options for row in rows]
         assert report.get("missing_id", 0) == missing.count(False)
         assert report.get("bad_rows", 0) == sum(x and y for x, y in zip(missing, bad, strict=True))
+
+
+def test_what_is_seen_survives_the_disk_and_recboles_files(put, tmp_path):
+    data = check(put("b", table(BOOKS)), put("m", table(MOVIES)))
+    assert data.seen is not None
+    store.save(data, tmp_path / "prepared")
+    recbole.save(data, tmp_path / "recbole")
+    for found in (store.load(tmp_path / "prepared"), recbole.load(tmp_path / "recbole")):
+        assert found.meta == data.meta
+        for one, two in zip(found.seen, data.seen, strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+def test_no_list_recommends_what_was_seen_and_not_liked(put):
+    data = check(put("b", table(BOOKS)), put("m", table(MOVIES)))
+    experiment = make_experiment(default_config("popularity"), data)
+    start = experiment.state_of(experiment.model.init(None, experiment.sizes))
+    recommender = make_recommender(experiment, experiment.sweep(start))
+    everyone = recommend.find_users(recommender, data.user_ids)
+    lists = recommend.recommend(recommender, everyone, k=25).select("user", "item").rows()
+    shared = set(data.user_ids)
+    rated = {row[:2] for row in BOOKS if row[0] in shared}
+    assert lists and not rated & set(lists)
+    again = recommend.recommend(recommender, everyone, k=25, include_seen=True)
+    assert rated & set(again.select("user", "item").rows())
+
+
+def test_a_later_file_of_the_source_is_read_as_prepare_read_it(put):
+    names = ("who", "what", "how", "when")
+    asked = {"source_user_column": "who", "source_item_column": "what"}
+    asked |= {"source_rating_column": "how", "source_time_column": "when", "source_min_rating": 2}
+    pairs = [liked(BOOKS), liked(MOVIES, 2)]
+    shared = set.intersection(*({user for user, _ in own} for own in pairs))
+    want = tuple({pair for pair in own if pair[0] in shared} for own in pairs)
+    data = check(put("b", table(BOOKS)), put("m", table(MOVIES, names, ";")), want=want, **asked)
+    later = MOVIES[::2] + [(u, i, 1, t + 9) for u, i, _, t in MOVIES[::6]]
+    path = put("later", table(later, names, ";"))
+    found = positives_of(data.meta, "source", path).collect().rows()
+    assert set(found) == liked(later, 2) and len(found) == len(set(found))
+    with pytest.raises(InputError, match="--user_column=who is none of the columns"):
+        positives_of(data.meta, "source", put("other", table(MOVIES)))

@@ -808,8 +808,8 @@ GRIDS = {
     "layers": st.lists(
         st.tuples(st.integers(2, 64), st.integers(1, 9)), min_size=1, max_size=2, unique=True
     ),
-    "inner_product": st.just([True, False]),
-    "pairing": st.just(["random", "views"]),
+    "cross_per_direction": st.just([True, False]),
+    "pairing": st.just(["random", "same_user"]),
 }
 
 

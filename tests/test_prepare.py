@@ -3,6 +3,7 @@
 import gzip
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -113,6 +114,35 @@ def test_options_reach_the_data_set(raw, tmp_path):
 def test_bad_input_is_one_line_and_status_2(raw, tmp_path, options, message):
     refused(message, **({**raw, "out": tmp_path / "deep" / "out", "candidates": 19} | options))
     assert sorted(os.listdir(tmp_path)) == ["books.csv", "movies.csv"]  # nothing half-written
+
+
+def test_the_output_says_which_column_is_what_and_adds_up(raw, tmp_path):
+    text = raw["target"].read_text().replace("rating", "Book-Rating", 1).splitlines()
+    text = [f"{line};{'average_rating' if not n else 4.1}" for n, line in enumerate(text)]
+    raw["target"].write_text("\n".join(line.replace(",", ";") for line in [*text, "NULL;1;5;1;4"]))
+    flags = {"target_separator": "semicolon", "target_min_rating": 5, "source_time_column": "none"}
+    done = prepare(**raw, out=tmp_path / "out", candidates=20, **flags)
+    assert done.returncode == 0, done.stderr
+    target, source, *_ = done.stdout.splitlines()
+    assert target.endswith(
+        "books.csv: user 'user_id', item 'item_id', rating 'Book-Rating', time 'timestamp'; "
+        "left out: 'average_rating'"
+    )
+    assert source.endswith("rating 'rating', no time; left out: 'timestamp'")
+    assert "warning: target: 'average_rating' may be feedback too, and is not read" in done.stderr
+    rows = [
+        line for line in done.stdout.splitlines() if re.match(r"  \w.* [\d,-]+ +[\d,-]+$", line)
+    ]
+    audit = {line[:45].strip(): line[45:].replace(",", "").split() for line in rows}
+    assert (
+        audit["left out: without an id"] == ["1", "-"] and "dropped: rating below 5 or 4" in audit
+    )
+    for at in (0, 1):
+        read, *reasons, kept = (int(x[at].replace("-", "0")) for x in audit.values())
+        assert read == kept + sum(reasons) == (241, 180)[at]
+    assert store.load(tmp_path / "out").meta["reading"]["target"]["asked"] == {
+        "separator": "semicolon"
+    }
 
 
 def test_bad_number_names_file_line_and_value(raw, tmp_path):

@@ -235,7 +235,7 @@ BAD = [
     ("user_id,item_id,rating\n", "a header, but no rows"),
     ("user_id,item_id\na,b\nc\n", r"file:3: the item id is missing"),
     ("name,item_id,rating\na,b,1\n", "file:1: no column is known to be the user: found 'name', "),
-    ("a,b\nc,d\n", "add a header line such as"),
+    ("a,b\nc,d\n", "the user: give --user_column=1 --item_column=2, or add a header line such as"),
     ("1\t2\t3\n1\t2\tx\n", r"file:2: bad rating 'x'"),
     ("1\t2\t3\n1\t2\t3\t4\n", r"file:2: 4 fields where 3"),
     ("", "the file is empty"),

@@ -59,6 +59,7 @@ _NOT_OF_THE_ROW = {
     *("helpful", "helpfulness", "sentiment", "predicted", "imdb", "metacritic", "global", "max"),
     *("min", "std", "text", "title", "summary", "date", "time", "timestamp", "id", "rank"),
 }
+_MARKS = (3, 21)  # distinct values of a column of marks: 1 to 5, or half steps from 0 to 10
 _YES_NO = {"0", "1", "0.0", "1.0", "true", "false"}
 
 
@@ -175,12 +176,18 @@ def left_over(names: Sequence[str], places: Mapping[str, int]) -> list[str]:
 def overlooked(
     names: Sequence[str], places: Mapping[str, int], values: Sequence[Sequence[str]]
 ) -> list[str]:
-    """Returns the columns without a role that look like a rating, or like yes and no."""
+    """Returns the columns without a role that look like a rating, or like yes and no.
+
+    By a word of the name, or by their values: 0 and 1 alone, or, where no rating is read, a few
+    numbers from 0 to 10.
+    """
     found = []
     for at, name in enumerate(names):
         seen = {value.strip().lower() for value in values[at]} if at < len(values) else set()
         rating = _RATING_WORDS & set(words(name)) or plain(name) in LABELS
-        if at not in places.values() and (rating or (seen and seen <= _YES_NO)):
+        few = "rating" not in places and _MARKS[0] <= len(seen) <= _MARKS[1]
+        marks = few and all(_is_number(x) and x[:1].isdecimal() and _up_to_ten(x) for x in seen)
+        if at not in places.values() and (rating or marks or (seen and seen <= _YES_NO)):
             found.append(name)
     return found
 
@@ -254,6 +261,10 @@ def _like_ratings(
 
 def _is_number(value: str) -> bool:
     return re.fullmatch(r"\s*[+-]?([0-9]+[.,]?[0-9]*|true|false)\s*", value, re.I) is not None
+
+
+def _up_to_ten(value: str) -> bool:
+    return float(value.replace(",", ".")) <= 10
 
 
 def _listed(names: Sequence[str], places: Sequence[int]) -> str:

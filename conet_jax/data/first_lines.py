@@ -92,9 +92,13 @@ def guess(
     for format, (user, item) in {"amazon_2014": (0, 1), "amazon_2018": (1, 0)}.items():
         if share(user, _AMAZON_USER) > 0.8 and share(item, _AMAZON_ITEM) > 0.8:
             return format
+    amazon = (
+        "--format=amazon_2014 (user,item,rating,timestamp) or --format=amazon_2018 "
+        "(item,user,rating,timestamp), or "
+    )
     raise InputError(
-        f"{name}: the content does not tell which column is the user: give --format=amazon_2014 "
-        "(user,item,rating,timestamp) or --format=amazon_2018 (item,user,rating,timestamp), or "
-        "--user_column=1 --item_column=2, or add a header line such as user_id,item_id,rating; "
+        f"{name}: the content does not tell which column is the user: give "
+        + (amazon if 3 <= len(rows[0]) <= 4 else "")
+        + "--user_column=1 --item_column=2, or add a header line such as user_id,item_id,rating; "
         f"first row {sample[0][:80]!r}"
     )

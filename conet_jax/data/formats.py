@@ -53,10 +53,10 @@ _OTHERS = {
     b"\xd0\xcf\x11\xe0": "an Excel workbook (.xls)",
     b"7z\xbc\xaf": "a 7-Zip archive",
     b"Rar!\x1a": "a RAR archive",
-    b"\x80\x02": "a Python pickle",
-    b"\x80\x03": "a Python pickle",
-    b"\x80\x04": "a Python pickle",
-    b"\x80\x05": "a Python pickle",
+    b"\x80\x02": "stored Python objects",
+    b"\x80\x03": "stored Python objects",
+    b"\x80\x04": "stored Python objects",
+    b"\x80\x05": "stored Python objects",
     b"%PDF-": "a PDF",
 }
 _ARRAY = re.compile(rb"\s*\[\s*(\{|\]\s*$)")
@@ -157,10 +157,13 @@ def _unpacked(name: str, stack: contextlib.ExitStack) -> io.BufferedIOBase:
         raise InputError(f"{name}: is a Parquet file: expected text")
     if kind == "zip":
         archive = stack.enter_context(zipfile.ZipFile(name))
+        only = _only_member(name, archive)
         try:
-            member = archive.open(_only_member(name, archive))
-        except RuntimeError as error:  # an encrypted one
-            raise InputError(f"{name}: cannot be read: {error}; unpack it first") from None
+            member = archive.open(only)
+        except RuntimeError:
+            raise InputError(
+                f"{name}: {only.filename} in it is encrypted: unpack it first"
+            ) from None
         return stack.enter_context(io.BufferedReader(member))
     if kind == "zstd":
         return stack.enter_context(io.BufferedReader(_Chunks(_lines_of_zstd(name))))

@@ -82,9 +82,7 @@ def plain(frame: pl.LazyFrame) -> Plain | None:
         pl.col("user", "item").cast(pl.String), *(pl.col(role).cast(pl.Float64) for role in numbers)
     )
     text = pl.col("user", "item")
-    missing = pl.any_horizontal(
-        text.str.strip_chars().str.to_lowercase().is_in(sorted(values.MISSING)).fill_null(True)
-    )
+    missing = pl.col("user").is_null() | pl.col("item").is_null() | missing_id()
     odd = [text.str.contains(r"[\n\r\x00\x1c-\x1f]").fill_null(False)]
     odd += [~pl.col(role).is_finite().fill_null(False) for role in numbers]
     largest = pl.col("timestamp").filter(~missing).max() if "timestamp" in numbers else pl.lit(None)
@@ -98,6 +96,18 @@ def plain(frame: pl.LazyFrame) -> Plain | None:
     if any_odd or count == gone:
         return None
     return Plain(frame.filter(~missing) if gone else frame, count - gone, gone, largest_time)
+
+
+def missing_id() -> pl.Expr:
+    """Whether the text of a row's user or item is that of a missing value, see ``values``."""
+    found = []
+    for role in ("user", "item"):
+        text = pl.col(role).fill_null("")
+        # Few are so short or begin with white space: the others need no closer look.
+        short = pl.when((text.str.len_bytes() < 10) | text.str.contains(r"^\s")).then(text)
+        word = short.str.strip_chars().str.to_lowercase()
+        found.append(word.is_in(sorted(values.MISSING)).fill_null(False))
+    return pl.any_horizontal(found)
 
 
 def iterate(frame: pl.LazyFrame) -> Iterator[tuple]:

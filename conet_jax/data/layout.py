@@ -160,7 +160,7 @@ def _of_objects(name: str, rows: list, asked: Asked, kind: str) -> Layout:
     if not records:
         number, row = rows[0] if rows else (1, "[]")
         raise InputError(
-            f"{name}:{number}: expected a JSON object with reviewerID and asin on every line; "
+            f"{name}:{number}: expected a JSON object with a user and an item on every line; "
             f"found {str(row)[:80]!r}"
         )
     names = list(dict.fromkeys(key for _, record in records for key in record))

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,6 @@ import polars as pl
 
 from conet_jax.data import build, readers, store
 from conet_jax.data.layout import Asked
-from conet_jax.data.ratings import rate
 from conet_jax.data.types import DOMAINS, Dataset
 from conet_jax.errors import InputError
 
@@ -19,6 +19,8 @@ _BUILD = [
     for name, parameter in inspect.signature(build.build).parameters.items()
     if parameter.kind is inspect.Parameter.KEYWORD_ONLY
 ]
+# Weights can be read, and no model uses them yet.
+_READING = [field for field in Asked._fields if field != "weight_column"]
 # Columns of these roles are named so where they are printed.
 _ROLES = {"timestamp": "time"}
 
@@ -51,8 +53,8 @@ def prepare(
       >>> data.num_users, data.meta["reading"]["target"]["columns"]
       (6, {'user': 'user', 'item': 'film', 'rating': 'stars'})
     """
-    own = {f"{domain}_{field}" for domain in DOMAINS for field in Asked._fields}
-    known = {*own, *Asked._fields, *_BUILD}
+    own = {f"{domain}_{field}" for domain in DOMAINS for field in _READING}
+    known = {*own, *_READING, *_BUILD}
     for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, sorted(known), n=1)
@@ -73,7 +75,7 @@ def prepare(
     for domain, table in tables.items():
         asked = {
             field: options[name]
-            for field in Asked._fields
+            for field in _READING
             for name in (field, f"{domain}_{field}")
             if options.get(name) is not None
         }
@@ -88,34 +90,46 @@ def prepare(
     return made
 
 
-def source_positives(meta: Mapping, path: str) -> pl.LazyFrame:
-    """Reads another file of the source as the one that a data set was prepared from.
+def positives_of(meta: Mapping, domain: str, path: str) -> pl.LazyFrame:
+    """Reads another file of a domain as the one that a data set was prepared from.
 
     Args:
       meta: of the data set.
+      domain: "target" or "source".
       path: the file.
 
     Returns:
-      user and item of the rows at or above the source's threshold.
+      user and item of the pairs whose latest rating is at or above the domain's threshold.
 
     Raises:
       InputError: as ``readers.read``, or it has no rating where that one had.
     """
-    then = meta.get("reading", {}).get("source", {})
-    rows = readers.read(path, times_needed=False, **then.get("asked", {}))
-    rated = "rating" in rows.columns
-    column = then.get("columns", {}).get("rating")
-    if column is not None and not rated and rows.given is None:
-        raise InputError(
-            f"{path}: no rating is read, and {column!r} was in the source that the data were "
-            f"prepared from: expected such a column, or prepare again with "
-            "--source_rating_column=none"
-        )
     options = meta["options"]
-    least = options.get("source_min_rating", options.get("min_rating"))
-    if not rated or rows.given is not None:
-        least = None
-    return rate(rows, least).positives.select("user", "item")
+    try:
+        then = meta.get("reading", {}).get(domain, {})
+        asked, column = dict(then.get("asked", {})), then.get("columns", {}).get("rating")
+        if any(type(value) is not type(Asked._field_defaults[key]) for key, value in asked.items()):
+            raise TypeError
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise InputError(
+            "dataset.json does not say how the data's files were read, though it has a place for "
+            "it: it was altered; prepare again"
+        ) from None
+    rows = readers.read(path, times_needed=False, **asked)
+    if "rating" not in rows.columns or rows.given is not None:
+        if column is not None and rows.given is None:
+            raise InputError(
+                f"{path}: no rating is read, and {column!r} was in the {domain} that the data were "
+                "prepared from: expected such a column, or prepare again with "
+                f"--{domain}_rating_column=none"
+            )
+        return rows.frame.select("user", "item")
+    least = options.get(f"{domain}_min_rating", options.get("min_rating", -math.inf))
+    frame = rows.frame.with_columns(low=pl.col("rating") < least)
+    if "timestamp" in rows.columns:
+        frame = frame.sort("timestamp", maintain_order=True)
+    latest = frame.unique(["user", "item"], keep="last", maintain_order=True)
+    return latest.filter(~pl.col("low")).select("user", "item")
 
 
 def columns_read(meta: Mapping, names: Mapping[str, str]) -> list[str]:

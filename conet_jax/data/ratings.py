@@ -154,13 +154,13 @@ def last_of_each(pairs: Pairs) -> np.ndarray:
       >>> print(last_of_each(pairs), last_of_each(pairs._replace(times=None)))
       [1 0] [1 2]
     """
-    keys = (pairs.items, pairs.users)
-    if pairs.times is not None:
-        keys = (pairs.times, *keys)
-    order = np.lexsort(keys)  # stable
-    users, items = pairs.users[order], pairs.items[order]
+    keys = pairs.users * (1 + pairs.items.max(initial=0)) + pairs.items
+    if pairs.times is None:
+        order = np.argsort(keys, kind="stable")
+    else:
+        order = np.lexsort((pairs.times, keys))  # stable too
     last = np.ones(len(order), bool)
-    last[:-1] = (np.diff(users) != 0) | (np.diff(items) != 0)
+    last[:-1] = np.diff(keys[order]) != 0
     return order[last]
 
 

@@ -180,10 +180,7 @@ def _plain_text(name: str, found: layout.Layout) -> DomainRows | None:
         text = pl.col(role).fill_null("")
         odd += [~text.str.contains(f"^(?:{form})$"), ~_number(text).is_finite().fill_null(False)]
     odd += [pl.col(f"field_{at}").is_not_null() for at in range(found.named, found.width)]
-    missing = pl.any_horizontal(
-        pl.col(role).str.strip_chars().str.to_lowercase().is_in(sorted(values.MISSING))
-        for role in ("user", "item")
-    )
+    missing = frames.missing_id()
     times = pl.col("timestamp") if "timestamp" in found.roles else pl.lit("0")
     try:
         with formats.opened(name) as file:

@@ -25,10 +25,12 @@ from conet_jax.data.types import (
     Dataset,
     HeldOut,
     UserItems,
+    content_hash,
     held_out_parts,
 )
 from conet_jax.errors import InputError
 
+_SEEN = "target.seen.inter"  # pairs below the threshold
 _CANDIDATES = {
     "part": pl.String,
     "user_id": pl.String,
@@ -90,6 +92,10 @@ def save(dataset: Dataset, directory: str | os.PathLike) -> None:
             values = zip(_CANDIDATES, (list(values) for values in columns), strict=True)
             parts.append(pl.DataFrame(dict(values), schema=_CANDIDATES))
         pl.concat(parts).write_parquet(beside / "candidates.parquet")
+        if dataset.seen is not None:
+            users = np.repeat(dataset.user_ids, np.diff(dataset.seen.indptr))
+            items = dataset.target_item_ids[dataset.seen.indices]
+            _write(beside / "target" / _SEEN, user_id=users, item_id=items)
         text = json.dumps(dataset.meta, indent=2, sort_keys=True)
         (beside / "dataset.json").write_text(text + "\n", encoding="utf-8")
 
@@ -141,11 +147,7 @@ def load(directory: str | os.PathLike) -> Dataset:
         if len(distinct) < len(pairs[domain]):
             twice = len(pairs[domain]) - len(distinct)
             raise InputError(f"{file}: {twice:,} pairs stand there twice: expected each once")
-        degrees = np.bincount(distinct[:, 0], minlength=len(users))
-        indptr = np.concatenate([[0], np.cumsum(degrees)]).astype(np.int32)
-        interactions[domain] = UserItems(
-            indptr, distinct[:, 1].astype(np.int32), len(items[domain])
-        )
+        interactions[domain] = _csr(distinct, len(users), len(items[domain]))
     sizes = {d: len(items[d]) for d in DOMAINS}
     positives = {d: pairs[d] @ [sizes[d], 1] for d in DOMAINS}
     for part, domain in HELD_OUT.items():
@@ -179,7 +181,22 @@ def load(directory: str | os.PathLike) -> Dataset:
                 "items: write the files anew by launch/export.py --data"
             )
     ids = tuple(np.array(list(x), object) for x in (users, items["target"], items["source"]))
-    return from_split(interactions, held_out, ids, report=report, options=options, only=only)
+    made = from_split(interactions, held_out, ids, report=report, options=options, only=only)
+    if "reading" in meta:
+        made = made._replace(meta=made.meta | {"reading": meta["reading"]})
+    file = path / "target" / _SEEN
+    if not file.exists():
+        return made
+    seen = np.stack(_rows(file, users, items["target"]), axis=1)
+    made = made._replace(seen=_csr(np.unique(seen, axis=0), len(users), len(items["target"])))
+    return made._replace(meta=made.meta | {"hash": content_hash(made)})
+
+
+def _csr(pairs: np.ndarray, num_users: int, num_items: int) -> UserItems:
+    """Distinct pairs, sorted by user, then item, as CSR."""
+    degrees = np.bincount(pairs[:, 0], minlength=num_users)
+    indptr = np.concatenate([[0], np.cumsum(degrees)]).astype(np.int32)
+    return UserItems(indptr, pairs[:, 1].astype(np.int32), num_items)
 
 
 def _write(path: Path, **columns: np.ndarray) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from conet_jax.data import readers
+from conet_jax.data.prepare import positives_of
 from conet_jax.data.types import check_indices
 from conet_jax.errors import InputError
 from conet_jax.models.base import FittedModel
@@ -235,11 +235,10 @@ def _why(unread: list[str], read: tuple[str, ...]) -> str:
 def read_items_of(
     recommender: Recommender, domain: str, path: str, users: Iterable[str] | None = None
 ) -> dict[str, np.ndarray]:
-    """Reads what users have in a domain from a raw file, in any format of ``prepare``.
+    """Reads what users have in a domain from a raw file, as the data's own file was read.
 
     Args:
-      recommender: from ``load``; rows below the least rating that its data were prepared with
-        do not count, nor do items that it does not know.
+      recommender: from ``load``; items that it does not know do not count.
       domain: "target" or "source".
       path: the file.
       users: raw ids of those to read; by default all.
@@ -248,12 +247,10 @@ def read_items_of(
       {raw user id: int[n], rows of items in ascending order}, for those with one or more.
 
     Raises:
-      InputError: see ``readers.read``.
+      InputError: see ``prepare.positives_of``.
     """
     dataset = recommender.dataset
-    frame = readers.read(path).frame
-    if "rating" in frame.collect_schema():
-        frame = frame.filter(pl.col("rating") >= dataset.meta["options"].get("min_rating", -np.inf))
+    frame = positives_of(dataset.meta, domain, path)
     if users is not None:
         frame = frame.filter(pl.col("user").is_in(list(users)))
     ids = getattr(dataset, f"{domain}_item_ids")

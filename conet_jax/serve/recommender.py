@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from conet_jax.data.load import touched_items
+from conet_jax.data.load import known_items
 from conet_jax.data.types import Dataset
 from conet_jax.models.base import Model, Params
 from conet_jax.run.experiment import Experiment, for_inference
@@ -25,7 +25,8 @@ class Recommender(NamedTuple):
       interactions: training interactions by domain, as the model was trained on.
       projected: from ``Model.project``, for the users of the data.
       dataset: the data.
-      touched: (indptr, items): target items of each user in training, validation and test.
+      touched: (indptr, items): target items of each user in training, validation and test, and
+        those rated below the threshold.
       warm: bool[target items], those with a training pair.
       rows: row of each raw user id.
       learnt: bool[users], those from whose pairs the model has learnt.
@@ -122,7 +123,7 @@ def prepare(experiment: Experiment, params: Params) -> Recommender:
         interactions=interactions,
         projected=ranking.project(params, interactions, model=model),
         dataset=dataset,
-        touched=touched_items(dataset),
+        touched=known_items(dataset),
         warm=np.bincount(dataset.target.indices, minlength=dataset.target.num_items) > 0,
         rows={user: row for row, user in enumerate(dataset.user_ids)},
         learnt=learnt,
