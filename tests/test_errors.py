@@ -49,7 +49,7 @@ from conet_jax.data import (
     synthetic,
 )
 from conet_jax.data.assemble import from_arrays
-from conet_jax.data.load import load_dataset
+from conet_jax.data.load import check_users, load_dataset
 from conet_jax.data.types import Dataset, HeldOut, check_indices
 from conet_jax.devices import processes
 from conet_jax.errors import Diverged, InputError
@@ -313,6 +313,19 @@ def fit(workdir: str = "run", **fields):
     return fit_lib.fit(popular(**fields), workdir, dataset=given, quiet=True)
 
 
+def without_ranks() -> pathlib.Path:
+    folder = run()
+    (folder / "ranks.npz").unlink()
+    return folder
+
+
+def all_cold() -> Dataset:
+    """Data in which no item has a training pair."""
+    target = data().target
+    nothing = target._replace(indptr=np.zeros_like(target.indptr), indices=target.indices[:0])
+    return data()._replace(target=nothing)
+
+
 def no_users(split: str) -> Dataset:
     empty = HeldOut(*(x[:0] for x in getattr(data(), split)))
     return data()._replace(**{split: empty})
@@ -386,6 +399,22 @@ MESSAGES = [
     ("flag --k=0: 0 is not a positive integer", lambda: launch("compare", "--k=0")),
     ("--config is missing: name a config file", lambda: launch("train")),
     ("config file 'nowhere.py' cannot be read", lambda: launch("train", "--config=nowhere.py")),
+    (
+        "--data=x is given, but this config makes its data: take --config=configs/default.py",
+        lambda: launch("train", DEMO, "--data=x"),
+    ),
+    (
+        "--k reads the ranks among candidates: leave out --full_ranking",
+        lambda: launch("evaluate", "--workdir=run", "--k=5", "--full_ranking"),
+    ),
+    (
+        "ranks.npz cannot be read as the ranks of a finished run .*leave out --k",
+        lambda: launch("evaluate", f"--workdir={without_ranks()}", "--k=5"),
+    ),
+    (
+        "--k is 'x': expected whole numbers from 1 to ",
+        lambda: launch("evaluate", f"--workdir={run()}", "--k=x"),
+    ),
     ("options are written --name=value", lambda: launch("train", DEMO, "stray")),
     (
         "--candidates is given twice: expected one value",
@@ -613,7 +642,9 @@ MESSAGES = [
     (
         "cannot be read as the result of a run .*a number is something else",
         lambda: (
-            write('{"valid": {"auc": "x"}, "best_epoch": 1, "epochs": 1, "seconds": 1}'),
+            write(
+                '{"valid": {"auc": "x"}, "valid_warm": {}, "best_epoch": 1, "epochs": 1, "seconds": 1}'
+            ),
             runner.read(runner.Run(popular(), "", "", pathlib.Path("file"))),
         ),
     ),
@@ -1011,6 +1042,10 @@ MESSAGES = [
     (
         "config.data.synthetic.seed is 'x': expected a number, int",
         lambda: load_dataset(demo(seed="x")),
+    ),
+    (
+        "no valid item has a training pair, .* prepare the data with --min_item_users=3",
+        lambda: check_users(all_cold(), "valid"),
     ),
     (
         "the data set has no valid users: .* prepare it from more",
