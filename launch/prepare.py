@@ -58,7 +58,10 @@ _COLUMNS = {
 
 def _define_reading(prefix: str, of: str, default: str) -> None:
     """Defines how files are read, of both domains or, with a prefix, of one."""
-    flags.DEFINE_enum(f"{prefix}format", None if prefix else "auto", _FORMATS, f"Format of {of}.")
+    by_default = "; by default that of --format" if prefix else ""
+    default_format = None if prefix else "auto"
+    help_format = f"Format of {of}{by_default}."
+    flags.DEFINE_enum(f"{prefix}format", default_format, _FORMATS, help_format)
     for name, role in _COLUMNS.items():
         none = "" if role in ("user", "item") else "; none reads none"
         flags.DEFINE_string(
@@ -140,7 +143,7 @@ _CUTOFF = flags.DEFINE_string(
     "cutoff",
     None,
     "Required with --split=time: the moment from which on rows are held out or dropped; a date as "
-    "2014-07-01, a share of the target's rows as 0.8, or a time as in the files.",
+    "2014-07-01, a share of the target's rows as 0.8, or a time as in the files; no default.",
 )
 _HOLD_OUT = flags.DEFINE_enum(
     "hold_out", "target", ["target", "both"], "Domains whose items are held out."

@@ -643,7 +643,8 @@ MESSAGES = [
         "cannot be read as the result of a run .*a number is something else",
         lambda: (
             write(
-                '{"valid": {"auc": "x"}, "valid_warm": {}, "best_epoch": 1, "epochs": 1, "seconds": 1}'
+                '{"valid": {"auc": "x"}, "valid_warm": {}, "best_epoch": 1, "epochs": 1, '
+                '"seconds": 1}'
             ),
             runner.read(runner.Run(popular(), "", "", pathlib.Path("file"))),
         ),

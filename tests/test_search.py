@@ -158,7 +158,7 @@ def test_columns_are_the_metrics_of_every_part_of_validation(monkeypatch):
 
 def test_best_trial_is_the_first_of_the_best_that_did_not_fail():
     def trial(value):
-        return {"valid": {"ndcg@10": value}}
+        return {"valid_warm": {"ndcg@10": value}}
 
     failed = {"failed": "no"}
     assert search.best_trial([failed, trial(0.1), trial(0.3), trial(0.3)], 10) == 2
