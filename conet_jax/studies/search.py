@@ -83,6 +83,8 @@ SPACES: dict[str, Space] = {
     "ease": _EASE,
     "ease_joined": _EASE,
 }
+# Of a variant without an entry: what every model that is trained by gradients has.
+SPACES |= {name: _SCRATCH for name in METHODS if name not in SPACES}
 
 
 def trials(method: str, count: int, seed: int = 0) -> list[dict[str, Any]]:
