@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Mutation tests of the modules named in pyproject.toml's [tool.mutmut]; tests/mutation.md has the
+# Mutation tests of the modules named in pyproject.toml's [tool.mutmut]; docs/mutation.md has the
 # figures. In an environment with the dev extra and `pip install mutmut==3.8.1`:
 #
 #   tests/mutation.sh                     all 2,500 mutants: many hours of a core

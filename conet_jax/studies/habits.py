@@ -29,7 +29,7 @@ from conet_jax.train.ranking import Ranks
 
 
 class Habits(NamedTuple):
-    """Habits of the published code (``design.md``'s table); none of them is ours.
+    """Habits of the published code (docs/paper.md); none of them is ours.
 
     Attributes:
       ties: the test item is listed first among the tied, not at a random place.

@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 BASELINES = ("bprmf", "cmf", "cmf_squared", "fm", "mlp")  # the paper's
 REFERENCES = ("mlp", "recipe_mlp")  # that every method is tested against
-# Table 2 of the paper: HR, NDCG, MRR at 10; its MRR gives a miss 1/11 (design.md).
+# Table 2 of the paper: HR, NDCG, MRR at 10; its MRR gives a miss 1/11 (docs/paper.md).
 PAPER = {
     "Mobile": {
         "bprmf": (0.6175, 0.4891, 0.4489),

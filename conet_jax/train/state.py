@@ -61,7 +61,7 @@ PARAMS = Params(tables=SPLIT, dense=SAME)
 
 
 class Settings(NamedTuple):
-    """Static choices of the optimisation (``design.md``'s table).
+    """Static choices of the optimisation (docs/paper.md).
 
     Attributes:
       l1_method: "subgradient", "proximal" or "group", see ``optimizers.l1_adam``.
