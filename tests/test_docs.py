@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import conet_jax
 from conet_jax.config import FIELDS
 from conet_jax.variants import VARIANTS
 
@@ -51,6 +52,11 @@ def commands(page):
 
 def test_readme_has_at_most_250_lines():
     assert len(README.read_text(encoding="utf-8").splitlines()) <= 250
+
+
+def test_citation_is_of_this_version():
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {conet_jax.__version__}\n" in text
 
 
 @by_page
