@@ -1302,7 +1302,9 @@ MESSAGES = [
         "it is not of the data's test users",
         lambda: (
             run(),
-            full_run.test_ndcg(full_run.plan(popular(), data(), RUN, ""), no_users("test")),
+            full_run.test_ndcg(
+                full_run.plan(popular(), data(), RUN, ""), no_users("test"), np.arange(1)
+            ),
         ),
     ),
     (

@@ -628,7 +628,7 @@ def test_nothing_is_left_of_a_file_whose_making_failed(tmp_path):
 @pytest.fixture(scope="module")
 def of_views(data):
     """The recommended recipe: fitted factors, and towers in which everything is felt."""
-    config = default_config("")
+    config = default_config("recipe")
     config.update(dict(layers=(8, 6, 4), cross_layers=2, ials_sweeps=3, fold_sweeps=1, folds=2))
     experiment = make_experiment(config, data)
     params = experiment.params(initial_state(experiment))
@@ -664,9 +664,8 @@ def test_views_explain_by_the_source_items_and_rank_for_newcomers(data, of_views
     )
     chosen = np.array(lists_of(frame, data.target_item_ids)[0])
     lists = [items, *(np.delete(items, at) for at in range(len(items)))]
-    rows = np.repeat(np.asarray(recommender.params.tables["user"][5:6]), len(lists), axis=0)
     both = {"target": [row_of(data.target, 5)] * len(lists), "source": lists}
-    rows[:, 5:] = recommender.newcomers.embed(both)[:, 5:]
+    rows = recommender.newcomers.embed(both)
     tables = {**recommender.params.tables, "user": jnp.asarray(rows)}
     projected = recommender.model.project(recommender.params._replace(tables=tables), {})
     listed = jnp.broadcast_to(jnp.asarray(chosen), (len(lists), len(chosen)))
@@ -681,27 +680,28 @@ def test_views_explain_by_the_source_items_and_rank_for_newcomers(data, of_views
 
 
 @pytest.mark.parametrize("given", ["target", "source"])
-def test_newcomer_s_view_of_a_domain_that_it_is_not_in_is_that_of_a_user_without_pairs(
+def test_newcomer_of_one_domain_has_the_view_of_what_is_given_and_an_empty_one(
     data, of_views, given
 ):
-    experiment, params, recommender = of_views
+    _, _, recommender = of_views
     own = {domain: row_of(getattr(data, domain), 5) for domain in ("target", "source")}
     lists = {domain: [x if domain == given else x[:0]] for domain, x in own.items()}
-    row = recommender.newcomers.embed(lists)[0].reshape(2, 5)
+    of_both, of_source = recommender.newcomers.embed(lists)[0].reshape(2, 5)
     fitted = np.asarray(recommender.params.tables["user"])[5].reshape(2, 5)
-    views = {"target": 0, "source": 1}
-    here = views.pop(given)
-    (other,) = views.values()
-    np.testing.assert_allclose(row[here], fitted[here], rtol=1e-3, atol=1e-4)
-    pairs = getattr(data, "source" if given == "target" else "target")
-    mean = np.log1p(np.diff(pairs.indptr)).mean()
-    np.testing.assert_allclose(row[other], [0, 0, 0, 0, -mean], rtol=1e-5)
+    degrees = {d: np.diff(getattr(data, d).indptr) for d in own}
+    if given == "source":  # the view from the source is that of the user who has the same items
+        np.testing.assert_allclose(of_source, fitted[1], rtol=1e-3, atol=1e-4)
+    else:
+        mean = np.log1p(degrees["source"]).mean()
+        np.testing.assert_allclose(of_source, [0, 0, 0, 0, -mean], rtol=1e-5)
+    count = np.log1p(len(own[given])) - np.log1p(degrees["target"] + degrees["source"]).mean()
+    assert of_both[-1] == pytest.approx(count, abs=1e-5) and np.abs(of_both[:4]).max() > 0
     user = recommend.User("new", None, **{given: own[given]})
     assert len(recommend.recommend(recommender, [user], k=3, explain=True)) == 3
 
 
 def test_one_tower_on_factors_of_the_target_ranks_for_newcomers_by_target_items(data):
-    config = default_config("ours_mlp")
+    config = default_config("recipe_mlp")
     config.update(dict(layers=(8, 6, 4), ials_sweeps=3, fold_sweeps=1, folds=2))
     experiment = make_experiment(config, data)
     params = experiment.params(initial_state(experiment))

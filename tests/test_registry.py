@@ -60,7 +60,7 @@ def test_files_of_a_run_and_its_comparison_have_it(data, tmp_path):
     text = (tmp_path / "run" / "result.md").read_text()
     assert text == result_markdown(result)
     assert cells(text, "test")["median@10"] == f"{expected:.4f}"
-    report = compare.report([tmp_path / "run"])
+    report = compare.report([tmp_path / "run"], split="test")
     assert cells(report, "1")["median@10"] == f"{expected:.4f}"
     assert cells(report, "1")["hit_ratio@3"] == f"{result['test']['hit_ratio@3']:.4f}"
 
@@ -72,9 +72,11 @@ def test_tables_have_it(data, tmp_path, monkeypatch):
     report = table2.run(plan, ["popularity"])
     (row,) = report["comparison"]
     result = json.loads((tmp_path / "popularity" / "seed_0" / "result.json").read_text())
-    assert row["median"]["mean"] == result["test"]["median@10"]
+    assert row["published"]["median"]["mean"] == result["test"]["median@10"]
     found = cells((tmp_path / "table2.md").read_text(), "popularity")
-    assert found["Median@10"] == f"{row['median']['mean']:.4f}" and found["HR@3"] != "-"
+    for part, name in (("warm", "warm Median@10"), ("published", "all Median@10")):
+        assert found[name] == f"{row[part]['median']['mean']:.4f}"
+    assert found["warm HR@3"] != "-"
 
 
 def test_files_and_plot_of_a_sweep_have_it(data, tmp_path, monkeypatch):
@@ -110,12 +112,12 @@ def test_a_record_of_before_is_a_dash(data, tmp_path, monkeypatch):
 
 
 def test_figures_have_it():
-    epoch = {"valid": dict.fromkeys(KEYS, 0.5), "epoch": 1, "train_loss": 0.7}
+    epoch = {"valid_warm": dict.fromkeys(KEYS, 0.5), "epoch": 1, "train_loss": 0.7}
     epoch |= {"seconds": 1.0, "h_zeros": 0.0, "h_mean_abs": 0.1}
     assert set(KEYS) <= figures._numbers(epoch, 10).keys()
     panels = figures.FIGURES["2a"].panels(10)
-    assert [panel.column for panel in panels][-2:] == KEYS
-    assert drawing.Panel("hit_ratio@3", "validation HR@3\n(best epoch)") in panels
+    assert [panel.column for panel in panels][-2:] == [f"warm {key}" for key in KEYS]
+    assert drawing.Panel("warm hit_ratio@3", "warm validation HR@3\n(best epoch)") in panels
 
 
 def test_crossing_and_habits_have_it():

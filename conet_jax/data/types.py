@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -111,6 +112,12 @@ def warm(held_out: HeldOut, trained: np.ndarray) -> tuple[np.ndarray, np.ndarray
     """
     mask = held_out.mask & trained[held_out.candidates]
     return trained[held_out.items] & mask.any(axis=1), mask
+
+
+def warm_users(*datasets: Dataset) -> np.ndarray:
+    """Returns the users whose test item has a training pair in each of the data sets, int[n]."""
+    found = [d.test.users[warm(d.test, trained_items(d.target))[0]] for d in datasets]
+    return reduce(np.intersect1d, found)
 
 
 def trained_items(interactions: UserItems) -> np.ndarray:

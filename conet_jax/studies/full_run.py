@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from conet_jax import config as config_lib
 from conet_jax import metrics
-from conet_jax.data.types import Dataset, trained_items, warm
+from conet_jax.data.types import Dataset, warm_users
 from conet_jax.errors import InputError
 from conet_jax.run.fit import fit
 from conet_jax.run.workdir import read_ranks, read_result
@@ -57,25 +57,25 @@ def plan(config: ConfigDict, dataset: Dataset, folder: Path, command: str) -> ru
     )
 
 
-def warm_users(dataset: Dataset) -> np.ndarray:
-    """Returns the users whose test item has a training pair, int[n]."""
-    return dataset.test.users[warm(dataset.test, trained_items(dataset.target))[0]]
+def test_ndcg(run: runner.Run, dataset: Dataset, users: np.ndarray) -> np.ndarray:
+    """Returns the warm test NDCG of some users, f64[users].
 
-
-def test_ndcg(run: runner.Run, dataset: Dataset) -> np.ndarray:
-    """Returns the NDCG of each warm test item, f64[users].
+    Args:
+      run: a full run.
+      dataset: its data.
+      users: of ``warm_users``, of this and maybe other data sets, so that runs can be compared.
 
     Raises:
       InputError: the run's ranks cannot be read, or are of other users.
     """
     path = run.path.with_name("ranks.npz")
     try:
-        users, ranks = read_ranks(path, "test_warm")
-        if not np.array_equal(users, warm_users(dataset)):
+        found, ranks = read_ranks(path, "test_warm")
+        if not np.array_equal(found, warm_users(dataset)):
             raise ValueError("it is not of the data's test users")
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read as the ranks of this study's data ({error}); take "
             f"{path.parent} away, and it is made again"
         ) from None
-    return metrics.ndcg(ranks.above, ranks.tied, k=run.config.eval_k)
+    return metrics.ndcg(ranks.above, ranks.tied, k=run.config.eval_k)[np.isin(found, users)]

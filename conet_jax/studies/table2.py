@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from conet_jax import config as config_lib
 from conet_jax import models
 from conet_jax.data.load import check_users, load_dataset
-from conet_jax.data.types import Dataset
+from conet_jax.data.types import Dataset, warm_users
 from conet_jax.errors import InputError
 from conet_jax.files import make_folder, make_report_folder, write_text
 from conet_jax.run import lock
@@ -305,11 +305,12 @@ def collect(study: Study, method: str, datasets: dict[int, Dataset]) -> tables.M
     fields = search.trials(method, study.trials)
     done = tables.Method(records, fields, best, {})
     if best is not None:
+        users = warm_users(*datasets.values())
         for drop, dataset in datasets.items():
             planned = runs(study, method, fields[best], dataset, drop)
             results = [full_run.read(run) for run in planned]
             if all(results):
-                ndcg = np.mean([full_run.test_ndcg(run, dataset) for run in planned], axis=0)
+                ndcg = np.mean([full_run.test_ndcg(run, dataset, users) for run in planned], axis=0)
                 done.runs[drop] = tables.Runs(results, ndcg, [run.command for run in planned])
         if 0 not in done.runs:
             return None

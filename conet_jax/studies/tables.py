@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from conet_jax import metrics
-from conet_jax.data.types import Dataset
-from conet_jax.studies import full_run, search, statistics
+from conet_jax.data.types import Dataset, warm_users
+from conet_jax.studies import search, statistics
 from conet_jax.studies.statistics import spread_of
 
 Row = dict[str, Any]
@@ -47,7 +47,8 @@ class Runs(NamedTuple):
 
     Attributes:
       results: contents of each result.json.
-      ndcg: f64[users], NDCG of each user with a warm test item, averaged over the runs.
+      ndcg: f64[users], NDCG of each user whose test item is warm, averaged over the runs; of data
+        that were thinned, warm in the thinnest, too.
       commands: of each run.
     """
 
@@ -99,7 +100,7 @@ def report(
     data = datasets[0]
     tested = {method: done.runs[0] for method, done in methods.items() if done.runs}
     degrees = {
-        domain: np.diff(getattr(data, domain).indptr)[full_run.warm_users(data)]
+        domain: np.diff(getattr(data, domain).indptr)[warm_users(*datasets.values())]
         for domain in ("target", "source")
     }
     ndcg = {method: runs.ndcg for method, runs in tested.items()}
