@@ -285,7 +285,8 @@ def test_missing_matplotlib_is_named_before_anything_is_run(data, calls, tmp_pat
     ],
 )
 def test_bad_input_is_one_line_and_status_two(arguments, fragments, tmp_path):
-    done = launch("figures", DEMO, f"--workdir={tmp_path / 'out'}", *arguments)
+    config = [] if any("--config=" in argument for argument in arguments) else [DEMO]
+    done = launch("figures", *config, f"--workdir={tmp_path / 'out'}", *arguments)
     assert_one_line_error(done, *fragments)
     assert not (tmp_path / "out").exists()
 
