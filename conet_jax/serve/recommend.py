@@ -74,14 +74,14 @@ def recommend(
       >>> from conet_jax.data.assemble import from_arrays
       >>> from conet_jax.run.experiment import make_experiment
       >>> from conet_jax.run.start import initial_state
-      >>> data = from_arrays([0, 1, 2, 2], [0, 0, 0, 1], [0, 1, 2], [0, 1, 1], candidates=1,
-      ...                    num_target_items=4)
+      >>> users, source = np.repeat(range(9), 2), np.arange(9) % 2
+      >>> data = from_arrays(users, [0, 1, 0, 2, 1, 2] * 3, range(9), source, candidates=1)
       >>> data = data._replace(valid=data.test)  # so small that nobody has a validation item
       >>> experiment = make_experiment(default_config("popularity"), data)
       >>> recommender = prepare(experiment, experiment.sweep(initial_state(experiment)))
       >>> users = find_users(recommender, ["1"])
       >>> print(recommend(recommender, users, k=1, include_seen=True).rows())
-      [('1', 1, '0', 3.0, 'model')]
+      [('1', 1, '2', 5.0, 'model')]
     """
     dataset, items = recommender.dataset, _listable(recommender, items, include_cold)
     for user in users:

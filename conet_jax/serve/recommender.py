@@ -100,14 +100,14 @@ def prepare(experiment: Experiment, params: Params) -> Recommender:
       >>> from conet_jax.config import default_config
       >>> from conet_jax.data.assemble import from_arrays
       >>> from conet_jax.run.experiment import make_experiment
-      >>> data = from_arrays([0, 1, 2, 2], [0, 0, 0, 1], [0, 1, 2], [0, 1, 1], candidates=1,
-      ...                    num_target_items=4)
+      >>> users, source = np.repeat(range(9), 2), np.arange(9) % 2
+      >>> data = from_arrays(users, [0, 1, 0, 2, 1, 2] * 3, range(9), source, candidates=1)
       >>> data = data._replace(valid=data.test)  # so small that nobody has a validation item
       >>> experiment = make_experiment(default_config("popularity"), data)
       >>> recommender = prepare(experiment, experiment.sweep(experiment.state_of(
       ...     experiment.model.init(None, experiment.sizes))))
       >>> print(recommender.warm)
-      [ True False False False]
+      [ True  True  True]
     """
     experiment, params = for_inference(experiment, params)
     dataset, model, interactions = experiment.dataset, experiment.model, experiment.interactions
