@@ -114,6 +114,14 @@ class CoNet(nn.Module):
 
     def upper(self, targets: list[Any], sources: list[Any], crossed: Any = 1.0) -> Pair:
         """``__call__`` from the activations a^0, a^1, … of the layers that are known on."""
+        level = len(targets) - 1
+        if level < self.cross_layers and not (self.cross_skip or self.is_initializing()):
+            both = jnp.concatenate([targets[-1], sources[-1]], axis=-1)
+            for crossing in range(level, self.cross_layers):
+                both = nn.relu(self.joined(crossing, both, crossed))
+            target, source = jnp.split(both, [self.layers[self.cross_layers]], axis=-1)
+            below = [None] * self.cross_layers
+            targets, sources = [*below, target], [*below, source]
         return upper(self, targets, sources, crossed)
 
     def transition(
@@ -144,7 +152,12 @@ class CoNet(nn.Module):
         return self.H_to_target if to == "target" else self.H_to_source
 
     def one_product(self, level: int, target: Any, source: Any, crossed: Any) -> Pair:
-        """``transition`` as one product, ``[a_t, a_s] [[W_t, H_s], [H_t, W_s]] + [b_t, b_s]``.
+        """``transition`` as one product, see ``joined``."""
+        both = self.joined(level, jnp.concatenate([target, source], axis=-1), crossed)
+        return tuple(jnp.split(both, [self.layers[level + 1]], axis=-1))
+
+    def joined(self, level: int, both: jax.Array, crossed: Any) -> jax.Array:
+        """Eqs. 3a and 3b, ``[a_t, a_s] [[W_t, H_s], [H_t, W_s]] + [b_t, b_s]``, side by side.
 
         Four products, as the paper writes them, take a step of the recipe a fifth longer.
         """
@@ -159,10 +172,9 @@ class CoNet(nn.Module):
             [[target_layer["kernel"], to_source], [to_target, source_layer["kernel"]]]
         )
         bias = jnp.concatenate([target_layer["bias"], source_layer["bias"]])
-        both = jnp.concatenate([target, source], axis=-1).astype(self.activation_dtype(target))
+        both = both.astype(self.activation_dtype(both))
         both = both @ block.astype(both.dtype)
-        both = both + jnp.broadcast_to(bias.astype(both.dtype), both.shape)
-        return tuple(jnp.split(both, [self.layers[level + 1]], axis=-1))
+        return both + jnp.broadcast_to(bias.astype(both.dtype), both.shape)
 
     def activation_dtype(self, x: jax.Array) -> Any:
         """The dtype of the hidden activations."""
