@@ -422,12 +422,11 @@ def items_of(params):
     return np.concatenate([params.tables[name] for name in names])
 
 
-@pytest.mark.parametrize("at_once", [None, (8, 4)])  # entries and rows of a solve at most
+@pytest.mark.parametrize("at_once", [None, 16])  # pairs of a block, of which there are several
 @pytest.mark.parametrize("joined", [False, True])
-def test_each_half_of_a_sweep_solves_the_normal_equations(monkeypatch, joined, at_once):
+def test_each_half_of_a_sweep_lowers_the_objective(monkeypatch, joined, at_once):
     if at_once:
-        monkeypatch.setattr(ials, "_ENTRIES_A_SOLVE", at_once[0])
-        monkeypatch.setattr(ials, "_ROWS_A_SOLVE", at_once[1])
+        monkeypatch.setattr(ials, "_PAIRS_AT_ONCE", at_once)
     interactions, sizes = random_domains()
     options = ials.Options((8, 4), joined, LAMBDA, CONFIDENCE, SOURCE_WEIGHT)
     model = ials.build(options)
@@ -436,19 +435,27 @@ def test_each_half_of_a_sweep_solves_the_normal_equations(monkeypatch, joined, a
     weights = np.ones_like(r)
     weights[:, sizes.target_items :] = SOURCE_WEIGHT
     with jax.enable_x64(True):
+        pairs = ials.matrix(interactions, sizes, joined=joined)
+        assert (len(pairs.by_user.rows) > 1) == bool(at_once)
         params = model.init(jax.random.key(0), sizes)
-        sweep = model.sweeper(interactions, sizes)
+        start, sweep = items_of(params), model.sweeper(interactions, sizes)
         values = []
-        for _ in range(4):
+        for _ in range(15):
             before, params = items_of(params), sweep(params)
             x, y = np.asarray(params.tables["user"]), items_of(params)
-            np.testing.assert_allclose(x, best_rows(r, before, weights), rtol=1e-9, atol=1e-12)
-            np.testing.assert_allclose(y, best_rows(r.T, x, weights.T), rtol=1e-9, atol=1e-12)
             values += [ials_objective(r, x, before, weights), ials_objective(r, x, y, weights)]
-        fitted = ials.fit(interactions, sizes, options, sweeps=4)
+        fitted = ials.fit(interactions, sizes, options, sweeps=15)
+        # With the items as they are, users are solved for to the end.
+        solved = ials.users_of(pairs, params.tables, options, domains)
+    np.testing.assert_allclose(solved, best_rows(r, y, weights), atol=1e-4)
     assert (np.diff(values) < 0).all()
     for name, table in params.tables.items():
         np.testing.assert_array_equal(fitted[name], table)
+    # As near to the optimum as with every half solved for.
+    for _ in range(15):
+        exact_x = best_rows(r, start, weights)
+        start = best_rows(r.T, exact_x, weights.T)
+    assert values[-1] <= 1.001 * ials_objective(r, exact_x, start, weights)
     without = r.sum(1) == 0, r.sum(0) == 0
     assert without[0].any() and without[1].any()
     assert not x[without[0]].any() and not y[without[1]].any()
@@ -466,8 +473,8 @@ def test_many_sweeps_reach_a_point_where_the_gradient_is_zero():
     x, y = np.asarray(tables["user"]), items_of(Params(tables, {}))
     residual = weights * (1 + CONFIDENCE * r) * (x @ y.T - r)
     assert np.abs(residual @ y).max() > 0.1
-    np.testing.assert_allclose(residual @ y + LAMBDA * x, 0, atol=1e-5)
-    np.testing.assert_allclose(residual.T @ x + LAMBDA * y, 0, atol=1e-5)
+    np.testing.assert_allclose(residual @ y + LAMBDA * x, 0, atol=1e-3)
+    np.testing.assert_allclose(residual.T @ x + LAMBDA * y, 0, atol=1e-3)
 
 
 def test_scores_of_ials_are_inner_products_with_target_items():
