@@ -28,7 +28,7 @@ _CHUNK = 8  # pairs of a row that are read together
 _PAIRS_AT_ONCE = 1 << 15  # gathered factors at once: 4 MiB at 32 factors
 _STEPS = 3  # of conjugate gradients a half sweep
 _TO_THE_END = 200  # steps at most where a row is solved for ...
-_TOLERANCE = 1e-5  # ... until the residual is this much of the right-hand side
+_TOLERANCE = 84  # ... until the residual is as many roundings of the right-hand side: 1e-5 in f32
 
 
 class Options(NamedTuple):
@@ -98,10 +98,10 @@ class Blocks(NamedTuple):
       pairs: int32[b, c, _CHUNK], the pairs' numbers; -1 in padding.
     """
 
-    rows: np.ndarray
-    owners: np.ndarray
-    columns: np.ndarray
-    pairs: np.ndarray
+    rows: jax.Array
+    owners: jax.Array
+    columns: jax.Array
+    pairs: jax.Array
 
 
 class Matrix(NamedTuple):
@@ -127,6 +127,10 @@ class Matrix(NamedTuple):
         each = [of[d] if d in domains else 0.0 for d in self.domains]
         return np.repeat(np.float32(each), self.counts)
 
+    def all_kept(self) -> np.ndarray:
+        """No pair left out, bool[pairs]."""
+        return np.ones(self.num_pairs, bool)
+
     def stacked(self, tables: dict[str, jax.Array]) -> jax.Array:
         """The items' factors of all domains, f32[items, dim]."""
         return jnp.concatenate([tables[f"{domain}_item"] for domain in self.domains])
@@ -145,7 +149,7 @@ def matrix(interactions: Any, sizes: Sizes, *, joined: bool) -> Matrix:
     offsets = np.cumsum([0, *counts])
     pairs = [interactions[domain] for domain in domains]
     users = np.concatenate([np.asarray(p.users) for p in pairs])
-    items = [np.asarray(p.items) + at for p, at in zip(pairs, offsets, strict=False)]
+    items = [np.asarray(p.items) + at for p, at in zip(pairs, offsets[:-1], strict=True)]
     items = np.concatenate(items)
     by_user, by_item = _blocks(users, items, sizes.users), _blocks(items, users, offsets[-1])
     return Matrix(by_user, by_item, len(users), domains, counts)
@@ -162,6 +166,8 @@ def sweep(
     tables: dict[str, jax.Array],
     options: Options,
     kept: np.ndarray | None = None,
+    *,
+    sweeps: int = 1,
 ) -> dict[str, jax.Array]:
     """Improves all users, then all items, by some steps of conjugate gradients each.
 
@@ -170,19 +176,18 @@ def sweep(
       tables: ``user`` and the items' tables.
       options: structure and constants.
       kept: bool[pairs], the pairs that there are; by default all.
+      sweeps: how often.
 
     Returns:
       The tables; zero for users and items without pairs.
     """
-    weights = pairs.weights(options)
-    of_all = np.ones(pairs.num_pairs, bool) if kept is None else kept
     x, y = tables["user"], pairs.stacked(tables)
-    constants = (
-        jnp.asarray(options.ials_regularization, y.dtype),
-        jnp.asarray(options.ials_alpha, y.dtype),
-    )
-    x = _improve(x, y, pairs.by_user, of_all, weights, np.ones(len(x), np.float32), *constants)
-    y = _improve(y, x, pairs.by_item, of_all, np.ones(len(x), np.float32), weights, *constants)
+    weights, one = pairs.weights(options), np.ones(len(x), np.float32)
+    kept = pairs.all_kept() if kept is None else kept
+    constants = _constants(options, y)
+    for _ in range(sweeps):
+        x = _improve(x, y, pairs.by_user, kept, weights, one, *constants, _STEPS)
+        y = _improve(y, x, pairs.by_item, kept, one, weights, *constants, _STEPS)
     items = jnp.split(y, np.cumsum(pairs.counts)[:-1])
     return {"user": x} | {
         f"{domain}_item": own for domain, own in zip(pairs.domains, items, strict=True)
@@ -213,9 +218,7 @@ def fit(
     """
     pairs = matrix(interactions, sizes, joined=options.joined)
     tables = init(jax.random.key(seed), sizes, options).tables if start is None else start
-    for _ in range(sweeps):
-        tables = sweep(pairs, tables, options)
-    return tables
+    return sweep(pairs, tables, options, sweeps=sweeps)
 
 
 def users_of(
@@ -237,18 +240,17 @@ def users_of(
     Returns:
       f32[users, dim], zero for users without such pairs.
     """
-    x = tables["user"]
-    return _improve(
-        x,
-        pairs.stacked(tables),
-        pairs.by_user,
-        np.ones(pairs.num_pairs, bool) if kept is None else kept,
-        pairs.weights(options, domains),
-        np.ones(len(x), np.float32),
-        jnp.float32(options.ials_regularization),
-        jnp.float32(options.ials_alpha),
-        _TO_THE_END,
-    )
+    x, y = tables["user"], pairs.stacked(tables)
+    weights, one = pairs.weights(options, domains), np.ones(len(x), np.float32)
+    kept = pairs.all_kept() if kept is None else kept
+    constants = _constants(options, y)
+    return _improve(x, y, pairs.by_user, kept, weights, one, *constants, _TO_THE_END)
+
+
+def _constants(options: Options, like: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Regularisation and alpha, traced: other values are no other program."""
+    constants = options.ials_regularization, options.ials_alpha
+    return tuple(jnp.asarray(value, like.dtype) for value in constants)
 
 
 def _blocks(rows: np.ndarray, columns: np.ndarray, num_rows: int) -> Blocks:
@@ -285,7 +287,7 @@ def _blocks(rows: np.ndarray, columns: np.ndarray, num_rows: int) -> Blocks:
         packed.owners[block, : len(owners)] = owners
         packed.columns[block, : len(owners)] = np.where(filled, columns[pairs], 0)
         packed.pairs[block, : len(owners)] = np.where(filled, pairs, -1)
-    return packed
+    return Blocks(*map(jnp.asarray, packed))  # to the device once, not each sweep
 
 
 @jax.jit
@@ -298,7 +300,7 @@ def _improve(
     row_weights: jax.Array,
     regularization: jax.Array,
     alpha: jax.Array,
-    steps: int = _STEPS,
+    steps: int,
 ) -> jax.Array:
     """Conjugate gradients for the rows x of the normal equations; zero for rows without pairs."""
     gram = y.T @ (y * column_weights[:, None])
@@ -335,7 +337,7 @@ def _conjugate_gradients(normal: Any, right: jax.Array, x: jax.Array, steps: int
     def ratio(a: jax.Array, b: jax.Array) -> jax.Array:
         return jnp.where(b > 0, a / jnp.where(b > 0, b, 1.0), 0.0)
 
-    enough = _TOLERANCE**2 * square(right)
+    enough = (_TOLERANCE * jnp.finfo(right.dtype).eps) ** 2 * square(right)
 
     def left(state: tuple[Any, ...]) -> jax.Array:
         return (state[0] < steps) & jnp.any(state[4] > enough)

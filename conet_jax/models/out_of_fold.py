@@ -138,44 +138,33 @@ def fit(
       ``user``, ``target_item`` and, if joined, ``source_item``, see the module's docstring.
     """
     pairs = ials.matrix(interactions, sizes, joined=options.joined)
-    whole = ials.init(jax.random.key(seed), sizes, options).tables
-    for _ in range(sweeps):
-        whole = ials.sweep(pairs, whole, options)
-    rows = {"user": sizes.users, "target": sizes.target_items, "source": sizes.source_items}
+    listed = {
+        d: ials.Pairs(np.asarray(interactions[d].users), np.asarray(interactions[d].items))
+        for d in pairs.domains
+    }
+    counted = dict(zip(pairs.domains, pairs.counts, strict=True))
+    drawn = ials.init(jax.random.key(seed), sizes, options).tables
+    whole = ials.sweep(pairs, drawn, options, sweeps=sweeps)
     blocks = []
     for fold in [*range(folds), None]:
-        kept = {domain: _kept(interactions[domain], folds, fold) for domain in pairs.domains}
+        kept = {d: np.ones(len(own.users), bool) for d, own in listed.items()}
+        if fold is not None:
+            kept = {d: np.arange(len(own)) % folds != fold for d, own in kept.items()}
         every = np.concatenate(list(kept.values()))
-        factors = whole
-        for _ in range(0 if fold is None else fold_sweeps):
-            factors = ials.sweep(pairs, factors, options, every)
-        degrees = {
-            (side, domain): np.bincount(
-                np.asarray(getattr(interactions[domain], side))[own],
-                minlength=rows["user" if side == "users" else domain],
-            )
-            for domain, own in kept.items()
-            for side in ("users", "items")
-        }
-        block = {
-            "user": [
-                (
-                    ials.users_of(pairs, factors, options, view, every),
-                    sum(degrees["users", domain] for domain in view),
-                )
-                for view in views
-            ]
-        }
-        for domain in kept:
-            block[f"{domain}_item"] = [(factors[f"{domain}_item"], degrees["items", domain])]
+        again = 0 if fold is None else fold_sweeps
+        factors = ials.sweep(pairs, whole, options, every, sweeps=again)
+        vectors = [ials.users_of(pairs, factors, options, view, every) for view in views]
+        counts = [
+            sum(np.bincount(listed[d].users[kept[d]], minlength=sizes.users) for d in view)
+            for view in views
+        ]
+        block = {"user": list(zip(vectors, counts, strict=True))}
+        for domain, own in listed.items():
+            name = f"{domain}_item"
+            count = np.bincount(own.items[kept[domain]], minlength=counted[domain])
+            block[name] = [(factors[name], count)]
         blocks.append(block)
     return {name: _stacked([block[name] for block in blocks]) for name in blocks[0]}
-
-
-def _kept(interactions: Any, folds: int, fold: int | None) -> np.ndarray:
-    """Which pairs of a domain are not in a fold; all for none, bool[pairs]."""
-    count = len(interactions.users)
-    return np.ones(count, bool) if fold is None else np.arange(count) % folds != fold
 
 
 def _stacked(blocks: list[list[tuple[jax.Array, np.ndarray]]]) -> np.ndarray:
