@@ -11,6 +11,7 @@ import io
 import json
 import platform
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,29 +22,32 @@ from ml_collections import ConfigDict
 
 import conet_jax
 from conet_jax import config as config_lib
+from conet_jax import models
 from conet_jax.data.load import check_users, load_dataset
 from conet_jax.data.types import HELD_OUT, Dataset, held_out_parts
 from conet_jax.devices import processes
 from conet_jax.errors import InputError
 from conet_jax.files import write_arrays, write_json, write_text
 from conet_jax.models.base import facing
-from conet_jax.run import lock, loop, memory, signals
+from conet_jax.run import lock, loop, memory, signals, tune
 from conet_jax.run.checkpoints import Checkpoints
 from conet_jax.run.epoch import CHUNK_STEPS, CutShort
-from conet_jax.run.experiment import Experiment, make_experiment
+from conet_jax.run.experiment import Experiment, fit_interactions, untuned
 from conet_jax.run.logs import (
     Console,
     MetricsFile,
     TensorBoard,
     epoch_line,
+    found_line,
     headline,
     load_tensorboardx,
     result_markdown,
     saved_line,
+    search_line,
     start_line,
 )
 from conet_jax.run.start import initial_state
-from conet_jax.run.workdir import claim_workdir, make_workdir, write_config
+from conet_jax.run.workdir import claim_workdir, make_workdir, stored_tuning, write_config
 from conet_jax.train import ranking
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "polars")
@@ -82,7 +86,7 @@ def fit(
     if dataset is None:
         config_lib.validate(config)
         dataset = load_dataset(config)
-    experiment = make_experiment(config, dataset)
+    experiment = untuned(config, dataset)
     check_users(dataset, "test")
     processes.together(lambda: make_workdir(workdir))
     with lock.owned(workdir):
@@ -114,6 +118,7 @@ def _fit(
 
     say(headline(experiment, workdir))
     say(memory.line(experiment, CHUNK_STEPS))
+    experiment, tuned, seconds = _tuned(experiment, workdir, say)
     if checkpoints.latest_epoch() is not None:
         state, stored = experiment.resume(checkpoints)
         progress, part = loop.stored_progress(stored)
@@ -129,7 +134,7 @@ def _fit(
         state = initial_state(experiment)
     metrics_file, board = None, None
     if processes.is_main():
-        write_config(workdir, config, experiment.dataset)
+        write_config(workdir, config, experiment.dataset, tuned)
         metrics_file = MetricsFile(workdir / "metrics.jsonl", epochs=progress.epoch)
         if tensorboard:
             board = TensorBoard(workdir / "tensorboard", epochs=progress.epoch)
@@ -149,6 +154,9 @@ def _fit(
                 progress = end.progress
                 if end.better:
                     checkpoints.save_best(progress.epoch, experiment.to_save(end.params))
+                if tuned and progress.epoch == 1:
+                    end.row["tuned"] = tuned
+                    end.row["seconds"] |= {} if seconds is None else {"search": seconds}
                 if metrics_file is not None:
                     metrics_file.append(end.row)
                 if board is not None:
@@ -165,6 +173,7 @@ def _fit(
                 if signum := signals.requested():
                     raise signals.Interrupted(signum, saved_line(workdir, progress.epoch))
         result, ranks = _finish(experiment, progress, checkpoints)
+        result |= {"config": json.loads(config.to_json())} | ({"tuned": tuned} if tuned else {})
     except CutShort as cut:
         if cut.state is not None:
             stored = {**progress.to_json(), "part": cut.part.to_json()}
@@ -181,6 +190,33 @@ def _fit(
         write_json(workdir / "result.json", result)
     print(result_markdown(result), file=out)
     return result
+
+
+def _tuned(
+    experiment: Experiment, workdir: Path, say: Callable[[str], None]
+) -> tuple[Experiment, dict[str, Any] | None, float | None]:
+    """Tunes the start: (experiment, what the search has found, its seconds if it was now)."""
+    config, dataset = experiment.config, experiment.dataset
+    if not tune.is_due(config):
+        return experiment, None, None
+    tuned, seconds = None, None
+
+    def find() -> np.ndarray:
+        nonlocal tuned, seconds
+        tuned = stored_tuning(workdir, config, dataset)
+        if tuned is None:
+            say(search_line(config.ials_trials))
+            found = tune.search(config, dataset, fit_interactions(dataset))
+            ndcg = {f"ndcg@{config.eval_k}": found.ndcg}
+            tuned, seconds = {**found.constants, **ndcg, "trials": found.trials}, found.seconds
+            write_config(workdir, config, dataset, tuned)
+        say(found_line(tuned, seconds))
+        return np.float32([*tune.constants(config, tuned).values()])
+
+    names = models.factorisation(config).constants()
+    values = processes.agreed(find, np.zeros(len(names), np.float32))
+    constants = dict(zip(names, map(tune.rounded, values), strict=True))
+    return experiment.tuned(constants), tuned, seconds
 
 
 def _finish(
@@ -212,7 +248,6 @@ def _finish(
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
         "seed": config.seed,
-        "config": json.loads(config.to_json()),
         "dataset": {"hash": dataset.meta["hash"], **dataset.meta["counts"]},
         **({"rollbacks": progress.rollbacks} if progress.rollbacks else {}),
         "parameters": sum(int(np.prod(x.shape)) for x in jax.tree.leaves(plain)),

@@ -6,7 +6,7 @@ import numpy as np
 from conet_jax import devices, models
 from conet_jax.models.base import Params, Sizes
 from conet_jax.run.epoch import run_epoch
-from conet_jax.run.experiment import Experiment, State, interactions_on, plan_of
+from conet_jax.run.experiment import Experiment, State, fit_interactions, plan_of
 from conet_jax.train.state import init_params
 
 
@@ -23,7 +23,7 @@ def initial_state(experiment: Experiment) -> State:
 
 def _own_start(experiment: Experiment, params: Params) -> dict[str, jax.Array]:
     """The tables that the model itself fits, on its devices."""
-    interactions = interactions_on(experiment.dataset, devices.one_device())
+    interactions = fit_interactions(experiment.dataset)
     fitted = experiment.model.start(interactions, experiment.sizes, experiment.config.seed)
     return {
         name: devices.spread(

@@ -14,9 +14,9 @@ from conet_jax.data.types import Dataset
 from conet_jax.errors import InputError
 from conet_jax.files import make_folder, write_json
 from conet_jax.models.base import Params
-from conet_jax.run import lock
+from conet_jax.run import lock, tune
 from conet_jax.run.checkpoints import Checkpoints
-from conet_jax.run.experiment import Experiment, make_experiment
+from conet_jax.run.experiment import Experiment, untuned
 from conet_jax.train.ranking import Ranks
 
 
@@ -57,10 +57,12 @@ def claim_workdir(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
         ) from None
 
 
-def write_config(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
-    """Writes config.json."""
+def write_config(
+    workdir: Path, config: ConfigDict, dataset: Dataset, tuned: dict[str, Any] | None = None
+) -> None:
+    """Writes config.json: the config as given, and what its start's search has found."""
     stored = {**json.loads(config.to_json()), "dataset_hash": dataset.meta["hash"]}
-    write_json(workdir / "config.json", stored)
+    write_json(workdir / "config.json", stored | ({"tuned": tuned} if tuned else {}))
 
 
 def _train(workdir: str | Path) -> str:
@@ -73,6 +75,18 @@ def stored_config(workdir: str | Path) -> tuple[dict[str, Any], str]:
     Raises:
       InputError: the folder holds no run, or its config.json cannot be read.
     """
+    return _stored(workdir)[:2]
+
+
+def stored_tuning(workdir: Path, config: ConfigDict, dataset: Dataset) -> dict[str, Any] | None:
+    """Returns what the search of a run's start has found under this config and on these data."""
+    stored, digest, tuned = _stored(workdir)
+    same = digest == dataset.meta["hash"] and not config_lib.differences(stored, config)
+    return tuned if same else None
+
+
+def _stored(workdir: str | Path) -> tuple[dict[str, Any], str, dict[str, Any] | None]:
+    """Contents of config.json: config, hash of the data, what the search has found if it has."""
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise InputError(f"{workdir} holds no run (no config.json); {_train(workdir)}")
@@ -81,13 +95,17 @@ def stored_config(workdir: str | Path) -> tuple[dict[str, Any], str]:
         digest = stored.pop("dataset_hash")
         if not isinstance(digest, str):
             raise TypeError("dataset_hash is of another type")
+        tuned = stored.pop("tuned", None)
         stored = config_lib.completed(stored)
-        config_lib.validate(ConfigDict(stored))
+        config = ConfigDict(stored)
+        config_lib.validate(config)
+        if tuned is not None:
+            config_lib.validate(tune.resolved(config, tune.constants(config, tuned)))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} cannot be read as a run's config ({error}); take another --workdir"
         ) from None
-    return stored, digest
+    return stored, digest, tuned
 
 
 def restore(workdir: str | Path, *, devices: int = 1) -> tuple[Experiment, Params, dict[str, Any]]:
@@ -104,8 +122,10 @@ def restore(workdir: str | Path, *, devices: int = 1) -> tuple[Experiment, Param
       InputError: the folder holds no run, no checkpoint, or its data is gone or altered.
     """
     workdir = Path(workdir)
-    stored, digest = stored_config(workdir)
+    stored, digest, tuned = _stored(workdir)
     config = ConfigDict(stored | {"devices": devices})
+    if tune.is_due(config) and tuned is None:
+        raise InputError(f"{workdir} holds no checkpoint yet; {_train(workdir)}")
     dataset = load_dataset(config)
     if dataset.meta["hash"] != digest:
         raise InputError(
@@ -113,7 +133,9 @@ def restore(workdir: str | Path, *, devices: int = 1) -> tuple[Experiment, Param
             f"{dataset.meta['hash'][:12]}… instead of {digest[:12]}…; prepare it as it was: "
             f"{config.data.get('prepare') or PREPARE} --out={config.data.dir}"
         )
-    experiment = make_experiment(config, dataset)
+    experiment = untuned(config, dataset)
+    if tuned is not None:
+        experiment = experiment.tuned(tune.constants(config, tuned))
     if not (workdir / "checkpoints").is_dir():
         raise InputError(f"{workdir} holds no checkpoint yet; {_train(workdir)}")
     checkpoints = Checkpoints(workdir / "checkpoints")
