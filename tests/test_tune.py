@@ -1,6 +1,7 @@
 """The start that tunes itself: what is searched, what a run keeps of it, what it is worth."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -188,13 +189,14 @@ def test_a_run_is_read_back_with_its_constants(run, data, monkeypatch):
     assert experiment.config.ials_alpha == result["tuned"]["ials_alpha"]
 
 
-def test_a_search_that_never_ended_has_no_checkpoint(run, data, tmp_path):
-    workdir, _ = run
-    stored = json.loads((workdir / "config.json").read_text())
+def test_a_search_that_never_ended_has_no_checkpoint(run, data, tmp_path, monkeypatch):
+    shutil.copytree(run[0], tmp_path / "w")
+    stored = json.loads((run[0] / "config.json").read_text())
     del stored["tuned"]
-    (tmp_path / "config.json").write_text(json.dumps(stored))
+    (tmp_path / "w" / "config.json").write_text(json.dumps(stored))
+    monkeypatch.setattr("conet_jax.run.workdir.load_dataset", lambda config: data)
     with pytest.raises(InputError, match="holds no checkpoint yet"):
-        restore(tmp_path)
+        restore(tmp_path / "w")
 
 
 @pytest.mark.parametrize("tuned", [{}, [], {name: -1.0 for name in CONSTANTS}, {"ials_alpha": "x"}])

@@ -124,8 +124,6 @@ def restore(workdir: str | Path, *, devices: int = 1) -> tuple[Experiment, Param
     workdir = Path(workdir)
     stored, digest, tuned = _stored(workdir)
     config = ConfigDict(stored | {"devices": devices})
-    if tune.is_due(config) and tuned is None:
-        raise InputError(f"{workdir} holds no checkpoint yet; {_train(workdir)}")
     dataset = load_dataset(config)
     if dataset.meta["hash"] != digest:
         raise InputError(
@@ -136,7 +134,8 @@ def restore(workdir: str | Path, *, devices: int = 1) -> tuple[Experiment, Param
     experiment = untuned(config, dataset)
     if tuned is not None:
         experiment = experiment.tuned(tune.constants(config, tuned))
-    if not (workdir / "checkpoints").is_dir():
+    searching = tune.is_due(config) and tuned is None
+    if searching or not (workdir / "checkpoints").is_dir():
         raise InputError(f"{workdir} holds no checkpoint yet; {_train(workdir)}")
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:
