@@ -41,6 +41,7 @@ class Experiment(NamedTuple):
     sweep: Callable[[Params], Params] | None  # an epoch of such a model
     mesh: jax.sharding.Mesh  # the devices, see ``devices``; one for such a model
     constants: dict[str, float] | None = None  # of a start that has tuned itself, as in ``config``
+    earlier: Any = None  # an ``earlier.Earlier``, of a run that goes on with new data
 
     @property
     def sizes(self) -> Sizes:

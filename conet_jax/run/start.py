@@ -14,8 +14,14 @@ def initial_state(experiment: Experiment) -> State:
     """Returns the state before the first step, from the config's seed."""
     key = jax.random.fold_in(experiment.key, 0)
     params = init_params(experiment.model, key, experiment.sizes, experiment.mesh)
+    if experiment.earlier is not None:
+        params = params._replace(
+            dense=devices.put(experiment.earlier.dense, experiment.mesh, devices.SAME)
+        )
     if experiment.model.start is not None:
         params = params._replace(tables=_own_start(experiment, params))
+    elif experiment.earlier is not None:
+        params = params._replace(tables=_taken_over(experiment, params))
     elif experiment.config.pretrain_epochs:
         params = params._replace(tables={**params.tables, "user": _pretrained_users(experiment)})
     return experiment.state_of(params)
@@ -24,12 +30,23 @@ def initial_state(experiment: Experiment) -> State:
 def _own_start(experiment: Experiment, params: Params) -> dict[str, jax.Array]:
     """The tables that the model itself fits, on its devices."""
     interactions = fit_interactions(experiment.dataset)
-    fitted = experiment.model.start(interactions, experiment.sizes, experiment.config.seed)
+    known = experiment.earlier.tables if experiment.earlier is not None else {}
+    fitted = experiment.model.start(interactions, experiment.sizes, experiment.config.seed, known)
     return {
         name: devices.spread(
             np.asarray(fitted[name], like.dtype), experiment.mesh, experiment.model.copies
         )
         for name, like in params.tables.items()
+    }
+
+
+def _taken_over(experiment: Experiment, params: Params) -> dict[str, jax.Array]:
+    """The drawn tables, with the rows that an earlier run knows."""
+    plain = experiment.to_save(params).tables
+    known = experiment.earlier.tables
+    return {
+        name: devices.spread(known[name].into(table[: len(table)]), experiment.mesh)
+        for name, table in plain.items()
     }
 
 

@@ -62,7 +62,12 @@ class _Trial(NamedTuple):
 
 def is_due(config: ConfigDict) -> bool:
     """Whether a config's model has a factorisation whose constants are to be searched."""
-    return bool(config.ials_trials) and models.factorisation(config) is not None
+    return bool(config.ials_trials) and factorised(config)
+
+
+def factorised(config: ConfigDict) -> bool:
+    """Whether a config's model is a factorisation, or starts from one."""
+    return models.factorisation(config) is not None
 
 
 def constants(config: ConfigDict, values: Mapping[str, Any]) -> dict[str, float]:

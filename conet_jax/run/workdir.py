@@ -29,13 +29,19 @@ def make_workdir(workdir: Path) -> None:
     make_folder(workdir)
 
 
-def claim_workdir(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
+def claim_workdir(
+    workdir: Path, config: ConfigDict, dataset: Dataset, start_from: str | Path | None = None
+) -> None:
     """Writes config.json, or checks that the workdir is of this config and data."""
     path = workdir / "config.json"
     digest = dataset.meta["hash"]
     if path.exists():
-        stored, stored_digest = stored_config(workdir)
+        stored, stored_digest, found = _stored(workdir)
         differing = config_lib.differences(stored, config)
+        ours = str(Path(start_from).resolve()) if start_from else "drawn parameters"
+        theirs = found.get("started_from", {}).get("workdir", "drawn parameters")
+        if ours != theirs:
+            differing.append(f"it started from {theirs}, and this run from {ours}")
         # A run that never came to its first checkpoint has nothing to lose.
         started = any((workdir / "checkpoints" / "latest").glob("[0-9]*"))
         if differing and started:
@@ -58,11 +64,11 @@ def claim_workdir(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
 
 
 def write_config(
-    workdir: Path, config: ConfigDict, dataset: Dataset, tuned: dict[str, Any] | None = None
+    workdir: Path, config: ConfigDict, dataset: Dataset, found: dict[str, Any] | None = None
 ) -> None:
-    """Writes config.json: the config as given, and what its start's search has found."""
+    """Writes config.json: the config as given, and what was found for its start (``_FOUND``)."""
     stored = {**json.loads(config.to_json()), "dataset_hash": dataset.meta["hash"]}
-    write_json(workdir / "config.json", stored | ({"tuned": tuned} if tuned else {}))
+    write_json(workdir / "config.json", stored | (found or {}))
 
 
 def _train(workdir: str | Path) -> str:
@@ -78,15 +84,19 @@ def stored_config(workdir: str | Path) -> tuple[dict[str, Any], str]:
     return _stored(workdir)[:2]
 
 
-def stored_tuning(workdir: Path, config: ConfigDict, dataset: Dataset) -> dict[str, Any] | None:
-    """Returns what the search of a run's start has found under this config and on these data."""
-    stored, digest, tuned = _stored(workdir)
+def stored_start(workdir: Path, config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
+    """Returns what was found for a run's start under this config and on these data."""
+    stored, digest, found = _stored(workdir)
     same = digest == dataset.meta["hash"] and not config_lib.differences(stored, config)
-    return tuned if same else None
+    return found if same else {}
 
 
-def _stored(workdir: str | Path) -> tuple[dict[str, Any], str, dict[str, Any] | None]:
-    """Contents of config.json: config, hash of the data, what the search has found if it has."""
+# Beside the config: constants that a search has found; the earlier run that this one started from.
+_FOUND = ("tuned", "started_from")
+
+
+def _stored(workdir: str | Path) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """Contents of config.json: config, hash of the data, what was found for the start."""
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise InputError(f"{workdir} holds no run (no config.json); {_train(workdir)}")
@@ -95,17 +105,19 @@ def _stored(workdir: str | Path) -> tuple[dict[str, Any], str, dict[str, Any] | 
         digest = stored.pop("dataset_hash")
         if not isinstance(digest, str):
             raise TypeError("dataset_hash is of another type")
-        tuned = stored.pop("tuned", None)
+        found = {name: stored.pop(name) for name in _FOUND if name in stored}
         stored = config_lib.completed(stored)
         config = ConfigDict(stored)
         config_lib.validate(config)
-        if tuned is not None:
-            config_lib.validate(tune.resolved(config, tune.constants(config, tuned)))
+        if "tuned" in found:
+            config_lib.validate(tune.resolved(config, tune.constants(config, found["tuned"])))
+        if not isinstance(found.get("started_from", {}).get("workdir", ""), str):
+            raise TypeError("started_from names no folder")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} cannot be read as a run's config ({error}); take another --workdir"
         ) from None
-    return stored, digest, tuned
+    return stored, digest, found
 
 
 def restore(workdir: str | Path, *, devices: int = 1) -> tuple[Experiment, Params, dict[str, Any]]:
@@ -122,7 +134,7 @@ def restore(workdir: str | Path, *, devices: int = 1) -> tuple[Experiment, Param
       InputError: the folder holds no run, no checkpoint, or its data is gone or altered.
     """
     workdir = Path(workdir)
-    stored, digest, tuned = _stored(workdir)
+    stored, digest, found = _stored(workdir)
     config = ConfigDict(stored | {"devices": devices})
     dataset = load_dataset(config)
     if dataset.meta["hash"] != digest:
@@ -132,9 +144,9 @@ def restore(workdir: str | Path, *, devices: int = 1) -> tuple[Experiment, Param
             f"{config.data.get('prepare') or PREPARE} --out={config.data.dir}"
         )
     experiment = untuned(config, dataset)
-    if tuned is not None:
-        experiment = experiment.tuned(tune.constants(config, tuned))
-    searching = tune.is_due(config) and tuned is None
+    if "tuned" in found:
+        experiment = experiment.tuned(tune.constants(config, found["tuned"]))
+    searching = tune.is_due(config) and "tuned" not in found
     if searching or not (workdir / "checkpoints").is_dir():
         raise InputError(f"{workdir} holds no checkpoint yet; {_train(workdir)}")
     checkpoints = Checkpoints(workdir / "checkpoints")
