@@ -162,6 +162,22 @@ def make_experiment(config: ConfigDict, dataset: Dataset) -> Experiment:
     return Experiment(config, dataset, model, interactions, plan, settings, hyper, key, sweep, mesh)
 
 
+def check_cuts(config: ConfigDict, dataset: Dataset) -> None:
+    """Checks that a held-out item is ranked among more items than each of ``eval_k``.
+
+    Raises:
+      InputError: where it is among the first K whatever the model does.
+    """
+    listed = 1 + dataset.test.candidates.shape[1]
+    if max(config.eval_k) >= listed:
+        fitting = ",".join(str(k) for k in config.eval_k if k < listed)
+        raise InputError(
+            f"config.eval_k has {max(config.eval_k)}, but a held-out item is ranked among {listed}:"
+            f" expected less; give --config.eval_k={fitting or listed // 2}, or prepare the data "
+            "with more --candidates"
+        )
+
+
 def interactions_on(
     dataset: Dataset, mesh: jax.sharding.Mesh, *, shared: bool = False
 ) -> dict[str, Interactions]:

@@ -27,10 +27,10 @@ from conet_jax.devices import processes
 from conet_jax.errors import InputError
 from conet_jax.files import write_arrays, write_json, write_text
 from conet_jax.models.base import facing
-from conet_jax.run import lock, loop, memory, signals
+from conet_jax.run import lists, lock, loop, memory, signals
 from conet_jax.run.checkpoints import Checkpoints
 from conet_jax.run.epoch import CHUNK_STEPS, CutShort
-from conet_jax.run.experiment import Experiment, make_experiment
+from conet_jax.run.experiment import Experiment, check_cuts, make_experiment
 from conet_jax.run.logs import (
     Console,
     MetricsFile,
@@ -84,6 +84,7 @@ def fit(
         dataset = load_dataset(config)
     experiment = make_experiment(config, dataset)
     check_users(dataset, "test")
+    check_cuts(config, dataset)
     processes.together(lambda: make_workdir(workdir))
     with lock.owned(workdir):
         processes.together(lambda: claim_workdir(workdir, config, dataset))
@@ -155,7 +156,7 @@ def _fit(
                     board.append(end.row)
                 saved = experiment.resumable(end.state)
                 checkpoints.save_latest(progress.epoch, saved, progress.to_json())
-                console.line(epoch_line(end.row, f"ndcg@{config.eval_k}", end.better))
+                console.line(epoch_line(end.row, f"ndcg@{config.eval_k[0]}", end.better))
                 for warning in end.warnings:
                     if warning not in told:  # once, not each epoch
                         console.line(f"warning: {warning}")
@@ -209,6 +210,7 @@ def _finish(
     plain = jax.eval_shape(experiment.params, experiment.abstract_state())
     result = {
         **metrics,
+        "lists": lists.measure(experiment, params),
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
         "seed": config.seed,

@@ -68,7 +68,9 @@ def read(workdir: str | Path, split: str) -> Run:
             f"{workdir} cannot be read as a finished run ({error}); launch/train.py with the same "
             "--workdir and --config writes its files anew"
         ) from None
-    return Run(workdir, config_lib.flatten(config), result, users, ranks)
+    fields = config_lib.flatten(config)
+    fields["eval_k"] = fields["eval_k"][:1]  # the others have chosen nothing
+    return Run(workdir, fields, result, users, ranks)
 
 
 def report(
@@ -79,7 +81,7 @@ def report(
     Args:
       workdirs: folders of runs on the same data.
       split: held-out items to compare on, "test_warm" say.
-      k: cut of HR, NDCG and MRR; by default the first run's ``eval_k``.
+      k: cut of HR, NDCG and MRR; by default the first of the first run's ``eval_k``.
 
     Raises:
       InputError: a run cannot be read, or the runs are on different data.
@@ -95,7 +97,7 @@ def report(
                 f"{hashes[1]}…, not {hashes[0]}…, and their metrics do not compare: "
                 "name runs on one data set"
             )
-    k = k or first.config["eval_k"]
+    k = k or first.config["eval_k"][0]
     groups = _groups(runs)
     differing = _differing([group[0].config for group in groups])
     names = [metric.key(k) for metric in metrics.in_tables()]
