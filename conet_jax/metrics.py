@@ -263,7 +263,7 @@ def summarize(
         )
     means = {
         metric.key(cut): float(np.mean(metric.function(above, tied, num_candidates, cut)))
-        for cut in ([k] if isinstance(k, int | np.integer) else k)
+        for cut in np.atleast_1d(k).tolist()
         for metric in METRICS
     }
     return means | {"users": int(above.size)}

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from conet_jax import config as config_lib
 from conet_jax import devices, models
 from conet_jax.data.load import check_users
-from conet_jax.data.types import Dataset, trained_items
+from conet_jax.data.types import Dataset, HeldOut, trained_items
 from conet_jax.errors import InputError
 from conet_jax.models import out_of_fold
 from conet_jax.models.base import FittedModel, Hyper, Model, Params, Sizes
@@ -162,13 +162,13 @@ def make_experiment(config: ConfigDict, dataset: Dataset) -> Experiment:
     return Experiment(config, dataset, model, interactions, plan, settings, hyper, key, sweep, mesh)
 
 
-def check_cuts(config: ConfigDict, dataset: Dataset) -> None:
+def check_cuts(config: ConfigDict, *parts: HeldOut) -> None:
     """Checks that a held-out item is ranked among more items than each of ``eval_k``.
 
     Raises:
       InputError: where it is among the first K whatever the model does.
     """
-    listed = 1 + dataset.test.candidates.shape[1]
+    listed = 1 + min(held_out.candidates.shape[1] for held_out in parts)
     if max(config.eval_k) >= listed:
         fitting = ",".join(str(k) for k in config.eval_k if k < listed)
         raise InputError(

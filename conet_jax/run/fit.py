@@ -84,7 +84,7 @@ def fit(
         dataset = load_dataset(config)
     experiment = make_experiment(config, dataset)
     check_users(dataset, "test")
-    check_cuts(config, dataset)
+    check_cuts(config, *held_out_parts(dataset).values())
     processes.together(lambda: make_workdir(workdir))
     with lock.owned(workdir):
         processes.together(lambda: claim_workdir(workdir, config, dataset))

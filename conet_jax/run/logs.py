@@ -6,10 +6,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
+from conet_jax import metrics
 from conet_jax.config import flatten
 from conet_jax.errors import InputError
 from conet_jax.files import append_line, parse_json, write_text
-from conet_jax.metrics import METRICS, in_tables
 from conet_jax.variants import VARIANTS
 
 
@@ -58,9 +58,10 @@ def result_markdown(result: dict[str, Any]) -> str:
     others = [name for name in result if name.startswith(("test_", "valid_"))]
     splits = (*first, *(name for name in others if name not in first))
     k, *more = result["config"]["eval_k"]
-    shown = [[metric.key(k) for metric in METRICS]]
+    shown = [[metric.key(k) for metric in metrics.METRICS]]
     if more:
-        shown.append([metric.key(cut) for cut in more for metric in in_tables() if metric.has_cut])
+        of_cuts = [metric for metric in metrics.in_tables() if metric.has_cut]
+        shown.append([metric.key(cut) for cut in more for metric in of_cuts])
     lines = [f"# {result['config']['name']} {result['config']['variant']}".rstrip(), ""]
     for names in shown:
         rows = [

@@ -144,7 +144,7 @@ def key(config: ConfigDict, digest: str, kind: Kind = VALIDATION) -> str:
 
 def plan(config: ConfigDict, dataset: Dataset, folder: Path, kind: Kind = VALIDATION) -> Run:
     """Returns a run that leaves its record in ``folder``/results."""
-    check_cuts(config, dataset)
+    check_cuts(config, dataset.valid)
     digest = dataset.meta["hash"]
     name = key(config, digest, kind)
     return Run(config, digest, name, folder / "results" / f"{name}.json")
