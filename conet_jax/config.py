@@ -302,10 +302,10 @@ def differences(
         for field in sorted(there.keys() | here.keys())
         if field not in (*free, "eval_k") and there.get(field) != here.get(field)
     ]
-    firsts = [cuts["eval_k"][0] for cuts in (there, here) if "eval_k" in cuts]
-    if len(set(firsts)) > 1:
+    firsts = [fields["eval_k"][:1] for fields in (there, here) if fields.get("eval_k")]
+    if len(firsts) == 2 and firsts[0] != firsts[1]:
         found.append(
-            f"config.eval_k begins with {firsts[0]} there and with {firsts[1]} here, and its first "
-            "K has chosen the epochs: the others may change"
+            f"config.eval_k begins with {firsts[0][0]} there and with {firsts[1][0]} here: its "
+            "first K has chosen the epochs, and only the others may change"
         )
     return found

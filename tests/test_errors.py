@@ -284,7 +284,7 @@ def popular(**fields) -> ConfigDict:
     made.data.dir = str(pathlib.Path.cwd().parent / "data")
     if not pathlib.Path(made.data.dir).exists():
         store.save(data(), made.data.dir)
-    made.update_from_flattened_dict({"epochs": 2, **fields})
+    made.update_from_flattened_dict({"epochs": 2, "eval_k": (1,), **fields})
     return made
 
 
@@ -595,6 +595,19 @@ MESSAGES = [
         lambda: config.validate(changed(layers=64)),
     ),
     ("config.layers is .63, 8.: expected at least two", lambda: valid(layers=(63, 8))),
+    (
+        r"config.eval_k is \(10, 10\): expected whole numbers .* once",
+        lambda: valid(eval_k=(10, 10)),
+    ),
+    (
+        "config.eval_k has 100, but a held-out item is ranked among 100: expected less; give "
+        "--config.eval_k=10,99, or prepare the data with more --candidates",
+        lambda: launch("train", DEMO, "--config.eval_k=100,10,99"),
+    ),
+    (
+        "config.eval_k has 3, but a held-out item is ranked among 3: .* --config.eval_k=1, or",
+        lambda: runner.plan(popular(eval_k=(3,)), data(), pathlib.Path("study")),
+    ),
     ("config.cross_layers is 9: .* only 3 transitions", lambda: valid(cross_layers=9)),
     ("so expected equal widths", lambda: valid("cross_stitch", layers=(64, 32, 32, 32))),
     ("config.dtype is 'bfloat16': expected float32", lambda: valid("ials", dtype="bfloat16")),
@@ -1069,6 +1082,10 @@ MESSAGES = [
         lambda: fit(str(run()), seed=1),
     ),
     (
+        "config.eval_k begins with 1 there and with 2 here: its first K has chosen the epochs",
+        lambda: fit(str(run()), eval_k=(2, 1)),
+    ),
+    (
         "run holds a run on other data: its hash",
         lambda: fit(str(run()), dataset=data()._replace(meta=data().meta | {"hash": "f" * 64})),
     ),
@@ -1321,7 +1338,7 @@ MESSAGES = [
             mock.patch.object(population, "train", return_value=[{"failed": "no luck"}]),
             call=lambda: figures.write(
                 ["3b"],
-                {"lasso": config.default_config("lasso")},
+                {"lasso": changed("lasso", eval_k=(1,))},
                 "figures",
                 seeds=1,
                 dataset=data(),
@@ -1369,6 +1386,10 @@ MESSAGES = [
     ),
     ("counts of candidates must be integers", lambda: metrics.ndcg(ONES, ONES, k=10)),
     ("the cut k must be an integer", lambda: metrics.ndcg(ints(), ints(), k=0)),
+    (
+        "lists are of items with a training pair, and one of these has none",
+        lambda: metrics.summarize_lists(ints() - 1, ints(), ints()),
+    ),
     ("there is no user to average over", lambda: metrics.summarize(*[ints()[:0]] * 3, k=1)),
     (
         "user 0 has 1 candidates above and 1 tied of 1",
