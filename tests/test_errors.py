@@ -1388,7 +1388,7 @@ MESSAGES = [
     ("the cut k must be an integer", lambda: metrics.ndcg(ints(), ints(), k=0)),
     (
         "lists are of items with a training pair, and one of these has none",
-        lambda: metrics.summarize_lists(ints() - 1, ints(), ints()),
+        lambda: metrics.summarize_lists(ints() - 1, ints() - 1, ints() - 1),
     ),
     ("there is no user to average over", lambda: metrics.summarize(*[ints()[:0]] * 3, k=1)),
     (
