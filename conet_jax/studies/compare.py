@@ -29,7 +29,7 @@ class Run(NamedTuple):
 
     Attributes:
       workdir: its folder.
-      config: fields by dotted name.
+      config: fields by dotted name; of ``eval_k`` the first.
       result: contents of result.json.
       users: int[n], of the held-out items.
       ranks: of the held-out items.
@@ -69,7 +69,7 @@ def read(workdir: str | Path, split: str) -> Run:
             "--workdir and --config writes its files anew"
         ) from None
     fields = config_lib.flatten(config)
-    fields["eval_k"] = fields["eval_k"][:1]  # the others have chosen nothing
+    fields["eval_k"] = fields["eval_k"][0]  # the others have chosen nothing
     return Run(workdir, fields, result, users, ranks)
 
 
@@ -97,7 +97,7 @@ def report(
                 f"{hashes[1]}…, not {hashes[0]}…, and their metrics do not compare: "
                 "name runs on one data set"
             )
-    k = k or first.config["eval_k"][0]
+    k = k or first.config["eval_k"]
     groups = _groups(runs)
     differing = _differing([group[0].config for group in groups])
     names = [metric.key(k) for metric in metrics.in_tables()]

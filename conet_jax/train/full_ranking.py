@@ -1,8 +1,8 @@
-"""The ranker against the whole catalogue, block by block: no candidates are drawn."""
+"""The whole catalogue, block by block: ranks without drawn candidates, and the best items."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -205,6 +205,42 @@ def _chunks(
         yield len(some), np.pad(some, padding), np.pad(items[first : first + size], padding), rows
 
 
+class Best(NamedTuple):
+    """The k best items of m users among those seen so far.
+
+    Attributes:
+      items: int32[m, k].
+      scores: f32[m, k], descending; -inf where fewer than k have been seen.
+      finite: bool[m], whether all scores that count are.
+    """
+
+    items: jax.Array
+    scores: jax.Array
+    finite: jax.Array
+
+
+def nothing_yet(m: int, k: int) -> Best:
+    """Returns the ``Best`` of m users before any item."""
+    return Best(jnp.zeros((m, k), jnp.int32), jnp.full((m, k), -jnp.inf), jnp.ones(m, bool))
+
+
+def keep_best(best: Best, scores: jax.Array, mask: jax.Array, items: jax.Array) -> Best:
+    """Returns the best of before and of a block, earlier ones first where scores are equal.
+
+    Args:
+      best: of the blocks before.
+      scores: f32[m, width], of the block's items.
+      mask: bool[m, width], which of them count.
+      items: int32[m, width], who they are.
+    """
+    finite = best.finite & jnp.all(jnp.isfinite(scores) | ~mask, axis=1)
+    # Earlier items stand first, and top_k keeps the order of equals.
+    found = jnp.concatenate([best.scores, jnp.where(mask, scores, -jnp.inf)], axis=1)
+    listed = jnp.concatenate([best.items, items], axis=1)
+    found, at = jax.lax.top_k(found, best.items.shape[1])
+    return Best(jnp.take_along_axis(listed, at, axis=1), found, finite)
+
+
 @partial(jax.jit, static_argnames=("model", "k", "block", "mesh"))
 def _best(
     projected: Any,
@@ -220,31 +256,15 @@ def _best(
     """The k best of ``listed_items`` but ``touched`` [m, t] for ``users`` [m], -1 for none."""
 
     def best_part(projected: Any, users: jax.Array, touched: jax.Array, listed_items: Any) -> Any:
-        def merge(best: Any, scores: jax.Array, mask: jax.Array, ids: jax.Array) -> Any:
-            before, chosen, finite = best
-            scores = scores[:, 1:]
-            finite = finite & jnp.all(jnp.isfinite(scores) | ~mask, axis=1)
-            # Earlier items stand first, and top_k keeps the order of equals.
-            found = jnp.concatenate([before, jnp.where(mask, scores, -jnp.inf)], axis=1)
-            listed = jnp.concatenate([chosen, jnp.broadcast_to(ids, mask.shape)], axis=1)
-            found, at = jax.lax.top_k(found, k)
-            return found, jnp.take_along_axis(listed, at, axis=1), finite
+        def take(best: Best, scores: jax.Array, mask: jax.Array, ids: jax.Array) -> Best:
+            return keep_best(best, scores[:, 1:], mask, jnp.broadcast_to(ids, mask.shape))
 
         m = users.shape[0]
-        start = (jnp.full((m, k), -jnp.inf), jnp.zeros((m, k), jnp.int32), jnp.ones(m, bool))
         anything = jnp.zeros(m, jnp.int32)
-        scores, chosen, finite = _over_blocks(
-            merge,
-            start,
-            projected,
-            users,
-            anything,
-            touched,
-            listed_items,
-            model=model,
-            block=block,
-        )
-        return devices.all_gather((jnp.where(scores == -jnp.inf, -1, chosen), finite))
+        given = projected, users, anything, touched, listed_items
+        best = _over_blocks(take, nothing_yet(m, k), *given, model=model, block=block)
+        chosen = jnp.where(best.scores == -jnp.inf, -1, best.items)
+        return devices.all_gather((chosen, best.finite))
 
     specs = (specs_of(projected), SPLIT, SPLIT, SAME)
     return devices.mapped(best_part, mesh, specs, SAME)(projected, users, touched, listed_items)
