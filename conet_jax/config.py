@@ -302,10 +302,11 @@ def differences(
         for field in sorted(there.keys() | here.keys())
         if field not in (*free, "eval_k") and there.get(field) != here.get(field)
     ]
-    firsts = [fields["eval_k"][:1] for fields in (there, here) if fields.get("eval_k")]
-    if len(firsts) == 2 and firsts[0] != firsts[1]:
+    cuts = [fields.get("eval_k") for fields in (there, here)]
+    first, now = (k[0] if isinstance(k, list) and k else k for k in cuts)
+    if first != now:
         found.append(
-            f"config.eval_k begins with {firsts[0][0]} there and with {firsts[1][0]} here: its "
-            "first K has chosen the epochs, and only the others may change"
+            f"config.eval_k begins with {first!r} there and with {now!r} here: its first K has "
+            "chosen the epochs, and only the others may change"
         )
     return found

@@ -38,8 +38,8 @@ def read(run: runner.Run) -> Record | None:
             f"{run.path.parent} holds a run of another config: {'; '.join(differing)}. Take "
             "another --workdir, or take that folder away"
         )
-    fields = result["config"]
-    done = (fields["epochs"], fields["patience"]) == (run.config.epochs, run.config.patience)
+    # Under other epochs or patience it is the same run, to go on with.
+    done = all(result["config"].get(name) == run.config[name] for name in ("epochs", "patience"))
     return result if done else None
 
 
