@@ -671,6 +671,7 @@ def workdir(data, tmp_path_factory):
     """A run, and what sweeps, studies and figures keep, in one folder."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     config = default_config("popularity")
+    config.eval_k = (1,)  # each item is ranked among three
     fit(config, folder, dataset=data, quiet=True)
     result = json.loads((folder / "result.json").read_text())
     stored = {"dataset_hash": data.meta["hash"], "config": result["config"]}
