@@ -57,6 +57,12 @@ def _text(default: str) -> Field:
     return Field(default, lambda value: isinstance(value, str), "text")
 
 
+def _are_cuts(value: Any) -> bool:
+    if not isinstance(value, list | tuple) or not all(map(_integer(1, 1).fits, value)):
+        return False
+    return 0 < len(value) == len(set(value))
+
+
 def _widths(default: tuple[int, ...]) -> Field:
     one = _integer(1, 1).fits
 
@@ -138,15 +144,23 @@ FIELDS: dict[str, Field] = {
     "epochs": _integer(30, 1),
     "patience": _integer(5, 1),  # epochs without a better validation NDCG before stopping
     "seed": _integer(0, 0),
-    "eval_k": _integer(10, 1),  # cut-off of HR, NDCG and MRR
+    "eval_k": Field(  # cut-offs of HR, NDCG and MRR; the first chooses epochs, trials and points
+        (10, 5, 20),
+        _are_cuts,
+        "whole numbers from 1 up, each once, as (10, 5, 20): the first chooses epochs",
+    ),
     "devices": _integer(0, 0),  # to train and rank on, over all processes; 0 is all there are.
     # Results do not depend on it but for rounding: the batch is that of all devices together
     "platform": _one_of("", "cpu", "gpu", "cuda", "rocm", "tpu"),  # empty is JAX's choice
     "on_nonfinite": _one_of("stop", "rollback"),  # of a loss, gradient or score: or back to the
     # last checkpoint, and on at half the learning rate, five times at most
 }
-# Fields that may differ between a workdir and the command that resumes it.
-FREE_FIELDS = ("devices", "platform", "epochs", "on_nonfinite", "data.dir", "data.prepare")
+# Fields that may differ between a workdir and the command that resumes it; of ``eval_k`` all but
+# the first, see ``differences``.
+FREE_FIELDS = (
+    *("devices", "platform", "epochs", "patience", "eval_k", "on_nonfinite"),
+    *("data.dir", "data.prepare"),
+)
 
 
 def default_config(variant: str = "") -> ConfigDict:
@@ -270,7 +284,10 @@ def completed(stored: dict[str, Any]) -> dict[str, Any]:
             "it is of version 0.1, whose models have other parameters: train it again, or read it "
             "with that version"
         )
-    return {"ials_trials": 0} | stored
+    stored = {"ials_trials": 0} | stored
+    if isinstance(stored.get("eval_k"), int):  # one cut-off, once
+        return stored | {"eval_k": (stored["eval_k"],)}
+    return stored
 
 
 def differences(
@@ -281,7 +298,7 @@ def differences(
     Args:
       stored: contents of the workdir's config.json.
       config: config of this command.
-      free: fields that may differ.
+      free: fields that may differ; ``eval_k`` always may, but for its first K.
 
     Returns:
       ["config.field is … there and … here", …], empty if they agree.
@@ -292,8 +309,16 @@ def differences(
       ['config.l1 is 0.1 there and 0.2 here']
     """
     there, here = flatten(completed(stored)), flatten(config.to_dict())
-    return [
+    found = [
         f"config.{field} is {there.get(field)!r} there and {here.get(field)!r} here"
         for field in sorted(there.keys() | here.keys())
-        if field not in free and there.get(field) != here.get(field)
+        if field not in (*free, "eval_k") and there.get(field) != here.get(field)
     ]
+    cuts = [fields.get("eval_k") for fields in (there, here)]
+    first, now = (k[0] if isinstance(k, list) and k else k for k in cuts)
+    if first != now:
+        found.append(
+            f"config.eval_k begins with {first!r} there and with {now!r} here: its first K has "
+            "chosen the epochs, and only the others may change"
+        )
+    return found

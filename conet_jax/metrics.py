@@ -12,7 +12,7 @@ arrays give JAX arrays, also under ``jit`` and ``vmap``.
 ``METRICS`` lists what is reported: one entry there, and every file, table and plot shows it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -226,7 +226,7 @@ def in_tables() -> list[Metric]:
 
 
 def summarize(
-    above: ArrayLike, tied: ArrayLike, num_candidates: ArrayLike, *, k: int
+    above: ArrayLike, tied: ArrayLike, num_candidates: ArrayLike, *, k: int | Sequence[int]
 ) -> dict[str, float | int]:
     """Means over users of all metrics, in float64 on the host.
 
@@ -234,11 +234,11 @@ def summarize(
       above: i32[users], candidates that score strictly higher than each user's held-out item.
       tied: i32[users], candidates that score the same.
       num_candidates: i32[users] or a number, candidates of each user (at least 1).
-      k: the cut of HR, NDCG and MRR, at least 1.
+      k: the cut of HR, NDCG and MRR, at least 1, or several.
 
     Returns:
-      A mean for each of ``METRICS`` under its ``key``, "ndcg@10" for one, and "users", the number
-      of users, an int.
+      A mean for each of ``METRICS`` at each cut under its ``key``, "ndcg@10" for one, and "users",
+      the number of users, an int.
 
     Raises:
       ValueError: there is no user, the counts are negative, they exceed the candidates, a user has
@@ -262,7 +262,50 @@ def summarize(
             f"of {num_candidates.flat[i]}"
         )
     means = {
-        metric.key(k): float(np.mean(metric.function(above, tied, num_candidates, k)))
+        metric.key(cut): float(np.mean(metric.function(above, tied, num_candidates, cut)))
+        for cut in np.atleast_1d(k).tolist()
         for metric in METRICS
     }
     return means | {"users": int(above.size)}
+
+
+def summarize_lists(
+    lists: np.ndarray, popularity: np.ndarray, owned: np.ndarray
+) -> dict[str, float | None]:
+    """What recommended lists are made of: how much of the catalogue, and how popular it is.
+
+    A model may rank well and yet give everybody the same few items.
+
+    Args:
+      lists: int[users, k], recommended items; -1 where a list is shorter.
+      popularity: int[items], training pairs of each item.
+      owned: int[n], items of the users' own training pairs, to compare with.
+
+    Returns:
+      ``coverage``, the share of the items with a training pair that stand in some list;
+      ``popularity``, the mean number of training pairs of a listed item; ``pair_popularity``, that
+      of an item in ``owned``; ``once_share``, the share of listed items with exactly one training
+      pair. An item counts as often as it is listed, but once for ``coverage``. The mean of nothing
+      is None.
+
+    Raises:
+      ValueError: no item has a training pair, or a listed item has none.
+
+    Example:
+      >>> lists, popularity = np.array([[0, 1], [0, -1]]), np.array([4, 1, 1, 2])
+      >>> summarize_lists(lists, popularity, owned=np.array([0, 3]))["coverage"]
+      0.5
+    """
+    listed = lists[lists >= 0]
+    if not (popularity > 0).any() or not (popularity[listed] > 0).all():
+        raise ValueError("lists are of items with a training pair, and one of these has none")
+
+    def mean(values: np.ndarray) -> float | None:
+        return float(np.mean(values)) if values.size else None
+
+    return {
+        "coverage": len(np.unique(listed)) / int((popularity > 0).sum()),
+        "popularity": mean(popularity[listed]),
+        "pair_popularity": mean(popularity[owned]),
+        "once_share": mean(popularity[listed] == 1),
+    }

@@ -19,7 +19,7 @@ _SPLIT = flags.DEFINE_enum(
 _K = flags.DEFINE_integer(
     "k",
     None,
-    "Cut of HR, NDCG and MRR, in items; by default the first run's config.eval_k.",
+    "Cut of HR, NDCG and MRR, in items; by default the first of the first run's config.eval_k.",
     lower_bound=1,
 )
 

@@ -29,7 +29,7 @@ def main() -> None:
     ndcg = {way: [] for way in crossing.WAYS}
     for workdir in _WORKDIRS.value:
         experiment, params, _ = restore(workdir)
-        held_out, k = getattr(experiment.dataset, _SPLIT.value), experiment.config.eval_k
+        held_out, k = getattr(experiment.dataset, _SPLIT.value), experiment.config.eval_k[0]
         for way in crossing.WAYS:
             arguments = crossing.switched(experiment.model, params, experiment.interactions, way)
             ranks = ranking.rank_held_out(experiment.model, *arguments, held_out)

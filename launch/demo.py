@@ -51,8 +51,8 @@ def main() -> None:
     test = dataset.test
     listed = np.concatenate([test.items[:, None], test.candidates], axis=1)
     known = ranking.rank_scores(oracle(test.users, listed), test.mask)
-    rows = {_CEILING: ranking.summarize(known, k=config.eval_k)} | rows
-    keys = [metric.key(config.eval_k) for metric in in_tables()]
+    rows = {_CEILING: ranking.summarize(known, k=config.eval_k[0])} | rows
+    keys = [metric.key(config.eval_k[0]) for metric in in_tables()]
     width = max(map(len, rows))
     print(f"test split, {len(test.users):,} users, one item among {listed.shape[1]}")
     print(f"{'':{width}}" + "".join(f"{key:>14}" for key in keys))

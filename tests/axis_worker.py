@@ -101,6 +101,14 @@ def steps(dataset, devices, epochs, full, room, fields):
             experiment.model, params, experiment.interactions, dataset.valid, touched, block=64
         )
         out |= {"full_above": found.above, "full_candidates": found.candidates}
+        trained = experiment.trained_items()
+        found = full_ranking.best_items(
+            *(experiment.model, params, experiment.interactions),
+            *(dataset.valid.users, touched, trained),
+            k=5,
+            block=64,
+        )
+        out["best_items"] = found
     return out
 
 

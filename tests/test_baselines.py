@@ -807,7 +807,7 @@ def test_every_variant_runs_and_its_ranks_give_its_result(data, tmp_path, varian
                 np.testing.assert_array_equal(ranks[f"{part}_users"], users)
                 np.testing.assert_array_equal(ranks[f"{part}_candidates"], candidates)
                 counts = [ranks[f"{part}_{name}"] for name in ("above", "tied", "candidates")]
-                assert metrics.summarize(*counts, k=10) == result[part]
+                assert metrics.summarize(*counts, k=(10, 5, 20)) == result[part]
                 label, found = part.replace("_", ", "), result[part]
                 shown = f"| {label} | {found['users']} | {found['hit_ratio@10']:.4f} |"
                 assert shown in (workdir / "result.md").read_text()

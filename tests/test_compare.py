@@ -1,6 +1,7 @@
 """Finished runs side by side, against their files read by hand; event files read back."""
 
 import json
+import shutil
 import struct
 import sys
 
@@ -101,6 +102,17 @@ def test_what_is_no_finished_run_is_an_error_with_the_command(runs, tmp_path):
     with pytest.raises(InputError, match="cannot be read as a finished run"):
         compare.report([tmp_path])
     assert_one_line_error(launch("compare"), "python launch/compare.py runs/a runs/b")
+
+
+def test_runs_that_differ_in_later_cuts_alone_are_seeds_of_one_row(runs, tmp_path):
+    first, second = (shutil.copytree(path, tmp_path / path.name) for path in workdirs(runs)[1:3])
+    path = second / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eval_k": 10}))  # as it once was
+    report = compare.report([first, second])
+    assert report == compare.report(workdirs(runs)[1:3]).replace(str(runs / "ials"), str(tmp_path))
+    assert "ndcg@10" in report and "eval_k" not in report and "ndcg@5" not in report
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eval_k": [5, 10]}))
+    assert "| eval_k |" in compare.report([first, second])
 
 
 def test_the_same_run_twice_is_refused(runs):

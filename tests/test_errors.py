@@ -55,10 +55,10 @@ from conet_jax.devices import processes
 from conet_jax.errors import Diverged, InputError
 from conet_jax.files import check_frames_path, make_folder, write_frames
 from conet_jax.models.base import Params
-from conet_jax.run import checkpoints, lock, loop
+from conet_jax.run import checkpoints, earlier, lock, loop
 from conet_jax.run import fit as fit_lib
 from conet_jax.run.epoch import check_steps
-from conet_jax.run.experiment import Experiment, make_experiment
+from conet_jax.run.experiment import Experiment, make_experiment, untuned
 from conet_jax.run.logs import load_tensorboardx
 from conet_jax.run.start import initial_state
 from conet_jax.run.workdir import read_ranks, restore
@@ -284,7 +284,7 @@ def popular(**fields) -> ConfigDict:
     made.data.dir = str(pathlib.Path.cwd().parent / "data")
     if not pathlib.Path(made.data.dir).exists():
         store.save(data(), made.data.dir)
-    made.update_from_flattened_dict({"epochs": 2, **fields})
+    made.update_from_flattened_dict({"epochs": 2, "eval_k": (1,), **fields})
     return made
 
 
@@ -595,6 +595,19 @@ MESSAGES = [
         lambda: config.validate(changed(layers=64)),
     ),
     ("config.layers is .63, 8.: expected at least two", lambda: valid(layers=(63, 8))),
+    (
+        r"config.eval_k is \(10, 10\): expected whole numbers .* once",
+        lambda: valid(eval_k=(10, 10)),
+    ),
+    (
+        "config.eval_k has 100, but a held-out item is ranked among 100: expected less; give "
+        "--config.eval_k=10,99, or prepare the data with more --candidates",
+        lambda: launch("train", DEMO, "--config.eval_k=100,10,99"),
+    ),
+    (
+        "config.eval_k has 3, but a held-out item is ranked among 3: .* --config.eval_k=1, or",
+        lambda: runner.plan(popular(eval_k=(3,)), data(), pathlib.Path("study")),
+    ),
     ("config.cross_layers is 9: .* only 3 transitions", lambda: valid(cross_layers=9)),
     ("so expected equal widths", lambda: valid("cross_stitch", layers=(64, 32, 32, 32))),
     ("config.dtype is 'bfloat16': expected float32", lambda: valid("ials", dtype="bfloat16")),
@@ -1073,6 +1086,10 @@ MESSAGES = [
         lambda: fit(str(run()), seed=1),
     ),
     (
+        "config.eval_k begins with 1 there and with 2 here: its first K has chosen the epochs",
+        lambda: fit(str(run()), eval_k=(2, 1)),
+    ),
+    (
         "run holds a run on other data: its hash",
         lambda: fit(str(run()), dataset=data()._replace(meta=data().meta | {"hash": "f" * 64})),
     ),
@@ -1083,6 +1100,24 @@ MESSAGES = [
     (
         "config.json cannot be read as a run's config .*config.seed is -1",
         lambda: restore(run(seed=-1)),
+    ),
+    (
+        "config.json cannot be read as a run's config .started_from names no folder",
+        lambda: restore(run(started_from={"workdir": 3})),
+    ),
+    (
+        "--start_from=x: config.model=popularity has a closed form",
+        lambda: fit_lib.fit(popular(), "w", dataset=data(), quiet=True, start_from="x"),
+    ),
+    (
+        "--start_from=run is a run of config.model=popularity: expected config.model=mlp",
+        lambda: earlier.load(run(), untuned(changed("mlp"), data())),
+    ),
+    (
+        r"--start_from=x is a run whose tables/target_item is .64,. where .4,. is expected",
+        lambda: earlier._check(
+            "x", *(untuned(changed("ials", layers=w), data()) for w in ((128, 64), (8, 4)))
+        ),
     ),
     (
         "config.json cannot be read as a run's config .it is of version 0.1, .*train it again",
@@ -1325,7 +1360,7 @@ MESSAGES = [
             mock.patch.object(population, "train", return_value=[{"failed": "no luck"}]),
             call=lambda: figures.write(
                 ["3b"],
-                {"lasso": config.default_config("lasso")},
+                {"lasso": changed("lasso", eval_k=(1,))},
                 "figures",
                 seeds=1,
                 dataset=data(),
@@ -1373,6 +1408,10 @@ MESSAGES = [
     ),
     ("counts of candidates must be integers", lambda: metrics.ndcg(ONES, ONES, k=10)),
     ("the cut k must be an integer", lambda: metrics.ndcg(ints(), ints(), k=0)),
+    (
+        "lists are of items with a training pair, and one of these has none",
+        lambda: metrics.summarize_lists(ints() - 1, ints() - 1, ints() - 1),
+    ),
     ("there is no user to average over", lambda: metrics.summarize(*[ints()[:0]] * 3, k=1)),
     (
         "user 0 has 1 candidates above and 1 tied of 1",

@@ -14,6 +14,7 @@ from conet_jax.data.load import touched_items
 from conet_jax.data.types import HeldOut
 from conet_jax.errors import InputError
 from conet_jax.models.base import Model, Params, Sizes
+from conet_jax.run import lists
 from conet_jax.train import full_ranking, ranking
 from conet_jax.train.interactions import to_device
 
@@ -193,8 +194,7 @@ def test_ranks_are_those_of_the_models_scores(name):
         model.scores(model.project(params, interactions), jnp.arange(33), everything)
     )
     assert np.median([len(np.unique(row)) for row in scores]) > 30
-    lists = lists_of(scores, held_out)
-    assert_summaries_agree(ranks, lists, 10)
+    assert_summaries_agree(ranks, lists_of(scores, held_out), 10)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -326,3 +326,71 @@ def test_full_ranking_by_the_network_is_the_one_that_sorts():
         for user, item in zip(data.test.users, data.test.items, strict=True)
     ]
     assert_summaries_agree(ranks, lists, 10)
+
+
+def best_by_sorting(scores, own, trained, k):
+    """The k best items of a user; of equals the first comes first, -1 where none is left."""
+    left = [item for item in range(len(scores)) if trained[item] and item not in own]
+    best = sorted(left, key=lambda item: (-scores[item], item))[:k]
+    return best + [-1] * (k - len(best))
+
+
+@pytest.mark.parametrize(
+    ("users_at_once", "block", "k"), [(5, 7, 4), (64, 512, 10), (23, 40, 40), (1, 39, 1), (4, 3, 9)]
+)
+def test_best_items_are_those_that_sorting_puts_first(users_at_once, block, k):
+    data, own = small_dataset()
+    rng = np.random.default_rng(1)
+    scores = rng.integers(0, 12, (23, 40)).astype(np.float32)
+    trained = rng.random(40) < 0.7
+    users = np.array([22, 3, 4, 17, 9, 0, 1])
+    found = full_ranking.best_items(
+        TABLE,
+        table(np.where(trained, scores, np.nan)),  # what is not listed need not be finite
+        None,
+        users,
+        touched_items(data),
+        trained,
+        k=k,
+        users_at_once=users_at_once,
+        block=block,
+    )
+    expected = [best_by_sorting(scores[user], own[user], trained, k) for user in users]
+    np.testing.assert_array_equal(found, expected)
+    assert (found == -1).any() == (k == 40)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_best_items_of_scores_that_are_not_finite_are_an_error(bad):
+    data, own = small_dataset()
+    scores = np.random.default_rng(1).normal(size=(23, 40))
+    scores[3, next(item for item in range(40) if item not in own[3])] = bad
+    touched, trained = touched_items(data), np.ones(40, bool)
+    given = TABLE, table(scores), None
+    with pytest.raises(InputError, match="1 of 2 users .* user row 3"):
+        full_ranking.best_items(*given, np.array([1, 3]), touched, trained, k=2, block=16)
+    with pytest.raises(InputError, match="user 23 is out of range"):
+        full_ranking.best_items(*given, np.array([23]), touched, trained, k=2)
+
+
+def test_no_more_scores_of_lists_exist_at_once_than_a_block_holds():
+    largest = []
+
+    def scores(projected, users, items):
+        largest.append(items.size)  # seen when traced
+        return TABLE.scores(projected, users, items)
+
+    values = np.random.default_rng(0).normal(size=(300, 120))
+    touched = np.arange(301), np.zeros(300, int)
+    given = TABLE._replace(scores=scores), table(values), None
+    users = np.arange(300)
+    full_ranking.best_items(*given, users, touched, np.ones(120, bool), k=10, block=32)
+    assert 0 < max(largest) <= 64 * (32 + 1)
+
+
+def test_sample_of_users_is_all_or_a_thousand_and_always_the_same():
+    users = np.arange(5_000)[::-1] * 2
+    few = lists.sample(users)
+    assert len(set(few)) == 1_000 == len(few) and (np.diff(few) > 0).all()
+    assert set(few) < set(users) and np.array_equal(few, lists.sample(users))
+    np.testing.assert_array_equal(lists.sample(users[:999]), np.sort(users[:999]))

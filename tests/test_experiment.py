@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ from conet_jax.run.checkpoints import Checkpoints
 from conet_jax.run.experiment import make_experiment
 from conet_jax.run.fit import fit
 from conet_jax.run.start import initial_state
+from conet_jax.run.workdir import stored_config
 from conet_jax.train import ranking
 from conet_jax.train.state import settled
 
@@ -40,14 +42,9 @@ def test_result_file_has_the_promised_fields(finished, data):
     workdir, result = finished
     assert json.loads((workdir / "result.json").read_text()) == result
     for split in ("test", "valid"):
-        assert set(result[split]) == {
-            "hit_ratio@10",
-            "ndcg@10",
-            "mrr@10",
-            "mrr_published@10",
-            "auc",
-            "users",
-        }
+        at_cuts = ("hit_ratio", "ndcg", "mrr", "mrr_published")
+        cut = {f"{name}@{k}" for name in at_cuts for k in (5, 10, 20)}
+        assert set(result[split]) == {*cut, "auc", "users"}
         assert result[split]["users"] == len(getattr(data, split).users)
     assert result["dataset"]["hash"] == data.meta["hash"]
     assert result["dataset"]["users"] == 120
@@ -59,7 +56,17 @@ def test_result_file_has_the_promised_fields(finished, data):
     # Tables of 120 + 220 + 150 rows of 8; towers 16-8-4-1 with biases; H of 16 x 8 and 8 x 4.
     tower = 16 * 8 + 8 + 8 * 4 + 4 + 4 + 1
     assert result["parameters"] == 490 * 8 + 2 * tower + 16 * 8 + 8 * 4
-    assert "ndcg@10" in (workdir / "result.md").read_text()
+    page = (workdir / "result.md").read_text()
+    of_split, of_other_cuts = [line for line in page.splitlines() if line.startswith("| test |")]
+    names = ("hit_ratio@10", "ndcg@10", "mrr@10", "mrr_published@10", "auc")
+    others = [f"{name}@{k}" for k in (5, 20) for name in at_cuts[:3]]
+    for line, shown in ((of_split, names), (of_other_cuts, others)):
+        cells = ["test", "120", *(f"{result['test'][name]:.4f}" for name in shown)]
+        assert line == f"| {' | '.join(cells)} |"
+    found = result["lists"]
+    assert list(found)[:2] == ["users", "k"] and (found["users"], found["k"]) == (120, 10)
+    shown = [f"{found[name]:.4f}" for name in list(found)[2:]]
+    assert f"| first 10 | 120 | {' | '.join(shown)} |" in page
 
 
 def test_metrics_file_has_a_row_an_epoch(finished):
@@ -93,7 +100,7 @@ def test_restored_checkpoint_reproduces_the_result(finished):
     ranks = ranking.rank_held_out(
         experiment.model, params, experiment.interactions, experiment.dataset.test
     )
-    assert ranking.summarize(ranks, k=10) == result["test"]
+    assert ranking.summarize(ranks, k=(10, 5, 20)) == result["test"]
 
 
 def test_same_command_again_changes_nothing(finished, data):
@@ -145,6 +152,44 @@ def test_failure_while_an_epoch_is_saved_resumes_to_the_same_result(
     assert without_seconds(resumed) == without_seconds(result)
     rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
+
+
+def test_patience_may_change_when_a_run_goes_on(data, tmp_path):
+    # A validation NDCG that never gets better than after the first epoch.
+    config = partial(tiny, learning_rate=1e-12, epochs=9)
+    stopped = fit(config(patience=1), tmp_path / "run", dataset=data, quiet=True)
+    assert (stopped["best_epoch"], stopped["epochs"]) == (1, 2)
+    longer = fit(config(patience=3), tmp_path / "run", dataset=data, quiet=True)
+    assert (longer["best_epoch"], longer["epochs"]) == (1, 4)
+    assert longer["config"]["patience"] == 3
+    at_once = fit(config(patience=3), tmp_path / "at_once", dataset=data, quiet=True)
+    assert without_seconds(longer) == without_seconds(at_once)
+
+
+def test_cuts_but_the_first_may_change_when_a_run_goes_on(finished, data, tmp_path):
+    _, result = finished
+    fit(tiny(epochs=1, eval_k=(10,)), tmp_path / "run", dataset=data, quiet=True)
+    path = tmp_path / "run" / "config.json"
+    stored = json.loads(path.read_text())
+    assert stored["eval_k"] == [10]
+    path.write_text(json.dumps(stored | {"eval_k": 10}))  # as it was before there were several
+    assert stored_config(tmp_path / "run")[0]["eval_k"] == (10,)
+    with pytest.raises(InputError, match="eval_k begins with 10 there and with 5 here"):
+        fit(tiny(eval_k=(5, 10)), tmp_path / "run", dataset=data)
+    assert json.loads(path.read_text())["eval_k"] == 10
+    resumed = fit(tiny(), tmp_path / "run", dataset=data, quiet=True)
+    assert without_seconds(resumed) == without_seconds(result)
+    rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert ["ndcg@20" in row["valid"] for row in rows] == [False, True, True]
+
+
+def test_first_cut_chooses_the_epoch(data, tmp_path):
+    for k in (1, 20):
+        result = fit(tiny(eval_k=(k, 10), learning_rate=0.02), tmp_path / f"{k}", dataset=data)
+        lines = (tmp_path / f"{k}" / "metrics.jsonl").read_text().splitlines()
+        values = [json.loads(line)["valid_warm"][f"ndcg@{k}"] for line in lines]
+        assert result["best_epoch"] == 1 + int(np.argmax(values))
+        assert result["lists"]["k"] == k
 
 
 def test_workdir_of_another_config_is_refused_by_field(finished, data):

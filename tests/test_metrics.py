@@ -114,6 +114,48 @@ def test_summary_is_the_mean_of_each_metric():
     assert summary["auc"] == np.mean(metrics.auc(above, tied, candidates))
 
 
+def test_summary_at_several_cuts_is_that_at_each():
+    counts = np.array([0, 4, 50]), np.array([0, 1, 0]), np.array([99, 90, 60])
+    summary = metrics.summarize(*counts, k=(10, 5, 20))
+    each = [metrics.summarize(*counts, k=k) for k in (10, 5, 20)]
+    assert summary == each[0] | each[1] | each[2] and len(summary) == 3 * 4 + 2
+    assert list(summary)[:5] == ["hit_ratio@10", "ndcg@10", "mrr@10", "mrr_published@10", "auc"]
+    for k in ((10, 0), (10, 2.5), 2.5):
+        with pytest.raises(ValueError, match="cut k"):
+            metrics.summarize(*counts, k=k)
+
+
+def test_lists_are_counted_one_by_one():
+    rng = np.random.default_rng(0)
+    popularity = rng.integers(0, 4, 50)
+    warm = np.flatnonzero(popularity)
+    lists = np.array([rng.permutation(warm)[:5] for _ in range(6)])
+    lists[2, 3:] = lists[4] = -1  # shorter, and empty
+    owned = rng.choice(warm, 40)
+    listed = [int(item) for row in lists for item in row if item >= 0]
+    assert len(set(listed)) < len(listed) == 6 * 5 - 2 - 5
+    assert metrics.summarize_lists(lists, popularity, owned) == {
+        "coverage": len(set(listed)) / sum(1 for count in popularity if count),
+        "popularity": pytest.approx(sum(popularity[i] for i in listed) / len(listed)),
+        "pair_popularity": pytest.approx(sum(popularity[i] for i in owned) / 40),
+        "once_share": pytest.approx(sum(popularity[i] == 1 for i in listed) / len(listed)),
+    }
+
+
+def test_lists_that_are_empty_have_no_means_and_cold_items_are_refused():
+    nothing = np.full((2, 3), -1)
+    found = metrics.summarize_lists(nothing, np.array([1, 0]), np.array([], int))
+    assert found == {
+        "coverage": 0.0,
+        "popularity": None,
+        "pair_popularity": None,
+        "once_share": None,
+    }
+    for lists, popularity in ((np.array([[1]]), [3, 0]), (nothing, [0, 0])):
+        with pytest.raises(ValueError, match="with a training pair"):
+            metrics.summarize_lists(lists, np.array(popularity), np.array([0]))
+
+
 def test_wrong_input_is_refused():
     for k in (0, -1, 2.5, True, None):
         with pytest.raises(ValueError, match="cut k"):

@@ -77,7 +77,7 @@ def test_an_epoch_on_eight_devices_is_that_on_one(few):
 
 
 def test_ranks_on_eight_devices_are_those_on_one(few):
-    for name in ("above", "full_above", "full_candidates"):
+    for name in ("above", "full_above", "full_candidates", "best_items"):
         np.testing.assert_array_equal(few[f"{name}/8"], few[f"{name}/1"])
     assert np.ptp(few["full_above/1"]) > 100
 
@@ -131,7 +131,7 @@ def test_variants_of_the_recipe_on_several_devices_are_those_on_one(variant, tmp
     found = worker(tmp_path, **options)
     for n in (3, 8):
         np.testing.assert_allclose(found[f"losses/{n}"], found["losses/1"], rtol=1e-10)
-        for name in ("above", "full_above", "full_candidates"):
+        for name in ("above", "full_above", "full_candidates", "best_items"):
             np.testing.assert_array_equal(found[f"{name}/{n}"], found[f"{name}/1"])
         np.testing.assert_allclose(found[f"diagnostics/{n}"], found["diagnostics/1"], rtol=1e-8)
     assert_bounded(json.loads(str(found["traffic"])))

@@ -14,6 +14,7 @@ from conet_jax.data.types import HeldOut
 from conet_jax.errors import InputError
 from conet_jax.files import FRAME_SUFFIXES, write_frames
 from conet_jax.models.base import Params
+from conet_jax.run import lists
 from conet_jax.run.experiment import make_experiment
 from conet_jax.run.start import initial_state
 from conet_jax.serve import newcomers, recommend
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 USERS, ITEMS, SOURCE_ITEMS = 80, 150, 70
+ITEM_IDS = [f"t{n:03}" for n in range(ITEMS)]  # of the target
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +48,8 @@ def data():
 _MADE = {}
 
 
-def made(data, variant="conet", kind="shared users"):
-    """A recommender from parameters that are as good as trained: nothing is zero or tied."""
-    if (variant, kind) in _MADE:
-        return _MADE[variant, kind]
+def trained(data, variant):
+    """An experiment, and parameters that are as good as trained: nothing is zero or tied."""
     config = default_config(variant)
     config.ials_trials = 0
     if config.model in ("conet", "mlp", "bprmf", "cmf", "fm", "ials"):
@@ -60,10 +60,14 @@ def made(data, variant="conet", kind="shared users"):
     experiment = make_experiment(config, data)
     state = initial_state(experiment)
     if experiment.sweep is not None:
-        _MADE[variant, kind] = recommend.prepare(experiment, experiment.sweep(state))
-    else:
-        params = as_if_trained(experiment.params(state))
-        _MADE[variant, kind] = recommend.prepare(experiment, params)
+        return experiment, experiment.sweep(state)
+    return experiment, as_if_trained(experiment.params(state))
+
+
+def made(data, variant="conet", kind="shared users"):
+    """A recommender from ``trained``."""
+    if (variant, kind) not in _MADE:
+        _MADE[variant, kind] = recommend.prepare(*trained(data, variant))
     return _MADE[variant, kind]
 
 
@@ -166,6 +170,31 @@ def test_all_users_get_the_brute_force_lists_without_what_they_have(data, varian
     else:
         np.testing.assert_allclose(frame["score"], flat, rtol=1e-5)
         assert "probability" not in frame.columns
+
+
+@pytest.mark.parametrize(
+    "variant", ["recipe", "ials_joined", "ease", "popularity", *map(slow, ("conet", "fm", "cmf"))]
+)
+def test_lists_of_a_result_are_those_that_are_recommended(data, variant, monkeypatch):
+    monkeypatch.setattr(lists, "USERS", 30)
+    experiment, params = trained(data, variant)
+    found = lists.measure(experiment, params)
+    rows = lists.sample(data.test.users)
+    recommender = recommend.prepare(experiment, params)
+    users = recommend.find_users(recommender, [data.user_ids[row] for row in rows])
+    frame = recommend.recommend(recommender, users, k=10)
+    pairs = {item: int((data.target.indices == at).sum()) for at, item in enumerate(ITEM_IDS)}
+    listed = [pairs[item] for item in frame["item"]]
+    owned = [pairs[ITEM_IDS[item]] for row in rows for item in row_of(data.target, row)]
+    assert found == {
+        "users": 30,
+        "k": 10,
+        "coverage": frame["item"].n_unique() / (ITEMS - len(cold(data))),
+        "popularity": pytest.approx(np.mean(listed)),
+        "pair_popularity": pytest.approx(np.mean(owned)),
+        "once_share": pytest.approx(np.mean(np.array(listed) == 1)),
+    }
+    assert len(frame) == 300
 
 
 def test_seen_items_come_again_where_asked_and_lists_choose_from_what_is_given(data):

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from conet_jax import config as config_lib
 from conet_jax import devices, models
 from conet_jax.data.load import check_users
-from conet_jax.data.types import Dataset, trained_items
+from conet_jax.data.types import Dataset, HeldOut, trained_items
 from conet_jax.errors import InputError
 from conet_jax.models import out_of_fold
 from conet_jax.models.base import FittedModel, Hyper, Model, Params, Sizes
@@ -182,6 +182,22 @@ def untuned(config: ConfigDict, dataset: Dataset) -> Experiment:
     settings = Settings(config.l1_method, float(config.clip_norm), float(config.loss_scale))
     hyper, key = devices.put((hyper_of(config), jax.random.key(config.seed)), mesh, devices.SAME)
     return Experiment(config, dataset, model, interactions, plan, settings, hyper, key, sweep, mesh)
+
+
+def check_cuts(config: ConfigDict, *parts: HeldOut) -> None:
+    """Checks that a held-out item is ranked among more items than each of ``eval_k``.
+
+    Raises:
+      InputError: where it is among the first K whatever the model does.
+    """
+    listed = 1 + min(held_out.candidates.shape[1] for held_out in parts)
+    if max(config.eval_k) >= listed:
+        fitting = ",".join(str(k) for k in config.eval_k if k < listed)
+        raise InputError(
+            f"config.eval_k has {max(config.eval_k)}, but a held-out item is ranked among {listed}:"
+            f" expected less; give --config.eval_k={fitting or listed // 2}, or prepare the data "
+            "with more --candidates"
+        )
 
 
 def interactions_on(

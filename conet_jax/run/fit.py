@@ -29,10 +29,10 @@ from conet_jax.devices import processes
 from conet_jax.errors import InputError
 from conet_jax.files import write_arrays, write_json, write_text
 from conet_jax.models.base import facing
-from conet_jax.run import earlier, lock, loop, memory, signals, tune
+from conet_jax.run import earlier, lists, lock, loop, memory, signals, tune
 from conet_jax.run.checkpoints import Checkpoints
 from conet_jax.run.epoch import CHUNK_STEPS, CutShort
-from conet_jax.run.experiment import Experiment, fit_interactions, untuned
+from conet_jax.run.experiment import Experiment, check_cuts, fit_interactions, untuned
 from conet_jax.run.logs import (
     Console,
     MetricsFile,
@@ -91,6 +91,7 @@ def fit(
         dataset = load_dataset(config)
     experiment = untuned(config, dataset)
     check_users(dataset, "test")
+    check_cuts(config, *held_out_parts(dataset).values())
     processes.together(lambda: make_workdir(workdir))
     with lock.owned(workdir):
         processes.together(lambda: claim_workdir(workdir, config, dataset, start_from))
@@ -174,7 +175,7 @@ def _fit(
                     board.append(end.row)
                 saved = experiment.resumable(end.state)
                 checkpoints.save_latest(progress.epoch, saved, progress.to_json())
-                console.line(epoch_line(end.row, f"ndcg@{config.eval_k}", end.better))
+                console.line(epoch_line(end.row, f"ndcg@{config.eval_k[0]}", end.better))
                 for warning in end.warnings:
                     if warning not in told:  # once, not each epoch
                         console.line(f"warning: {warning}")
@@ -228,7 +229,7 @@ def _tuned(
         if "tuned" not in found:
             say(search_line(config.ials_trials))
             best = tune.search(config, dataset, fit_interactions(dataset))
-            ndcg = {f"ndcg@{config.eval_k}": best.ndcg}
+            ndcg = {f"ndcg@{config.eval_k[0]}": best.ndcg}
             found["tuned"] = {**best.constants, **ndcg, "trials": best.trials}
             seconds = best.seconds
             write_config(workdir, config, dataset, found)
@@ -267,6 +268,7 @@ def _finish(
     plain = jax.eval_shape(experiment.params, experiment.abstract_state())
     result = {
         **metrics,
+        "lists": lists.measure(experiment, params),
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
         "seed": config.seed,

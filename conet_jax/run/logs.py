@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TextIO
 
+from conet_jax import metrics
 from conet_jax.config import flatten
 from conet_jax.errors import InputError
 from conet_jax.files import append_line, parse_json, write_text
@@ -70,19 +71,26 @@ def epoch_line(row: dict[str, Any], metric: str, better: bool) -> str:
 
 def result_markdown(result: dict[str, Any]) -> str:
     """Returns a result as a small Markdown page."""
-    names = [name for name in result["test"] if name != "users"]
-    lines = [
-        f"# {result['config']['name']} {result['config']['variant']}".rstrip(),
-        "",
-        "| split | users | " + " | ".join(names) + " |",
-        "| --- | ---: |" + " ---: |" * len(names),
-    ]
     first = ("test", "test_warm", "valid", "valid_warm")
-    others = [name for name, value in result.items() if name.startswith(("test_", "valid_"))]
-    for split in (*first, *(name for name in others if name not in first)):
-        values = result[split]
-        cells = [f"{values['users']:,}"] + [f"{values[name]:.4f}" for name in names]
-        lines.append(f"| {split.replace('_', ', ')} | " + " | ".join(cells) + " |")
+    others = [name for name in result if name.startswith(("test_", "valid_"))]
+    splits = (*first, *(name for name in others if name not in first))
+    k, *more = result["config"]["eval_k"]
+    shown = [[metric.key(k) for metric in metrics.METRICS]]
+    if more:
+        of_cuts = [metric for metric in metrics.in_tables() if metric.has_cut]
+        shown.append([metric.key(cut) for cut in more for metric in of_cuts])
+    lines = [f"# {result['config']['name']} {result['config']['variant']}".rstrip(), ""]
+    for names in shown:
+        rows = [
+            [f"{result[split]['users']:,}", *(f"{result[split][name]:.4f}" for name in names)]
+            for split in splits
+        ]
+        labels = [split.replace("_", ", ") for split in splits]
+        lines += [*_table("split", ["users", *names], labels, rows), ""]
+    lists = result["lists"]
+    names = [name for name in lists if name not in ("users", "k")]
+    cells = ["-" if lists[name] is None else f"{lists[name]:,.4f}" for name in names]
+    lines += _table("lists", ["users", *names], [f"first {k}"], [[f"{lists['users']:,}", *cells]])
     lines += [
         "",
         f"Best epoch {result['best_epoch']} of {result['epochs']} by warm validation, seed "
@@ -91,6 +99,15 @@ def result_markdown(result: dict[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _table(corner: str, head: list[str], labels: list[str], rows: list[list[str]]) -> list[str]:
+    """The lines of a Markdown table of numbers."""
+    return [
+        f"| {' | '.join([corner, *head])} |",
+        "| --- |" + " ---: |" * len(head),
+        *(f"| {' | '.join([label, *row])} |" for label, row in zip(labels, rows, strict=True)),
+    ]
 
 
 class MetricsFile:

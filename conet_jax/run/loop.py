@@ -141,7 +141,7 @@ def end_epoch(
         raise diverged(error.what, row["step"], row["epoch"], state) from None
     now = time.perf_counter()
     row["seconds"] |= {"validation": now - since, "total": now - started}
-    value = ranking.chosen_by(row, experiment.config.eval_k)
+    value = ranking.chosen_by(row, experiment.config.eval_k[0])
     better = value > progress.best_value
     if better:
         progress = progress._replace(best_epoch=row["epoch"], best_value=value)

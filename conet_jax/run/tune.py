@@ -100,7 +100,7 @@ def search(config: ConfigDict, dataset: Dataset, interactions: Any) -> Tuning:
       The constants, to three digits.
     """
     since = time.perf_counter()
-    options, k = models.factorisation(config), config.eval_k
+    options, k = models.factorisation(config), config.eval_k[0]
     trials, sweeps = config.ials_trials, config.ials_sweeps
     sizes = Sizes(dataset.num_users, dataset.target.num_items, dataset.source.num_items)
     pairs = ials.matrix(interactions, sizes, joined=options.joined)

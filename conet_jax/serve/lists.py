@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from conet_jax.models.base import Model
+from conet_jax.train.full_ranking import Best, keep_best, nothing_yet
 
 PAIRS_AT_ONCE = 1 << 13  # whose activations are alive at once; they stay in cache
 
@@ -50,27 +51,15 @@ def top_k(
     m, n = left_out.shape
     block = min(n, max(1, PAIRS_AT_ONCE // m))
     padding = -n % block
-    items = jnp.pad(items, (0, padding))
+    items = jnp.pad(items.astype(jnp.int32), (0, padding))
     left_out = jnp.pad(left_out, ((0, 0), (0, padding)), constant_values=True)
 
-    def body(best: Any, first: jax.Array) -> tuple[Any, None]:
-        scores, chosen, finite = best
+    def body(best: Best, first: jax.Array) -> tuple[Best, None]:
         listed = jax.lax.dynamic_slice_in_dim(items, first, block)
         listed = jnp.broadcast_to(listed[None, :], (m, block))
         out = jax.lax.dynamic_slice_in_dim(left_out, first, block, axis=1)
-        found = model.scores(projected, users, listed)
-        finite = finite & jnp.all(jnp.isfinite(found) | out, axis=1)
-        # Earlier items stand first, and top_k keeps the order of equals.
-        found = jnp.concatenate([scores, jnp.where(out, -jnp.inf, found)], axis=1)
-        listed = jnp.concatenate([chosen, listed], axis=1)
-        scores, at = jax.lax.top_k(found, k)
-        return (scores, jnp.take_along_axis(listed, at, axis=1), finite), None
+        return keep_best(best, model.scores(projected, users, listed), ~out, listed), None
 
-    start = (
-        jnp.full((m, k), -jnp.inf),
-        jnp.zeros((m, k), items.dtype),
-        jnp.ones(m, bool),
-    )
     firsts = block * jnp.arange((n + padding) // block, dtype=jnp.int32)
-    (scores, chosen, finite), _ = jax.lax.scan(body, start, firsts)
-    return chosen, scores, finite
+    best, _ = jax.lax.scan(body, nothing_yet(m, k), firsts)
+    return best.items, best.scores, best.finite

@@ -29,7 +29,7 @@ class Run(NamedTuple):
 
     Attributes:
       workdir: its folder.
-      config: fields by dotted name.
+      config: fields by dotted name; of ``eval_k`` the first.
       result: contents of result.json.
       users: int[n], of the held-out items.
       ranks: of the held-out items.
@@ -68,7 +68,9 @@ def read(workdir: str | Path, split: str) -> Run:
             f"{workdir} cannot be read as a finished run ({error}); launch/train.py with the same "
             "--workdir and --config writes its files anew"
         ) from None
-    return Run(workdir, config_lib.flatten(config), result, users, ranks)
+    fields = config_lib.flatten(config)
+    fields["eval_k"] = fields["eval_k"][0]  # the others have chosen nothing
+    return Run(workdir, fields, result, users, ranks)
 
 
 def report(
@@ -79,7 +81,7 @@ def report(
     Args:
       workdirs: folders of runs on the same data.
       split: held-out items to compare on, "test_warm" say.
-      k: cut of HR, NDCG and MRR; by default the first run's ``eval_k``.
+      k: cut of HR, NDCG and MRR; by default the first of the first run's ``eval_k``.
 
     Raises:
       InputError: a run cannot be read, or the runs are on different data.

@@ -212,7 +212,7 @@ def rows(name: str, planned: Planned, records: dict[str, Record]) -> list[dict[s
     """
     field, table = FIGURES[name].field, []
     for point, run in zip(planned.points, planned.runs, strict=True):
-        k, history = point.config.eval_k, records[run.key]["history"]
+        k, history = point.config.eval_k[0], records[run.key]["history"]
         heading = {"method": point.line, "seed": point.config.seed}
         numbers = [_numbers(epoch, k) for epoch in history]
         if point.x is None:
@@ -269,5 +269,5 @@ def write(
         for name in names:
             table = rows(name, planned[name], records)
             write_text(workdir / f"{name}.csv", csv_text(table))
-            draw(FIGURES[name], table, workdir / name, k=config.eval_k, title=seen)
+            draw(FIGURES[name], table, workdir / name, k=config.eval_k[0], title=seen)
             print(f"figure {name}: {workdir / name}.png, .svg, .csv", flush=True)

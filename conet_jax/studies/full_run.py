@@ -38,7 +38,9 @@ def read(run: runner.Run) -> Record | None:
             f"{run.path.parent} holds a run of another config: {'; '.join(differing)}. Take "
             "another --workdir, or take that folder away"
         )
-    return result if result["config"]["epochs"] == run.config.epochs else None
+    # Under other epochs or patience it is the same run, to go on with.
+    done = all(result["config"].get(name) == run.config[name] for name in ("epochs", "patience"))
+    return result if done else None
 
 
 def _fit(run: runner.Run, dataset: Dataset) -> None:
@@ -78,4 +80,4 @@ def test_ndcg(run: runner.Run, dataset: Dataset, users: np.ndarray) -> np.ndarra
             f"{path} cannot be read as the ranks of this study's data ({error}); take "
             f"{path.parent} away, and it is made again"
         ) from None
-    return metrics.ndcg(ranks.above, ranks.tied, k=run.config.eval_k)[np.isin(found, users)]
+    return metrics.ndcg(ranks.above, ranks.tied, k=run.config.eval_k[0])[np.isin(found, users)]

@@ -108,7 +108,7 @@ def measure(config: ConfigDict, dataset: Dataset) -> Record:
         for domain in ("target", "source"):
             if any(warning.startswith(f"the {domain} tower is dead") for warning in end.warnings):
                 dead[domain] = dead.get(domain, 0) + 1
-    k = config.eval_k
+    k = config.eval_k[0]
     return {
         "seed": config.seed,
         "epochs": len(test),
@@ -207,7 +207,7 @@ def _each(table: dict[str, dict[str, Any]], function: Any) -> dict[str, dict[str
 def markdown(result: dict[str, Any]) -> str:
     """Returns a result of ``report`` as a small Markdown page."""
     config, runs, std = result["config"], result["runs"], result["std"]
-    k = config["eval_k"]
+    k = config["eval_k"][0]
     lines = [f"# Habits of reporting: {config['name']} {config['variant']}".rstrip(), ""]
     cells = [
         [row]

@@ -272,8 +272,8 @@ def _over(experiment: Experiment, member: Member) -> bool:
 
 
 def _line(config: ConfigDict, members: list[Member], left: list[int], epoch: _Epoch) -> str:
-    name = f"ndcg@{config.eval_k}"
-    values = [search.value_of(member.record, config.eval_k) for member in members]
+    name = f"ndcg@{config.eval_k[0]}"
+    values = [search.value_of(member.record, config.eval_k[0]) for member in members]
     best = max((value for value in values if value is not None), default=None)
     best = "-" if best is None else f"{best:.4f}"
     return (

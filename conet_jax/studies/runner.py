@@ -32,6 +32,7 @@ from conet_jax.data.types import Dataset
 from conet_jax.errors import InputError
 from conet_jax.files import make_folder, write_json
 from conet_jax.models.base import Model
+from conet_jax.run.experiment import check_cuts
 from conet_jax.studies import population, search
 
 Record = dict[str, Any]
@@ -143,6 +144,7 @@ def key(config: ConfigDict, digest: str, kind: Kind = VALIDATION) -> str:
 
 def plan(config: ConfigDict, dataset: Dataset, folder: Path, kind: Kind = VALIDATION) -> Run:
     """Returns a run that leaves its record in ``folder``/results."""
+    check_cuts(config, dataset.valid)
     digest = dataset.meta["hash"]
     name = key(config, digest, kind)
     return Run(config, digest, name, folder / "results" / f"{name}.json")

@@ -174,7 +174,7 @@ def _row(sweep: Sweep, entry: Entry, record: Record) -> Record:
     swept = config_lib.flatten(entry.config.to_dict())
     row = {"point": entry.point, "seed": entry.seed}
     row |= {f"config.{name}": swept[name] for name in fields}
-    row |= search.columns(record, sweep.config.eval_k)
+    row |= search.columns(record, sweep.config.eval_k[0])
     row |= {name: record.get(name) for name in ("best_epoch", "epochs", "seconds")}
     losses = record.get("first_losses", {}).get("target", [])
     for step in range(FIRST_STEPS):

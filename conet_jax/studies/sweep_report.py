@@ -43,7 +43,7 @@ def ranked(sweep: "Sweep", rows: list[Record], records: list[Record]) -> list[Ra
       rows: of sweep.csv.
       records: of the runs of the rows.
     """
-    found, k = [], sweep.config.eval_k
+    found, k = [], sweep.config.eval_k[0]
     for number, point in enumerate(sweep.points):
         own = [at for at, row in enumerate(rows) if row["point"] == number]
         if own and not any(rows[at]["failed"] for at in own):
@@ -64,7 +64,7 @@ def train_command(sweep: "Sweep", point: Point, seed: int) -> str:
 
 def markdown(sweep: "Sweep", rows: list[Record], points: list[Ranked]) -> str:
     """Returns sweep.md: the best point with its commands, and every point."""
-    names = [metric.key(sweep.config.eval_k) for metric in metrics.in_tables()]
+    names = [metric.key(sweep.config.eval_k[0]) for metric in metrics.in_tables()]
     names = [*(f"warm {name}" for name in names), *names]
     failed = sum(bool(row["failed"]) for row in rows)
     lines = [
@@ -76,7 +76,7 @@ def markdown(sweep: "Sweep", rows: list[Record], points: list[Ranked]) -> str:
     ]
     if points:
         best = points[0]
-        chosen_by = f"warm ndcg@{sweep.config.eval_k}"
+        chosen_by = f"warm ndcg@{sweep.config.eval_k[0]}"
         lines += [f"Best by validation {chosen_by}: {described(best.fields)}", ""]
         seeds = [row["seed"] for row in rows if row["point"] == best.number]
         lines += [f"    {train_command(sweep, best.fields, seed)}" for seed in seeds]
@@ -111,9 +111,9 @@ def draw(sweep: "Sweep", points: list[Ranked]) -> None:
         for metric, axes in zip(shown, rows, strict=True):
             for ax, field in zip(axes, fields, strict=True):
                 _panel(
-                    ax, field, points, metric.key(sweep.config.eval_k), legend=metric is shown[0]
+                    ax, field, points, metric.key(sweep.config.eval_k[0]), legend=metric is shown[0]
                 )
-            axes[0].set_ylabel(f"validation {metric.heading(sweep.config.eval_k)}")
+            axes[0].set_ylabel(f"validation {metric.heading(sweep.config.eval_k[0])}")
         for ax, field in zip(rows[-1], fields, strict=True):
             ax.set_xlabel(f"config.{field}")
         write_with(sweep.workdir / "sweep.png", partial(page.savefig, format="png", dpi=200))

@@ -30,7 +30,7 @@ from conet_jax.studies.points import command, described
 from conet_jax.studies.runner import Record
 
 # A longer run is the same run gone on, but a longer trial may be another choice.
-_FREE = tuple(field for field in config_lib.FREE_FIELDS if field != "epochs")
+_FREE = tuple(name for name in config_lib.FREE_FIELDS if name not in ("epochs", "patience"))
 
 
 class Study(NamedTuple):
@@ -113,7 +113,7 @@ def run(
         done,
         seeds=study.seeds,
         trials=study.trials,
-        k=study.config("recipe").eval_k,
+        k=study.config("recipe").eval_k[0],
         command=study.command(list(done)),
     )
     text = markdown.page(report)
@@ -214,7 +214,7 @@ def tune(study: Study, method: str, dataset: Dataset) -> list[Record]:
 
     def done(run: runner.Run, record: Record) -> None:
         number = numbers[run.key]
-        outcome = _outcome(record, run.config.eval_k)
+        outcome = _outcome(record, run.config.eval_k[0])
         place = f"{method} trial {number + 1}/{len(planned)}"
         print(f"{place}: {outcome}  {described(fields[number])}", flush=True)
 
@@ -264,7 +264,7 @@ def train(study: Study, method: str, records: list[Record], dataset: Dataset, dr
     Raises:
       InputError: as ``fit.fit``.
     """
-    best = search.best_trial(records, study.config(method).eval_k)
+    best = search.best_trial(records, study.config(method).eval_k[0])
     if best is None:
         return
     fields = search.trials(method, study.trials)[best]
@@ -272,7 +272,7 @@ def train(study: Study, method: str, records: list[Record], dataset: Dataset, dr
 
     def done(run: runner.Run, result: Record) -> None:
         place = "/".join(run.path.parent.relative_to(study.workdir / method).parts)
-        print(f"{method} {place}: {_outcome(result, run.config.eval_k)}", flush=True)
+        print(f"{method} {place}: {_outcome(result, run.config.eval_k[0])}", flush=True)
 
     folder = study.workdir / method
     runner.run(planned, folder, runner.Datasets(dataset), full_run.FULL, done=done).complete()
@@ -301,7 +301,7 @@ def collect(study: Study, method: str, datasets: dict[int, Dataset]) -> tables.M
     records = [runner.read(run) for run in trials(study, method, datasets[0])]
     if None in records:
         return None
-    best = search.best_trial(records, study.config(method).eval_k)
+    best = search.best_trial(records, study.config(method).eval_k[0])
     fields = search.trials(method, study.trials)
     done = tables.Method(records, fields, best, {})
     if best is not None:

@@ -1,7 +1,8 @@
-"""The ranker against the whole catalogue, block by block: no candidates are drawn."""
+"""The whole catalogue, block by block: ranks without drawn candidates, and the best items."""
 
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,69 @@ from conet_jax.train.ranking import (
 )
 
 
+def _over_blocks(
+    take: Callable[..., Any],
+    carry: Any,
+    projected: Any,
+    users: jax.Array,
+    items: jax.Array,
+    touched: jax.Array,
+    listed_items: jax.Array,
+    *,
+    model: Model,
+    block: int,
+) -> Any:
+    """Scores the catalogue for a device's users, block by block of items in ascending order.
+
+    Args:
+      take: (carry, scores f32[m, 1 + width], mask bool[m, width], ids i32[width]) -> carry, told
+        of each block: the scores of ``items`` and of the block's, which of these count, who they
+        are.
+      carry: before the first block.
+      projected: this device's part.
+      users: i32[m], this device's.
+      items: i32[m], an item of each, scored beside each block by the same program: equal is equal.
+      touched: i32[m, t], items that do not count for their user.
+      listed_items: bool[items], those that count at all.
+      model: the model.
+      block: items a block.
+
+    Returns:
+      The carry after the last block.
+    """
+    m, n, tables = users.shape[0], devices.size(), tables_of("item", projected)
+    num_rows = tables["item"].shape[0]
+    each = min(-(-block // n), num_rows)
+    width = n * each
+    own = {**projected, **devices.read(tables, items)}
+    rows = jnp.arange(m, dtype=jnp.int32)
+    if n > 1:
+        own |= devices.read(tables_of("user", projected), users)
+        users = rows
+    listed = jnp.broadcast_to(m + jnp.arange(width, dtype=jnp.int32)[None, :], (m, width))
+    listed = jnp.concatenate([rows[:, None], listed], axis=1)
+
+    def body(carry: Any, first: jax.Array) -> tuple[Any, None]:
+        start = jnp.minimum(first, num_rows - each)  # the last block reaches back
+        ids = n * start + jnp.arange(width, dtype=jnp.int32)
+        new = (ids >= n * first) & (ids < listed_items.size)
+        new = new & listed_items[jnp.minimum(ids, listed_items.size - 1)]
+        here = touched - n * start
+        inside = jnp.where((here >= 0) & (here < width), here, width)
+        mask = jnp.broadcast_to(new, (m, width))
+        at = jnp.broadcast_to(rows[:, None], inside.shape), inside
+        mask = mask.at[at].set(False, mode="drop")
+        beside = {
+            name: jnp.concatenate([own[name], devices.block(table, start, each)])
+            for name, table in tables.items()
+        }
+        scores = model.scores({**own, **beside}, users, listed)
+        return take(carry, scores, mask, ids), None
+
+    firsts = each * jnp.arange(-(-num_rows // each), dtype=jnp.int32)
+    return jax.lax.scan(body, carry, firsts)[0]
+
+
 @partial(jax.jit, static_argnames=("model", "block", "mesh"))
 def _rank_full(
     projected: Any,
@@ -40,40 +104,16 @@ def _rank_full(
     def rank_part(
         projected: Any, users: jax.Array, items: jax.Array, touched: jax.Array, listed_items: Any
     ) -> Any:
-        m, n, tables = users.shape[0], devices.size(), tables_of("item", projected)
-        num_rows = tables["item"].shape[0]
-        each = min(-(-block // n), num_rows)
-        width = n * each
-        own = {**projected, **devices.read(tables, items)}
-        rows = jnp.arange(m, dtype=jnp.int32)
-        if n > 1:
-            own |= devices.read(tables_of("user", projected), users)
-            users = rows
-        listed = jnp.broadcast_to(m + jnp.arange(width, dtype=jnp.int32)[None, :], (m, width))
-        listed = jnp.concatenate([rows[:, None], listed], axis=1)
-
-        def body(carry: Any, first: jax.Array) -> tuple[Any, None]:
-            start = jnp.minimum(first, num_rows - each)  # the last block reaches back
-            ids = n * start + jnp.arange(width, dtype=jnp.int32)
-            new = (ids >= n * first) & (ids < listed_items.size)
-            new = new & listed_items[jnp.minimum(ids, listed_items.size - 1)]
-            here = touched - n * start
-            inside = jnp.where((here >= 0) & (here < width), here, width)
-            mask = jnp.broadcast_to(new, (m, width))
-            at = jnp.broadcast_to(rows[:, None], inside.shape), inside
-            mask = mask.at[at].set(False, mode="drop")
-            # The held-out item is scored beside each block, by the same program: equal is equal.
-            beside = {
-                name: jnp.concatenate([own[name], devices.block(table, start, each)])
-                for name, table in tables.items()
-            }
-            scores = model.scores({**own, **beside}, users, listed)
+        def count(ranks: Any, scores: jax.Array, mask: jax.Array, ids: jax.Array) -> Any:
             above, tied, finite = jax.vmap(count_above)(scores, mask)
-            return (carry[0] + above, carry[1] + tied, carry[2] & finite), None
+            return ranks[0] + above, ranks[1] + tied, ranks[2] & finite
 
+        m = users.shape[0]
         start = (jnp.zeros(m, jnp.int32), jnp.zeros(m, jnp.int32), jnp.ones(m, bool))
-        firsts = each * jnp.arange(-(-num_rows // each), dtype=jnp.int32)
-        return devices.all_gather(jax.lax.scan(body, start, firsts)[0])
+        ranks = _over_blocks(
+            count, start, projected, users, items, touched, listed_items, model=model, block=block
+        )
+        return devices.all_gather(ranks)
 
     specs = (specs_of(projected), SPLIT, SPLIT, SPLIT, SAME)
     return devices.mapped(rank_part, mesh, specs, SAME)(
@@ -122,30 +162,159 @@ def rank_full(
     indptr, indices = touched
     check_indices("touched item", indices, num_items)
     trained = np.ones(num_items, bool) if trained is None else trained
-    width = int(np.diff(indptr)[held_out.users].max(initial=1))
-    width = 1 << (width - 1).bit_length()
-    at_once = users_at_once * mesh.size
+    given = devices.put(trained, mesh, SAME)
     parts = []
-    for first in range(0, len(held_out.users), at_once):
-        users = held_out.users[first : first + at_once]
-        items = held_out.items[first : first + at_once]
-        rows = np.full((at_once, width), num_items + block * mesh.size, np.int32)
-        for row, user in enumerate(users):
-            own = indices[indptr[user] : indptr[user + 1]]
-            rows[row, : len(own)] = own
-        padding = (0, at_once - len(users))
-        arguments = np.pad(users, padding), np.pad(items, padding), rows
-        ranked = _rank_full(
-            projected,
-            *devices.put(arguments, mesh, SPLIT),
-            devices.put(trained, mesh, SAME),
-            model=model,
-            block=block,
-            mesh=mesh,
-        )
-        parts.append([np.asarray(x)[: len(users)] for x in ranked])
+    for count, users, items, own in _chunks(
+        held_out.users,
+        held_out.items,
+        touched,
+        users_at_once * mesh.size,
+        num_items + block * mesh.size,
+    ):
+        arguments = devices.put((users, items, own), mesh, SPLIT)
+        ranked = _rank_full(projected, *arguments, given, model=model, block=block, mesh=mesh)
+        parts.append([np.asarray(x)[:count] for x in ranked])
     above, tied, finite = (np.concatenate(column) for column in zip(*parts, strict=True))
     check_finite(finite, held_out.users)
     rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
     degrees = np.bincount(rows[trained[indices]], minlength=len(indptr) - 1)
     return Ranks(above, tied, (trained.sum() - degrees[held_out.users]).astype(np.int32))
+
+
+def _chunks(
+    users: np.ndarray,
+    items: np.ndarray,
+    touched: tuple[np.ndarray, np.ndarray],
+    size: int,
+    nothing: int,
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """Users of a chunk, then the chunk padded to ``size``: users, items, touched items [size, t].
+
+    ``nothing`` stands in ``touched`` where a user has fewer.
+    """
+    indptr, indices = touched
+    width = int(np.diff(indptr)[users].max(initial=1))
+    width = 1 << (width - 1).bit_length()  # so that few shapes are compiled
+    for first in range(0, len(users), size):
+        some = users[first : first + size]
+        rows = np.full((size, width), nothing, np.int32)
+        for row, user in enumerate(some):
+            own = indices[indptr[user] : indptr[user + 1]]
+            rows[row, : len(own)] = own
+        padding = (0, size - len(some))
+        yield len(some), np.pad(some, padding), np.pad(items[first : first + size], padding), rows
+
+
+class Best(NamedTuple):
+    """The k best items of m users among those seen so far.
+
+    Attributes:
+      items: int32[m, k].
+      scores: f32[m, k], descending; -inf where fewer than k have been seen.
+      finite: bool[m], whether all scores that count are.
+    """
+
+    items: jax.Array
+    scores: jax.Array
+    finite: jax.Array
+
+
+def nothing_yet(m: int, k: int) -> Best:
+    """Returns the ``Best`` of m users before any item."""
+    return Best(jnp.zeros((m, k), jnp.int32), jnp.full((m, k), -jnp.inf), jnp.ones(m, bool))
+
+
+def keep_best(best: Best, scores: jax.Array, mask: jax.Array, items: jax.Array) -> Best:
+    """Returns the best of before and of a block, earlier ones first where scores are equal.
+
+    Args:
+      best: of the blocks before.
+      scores: f32[m, width], of the block's items.
+      mask: bool[m, width], which of them count.
+      items: int32[m, width], who they are.
+    """
+    finite = best.finite & jnp.all(jnp.isfinite(scores) | ~mask, axis=1)
+    # Earlier items stand first, and top_k keeps the order of equals.
+    found = jnp.concatenate([best.scores, jnp.where(mask, scores, -jnp.inf)], axis=1)
+    listed = jnp.concatenate([best.items, items], axis=1)
+    found, at = jax.lax.top_k(found, best.items.shape[1])
+    return Best(jnp.take_along_axis(listed, at, axis=1), found, finite)
+
+
+@partial(jax.jit, static_argnames=("model", "k", "block", "mesh"))
+def _best(
+    projected: Any,
+    users: jax.Array,
+    touched: jax.Array,
+    listed_items: jax.Array,
+    *,
+    model: Model,
+    k: int,
+    block: int,
+    mesh: jax.sharding.Mesh,
+) -> tuple[jax.Array, jax.Array]:
+    """The k best of ``listed_items`` but ``touched`` [m, t] for ``users`` [m], -1 for none."""
+
+    def best_part(projected: Any, users: jax.Array, touched: jax.Array, listed_items: Any) -> Any:
+        def take(best: Best, scores: jax.Array, mask: jax.Array, ids: jax.Array) -> Best:
+            return keep_best(best, scores[:, 1:], mask, jnp.broadcast_to(ids, mask.shape))
+
+        m = users.shape[0]
+        anything = jnp.zeros(m, jnp.int32)
+        given = projected, users, anything, touched, listed_items
+        best = _over_blocks(take, nothing_yet(m, k), *given, model=model, block=block)
+        chosen = jnp.where(best.scores == -jnp.inf, -1, best.items)
+        return devices.all_gather((chosen, best.finite))
+
+    specs = (specs_of(projected), SPLIT, SPLIT, SAME)
+    return devices.mapped(best_part, mesh, specs, SAME)(projected, users, touched, listed_items)
+
+
+def best_items(
+    model: Model,
+    params: Params,
+    interactions: dict[str, Interactions],
+    users: np.ndarray,
+    touched: tuple[np.ndarray, np.ndarray],
+    trained: np.ndarray,
+    *,
+    k: int,
+    users_at_once: int = 64,
+    block: int = 512,
+) -> np.ndarray:
+    """The k best items of each user, of those with a training pair that the user has not touched.
+
+    Args:
+      model: the model.
+      params: settled parameters.
+      interactions: training interactions by domain, for histories.
+      users: int[n].
+      touched: (indptr int[users + 1], items int[nnz]), target items that a user must not get.
+      trained: bool[items], the items to choose from.
+      k: items a user.
+      users_at_once: users in a chunk on each device.
+      block: items a block; see ``rank_full``.
+
+    Returns:
+      int32[n, k], best first; of equal scores, the first item comes first. Where fewer than k are
+      left, -1 stands in the other places.
+
+    Raises:
+      Diverged: a score is NaN or infinite.
+      InputError: a user or item is out of range.
+    """
+    projected = project(params, interactions, model=model)
+    mesh = devices.mesh_of(projected)
+    num_items = len(trained)
+    check_indices("user", users, len(touched[0]) - 1)
+    check_indices("touched item", touched[1], num_items)
+    given = devices.put(trained, mesh, SAME)
+    size, nothing = users_at_once * mesh.size, num_items + block * mesh.size
+    parts = []
+    for count, some, _, own in _chunks(users, users, touched, size, nothing):
+        arguments = devices.put((some, own), mesh, SPLIT)
+        best, finite = _best(projected, *arguments, given, model=model, k=k, block=block, mesh=mesh)
+        parts.append((np.asarray(best)[:count], np.asarray(finite)[:count]))
+    best, finite = (np.concatenate(column) for column in zip(*parts, strict=True))
+    check_finite(finite, users)
+    return best

@@ -8,6 +8,7 @@ On several devices (``devices``) each ranks its part of the users, and fetches t
 and their candidates need from the devices that hold them.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -287,7 +288,7 @@ def rank_scores(scores: np.ndarray, mask: np.ndarray) -> Ranks:
     return Ranks(above, tied, mask.sum(1, dtype=np.int32))
 
 
-def summarize(ranks: Ranks, *, k: int) -> dict[str, float]:
+def summarize(ranks: Ranks, *, k: int | Sequence[int]) -> dict[str, float]:
     """Means over users in float64 on the host, see ``metrics.summarize``."""
     return metrics.summarize(ranks.above, ranks.tied, ranks.candidates, k=k)
 
