@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
+from conet_jax import console
 from conet_jax.errors import InputError
 from conet_jax.run import signals
 
@@ -36,7 +37,7 @@ _HELP_FLAGS = {"-h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull"
 
 def fail(message: object) -> None:
     """Prints ``error: message`` as one line on stderr and exits with status 2."""
-    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    print("error:", " ".join(console.typed(str(message)).split()), file=sys.stderr)
     sys.exit(2)
 
 
@@ -44,6 +45,8 @@ def _parse(argv: Sequence[str], *, arguments: bool) -> list[str]:
     asked = _HELP_FLAGS.intersection(argv[1 : argv.index("--")] if "--" in argv else argv[1:])
     if asked:
         full = any("full" in flag for flag in asked)
+        launcher = sys.modules["__main__"]
+        launcher.__doc__ = console.typed(launcher.__doc__ or "")  # absl prints it
         app.usage(writeto_stdout=True, shorthelp=not full)
         sys.exit(0)
     try:
@@ -184,6 +187,7 @@ def config_file(flag: Any) -> ConfigFile:
     holder = flags.FLAGS[flag.name]
     path, _, variant = config_flags.get_config_filename(holder).partition(":")
     module = load_config_file(path)
+    path = console.unpackaged(path)
     given = dict(config_flags.get_override_values(holder))
     return ConfigFile(
         config, path, variant, module.get_config, given, getattr(module, "sweep", None)
@@ -281,4 +285,5 @@ def run(main: Callable[..., None], *, arguments: bool = False) -> None:
 
     signals.install()
     cache_programs()
+    sys.argv[1:] = console.with_packaged_configs(sys.argv[1:])  # config_flags reads it there
     app.run(guarded, flags_parser=partial(_parse, arguments=arguments))

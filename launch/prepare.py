@@ -17,8 +17,6 @@ from pathlib import Path
 
 from absl import flags
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without installation too
-
 from conet_jax import cli
 from conet_jax.errors import InputError
 
