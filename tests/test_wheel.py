@@ -65,7 +65,8 @@ def test_every_launcher_starts_from_the_wheel(conet, name):
 
 def test_own_data_from_files_to_recommendations(conet):
     conet("prepare", "--target=books.csv", "--source=movies.csv", "--out=data/mine")
-    printed = conet("train", "--config=configs/default.py:mlp", "--data=data/mine", "--config.epochs=2")
+    train = ("train", "--config=configs/default.py:mlp", "--data=data/mine")
+    printed = conet(*train, "--config.epochs=2")
     assert "epoch   2" in printed
     run = "--workdir=runs/mine-mlp"
     result = json.loads((conet.folder / "runs" / "mine-mlp" / "result.json").read_text())
