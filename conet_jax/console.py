@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import conet_jax
+from conet_jax import streams
 
 
 def home() -> Path:
@@ -85,12 +86,18 @@ def unpackaged(path: str) -> str:
 
 def main() -> None:
     """Runs the launcher that the first word names, with the words after it."""
+    streams.prepare()
+    with streams.while_read():
+        _run()
+
+
+def _run() -> None:
     name, *words = sys.argv[1:] or ["--help"]
     found = commands()
     if name in ("--version", "-version", "version"):
-        _say(f"conet_jax {conet_jax.__version__}")
+        print(f"conet_jax {conet_jax.__version__}")
     elif name in ("--help", "-h", "-help", "help"):
-        _say("\n".join(_usage(found)))
+        print("\n".join(_usage(found)))
     elif name not in found:
         near = difflib.get_close_matches(name, list(found), n=1)
         hint = f"did you mean {near[0]}?" if near else "expected one of " + ", ".join(found)
@@ -110,13 +117,6 @@ def _usage(found: dict[str, Path]) -> list[str]:
         about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         lines.append(f"  {name:10}  {about.partition(chr(10))[0]}")
     return [*lines, "", "conet --version says which version this is."]
-
-
-def _say(text: str) -> None:
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # a reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 if __name__ == "__main__":

@@ -147,6 +147,11 @@ def test_signals_do_what_they_always_do_without_a_launcher():
             143,
             ["saving; once more to stop at once", "stopped by SIGTERM"],
         ),
+        (
+            "with signals.deferred():\n  while not signals.requested(): time.sleep(0.01)",
+            129,
+            ["SIGHUP: saving; once more to stop at once", "stopped by SIGHUP"],
+        ),
     ],
 )
 def test_sigterm_ends_a_process_with_a_message(body, status, said):
@@ -167,7 +172,7 @@ except KeyboardInterrupt as error:
     )
     process.stdout.readline()
     time.sleep(0.1)
-    process.terminate()
+    process.send_signal(status - 128)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == status
     assert len(errors.splitlines()) == len(said)
@@ -176,7 +181,7 @@ except KeyboardInterrupt as error:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("name", ["single", "population"])
 def test_signal_ends_a_run_within_ten_seconds_and_it_goes_on_to_the_same_results(
     signum, name, tmp_path
