@@ -88,7 +88,7 @@ SPEAKERS = ("fail", "_damaged", "_bad")
 UNSEEN = {
     "conet_jax/cli.py: fail(error)": "prints the others; tests/test_launch.py sees it do so",
     'conet_jax/cli.py: fail(f"{where}': "what the disk refuses; tests/test_crash.py sees it",
-    'conet_jax/cli.py: fail(f"JAX_PLATFORMS': "what a process dies of; tests/test_streams.py sees it",
+    'conet_jax/cli.py: fail(f"JAX_PLATFORMS': "tests/test_streams.py asks for one",
     'conet_jax/cli.py: fail(f"standard output': "tests/test_streams.py fills a device",
     "conet_jax/run/checkpoints.py: raise OSError(": "becomes the line of cli.py above",
     "conet_jax/studies/sweep.py: config.on_nonfinite is": "a reason in a row; test_numbers.py",
@@ -470,7 +470,10 @@ MESSAGES = [
     ),
     (
         "JAX_TRANSFER_GUARD=disallow is set.*: unset JAX_TRANSFER_GUARD",
-        patched(os, environ={"JAX_TRANSFER_GUARD": "disallow"}, call=cli._refuse_debugging),
+        lambda: under(
+            mock.patch.dict(os.environ, JAX_TRANSFER_GUARD="disallow"),
+            call=cli._refuse_debugging,
+        ),
     ),
     (
         "config.platform is 'tpu', which cannot be used here",
