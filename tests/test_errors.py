@@ -1078,6 +1078,11 @@ MESSAGES = [
         lambda: fit(str(run()), seed=1),
     ),
     (
+        "run holds a run under other settings of JAX.*: JAX_ENABLE_X64 is true there and false here"
+        ".*Set them as there, or take another --workdir",
+        lambda: fit(str(altered("config.json", under_x64))),
+    ),
+    (
         "run holds a run on other data: its hash",
         lambda: fit(str(run()), dataset=data()._replace(meta=data().meta | {"hash": "f" * 64})),
     ),
@@ -1515,6 +1520,10 @@ def promise() -> str:
         header = {"descr": "<f8", "fortran_order": False, "shape": (10**14,)}
         np.lib.format.write_array_header_1_0(file, header)
     return "x.npy"
+
+
+def under_x64(stored: dict) -> None:
+    stored["jax_settings"]["JAX_ENABLE_X64"] = True
 
 
 def done(text: str, name: str) -> runner.Run:

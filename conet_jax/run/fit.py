@@ -27,7 +27,7 @@ from conet_jax.devices import processes
 from conet_jax.errors import InputError
 from conet_jax.files import write_arrays, write_json, write_text
 from conet_jax.models.base import facing
-from conet_jax.run import lock, loop, memory, signals
+from conet_jax.run import jax_settings, lock, loop, memory, signals
 from conet_jax.run.checkpoints import Checkpoints
 from conet_jax.run.epoch import CHUNK_STEPS, CutShort
 from conet_jax.run.experiment import Experiment, make_experiment
@@ -218,6 +218,7 @@ def _finish(
         "parameters": sum(int(np.prod(x.shape)) for x in jax.tree.leaves(plain)),
         "seconds": round(progress.seconds, 3),
         "versions": versions(),
+        "jax_settings": jax_settings.current(),
     }
     return result, arrays
 

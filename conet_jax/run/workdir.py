@@ -14,7 +14,7 @@ from conet_jax.data.types import Dataset
 from conet_jax.errors import InputError
 from conet_jax.files import make_folder, write_json
 from conet_jax.models.base import Params
-from conet_jax.run import lock
+from conet_jax.run import jax_settings, lock
 from conet_jax.run.checkpoints import Checkpoints
 from conet_jax.run.experiment import Experiment, make_experiment
 from conet_jax.train.ranking import Ranks
@@ -34,7 +34,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
     path = workdir / "config.json"
     digest = dataset.meta["hash"]
     if path.exists():
-        stored, stored_digest = stored_config(workdir)
+        stored, stored_digest, settings = _stored(workdir)
         differing = config_lib.differences(stored, config)
         # A run that never came to its first checkpoint has nothing to lose.
         started = any((workdir / "checkpoints" / "latest").glob("[0-9]*"))
@@ -42,6 +42,11 @@ def claim_workdir(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
             raise InputError(
                 f"{workdir} holds a run of another config: {'; '.join(differing)}. Take another "
                 "--workdir, or the same fields"
+            )
+        if started and (differing := jax_settings.differences(settings)):
+            raise InputError(
+                f"{workdir} holds a run under other settings of JAX, which change its numbers: "
+                f"{'; '.join(differing)}. Set them as there, or take another --workdir"
             )
         if stored_digest != digest and started:
             raise InputError(
@@ -59,8 +64,8 @@ def claim_workdir(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
 
 def write_config(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
     """Writes config.json."""
-    stored = {**json.loads(config.to_json()), "dataset_hash": dataset.meta["hash"]}
-    write_json(workdir / "config.json", stored)
+    more = {"dataset_hash": dataset.meta["hash"], "jax_settings": jax_settings.current()}
+    write_json(workdir / "config.json", json.loads(config.to_json()) | more)
 
 
 def _train(workdir: str | Path) -> str:
@@ -73,21 +78,27 @@ def stored_config(workdir: str | Path) -> tuple[dict[str, Any], str]:
     Raises:
       InputError: the folder holds no run, or its config.json cannot be read.
     """
+    return _stored(workdir)[:2]
+
+
+def _stored(workdir: str | Path) -> tuple[dict[str, Any], str, dict[str, Any]]:
+    """``stored_config``, and the settings of JAX, none of a run that was before they were kept."""
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise InputError(f"{workdir} holds no run (no config.json); {_train(workdir)}")
     try:
         stored = files.read_json(path)
         digest = stored.pop("dataset_hash")
-        if not isinstance(digest, str):
-            raise TypeError("dataset_hash is of another type")
+        settings = stored.pop("jax_settings", {})
+        if not (isinstance(digest, str) and isinstance(settings, dict)):
+            raise TypeError("dataset_hash or jax_settings is of another type")
         stored = config_lib.completed(stored)
         config_lib.validate(ConfigDict(stored))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} cannot be read as a run's config ({error}); take another --workdir"
         ) from None
-    return stored, digest
+    return stored, digest, settings
 
 
 def restore(workdir: str | Path, *, devices: int = 1) -> tuple[Experiment, Params, dict[str, Any]]:
@@ -147,6 +158,8 @@ def read_result(path: Path) -> dict[str, Any]:
             raise TypeError("a number is something else")
         if not (type(result["dataset"]["hash"]) is str and type(result["config"]) is dict):
             raise TypeError("a field is of another type")
+        if type(result.get("jax_settings", {})) is not dict:  # none of an older run
+            raise TypeError("jax_settings is of another type")
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"no result of a run: {error!r}") from None
     return result
