@@ -1089,7 +1089,7 @@ MESSAGES = [
     ("d is not empty and holds no run; take another", lambda: (write("x", "d/x"), fit("d"))),
     ("cannot write to run: No space left", lambda: under(refused(), call=fit)),
     ("nowhere holds no run .no config.json.; train it", lambda: restore("nowhere")),
-    ("dataset_hash is of another type", lambda: restore(run(dataset_hash=3))),
+    ("dataset_hash or jax_settings is of another type", lambda: restore(run(dataset_hash=3))),
     (
         "config.json cannot be read as a run's config .*config.seed is -1",
         lambda: restore(run(seed=-1)),

@@ -156,10 +156,9 @@ def read_result(path: Path) -> dict[str, Any]:
         ]
         if not all(type(x) in (int, float) for x in numbers):
             raise TypeError("a number is something else")
-        if not (type(result["dataset"]["hash"]) is str and type(result["config"]) is dict):
+        given = result["dataset"]["hash"], result["config"], result.get("jax_settings", {})
+        if tuple(map(type, given)) != (str, dict, dict):
             raise TypeError("a field is of another type")
-        if type(result.get("jax_settings", {})) is not dict:  # none of an older run
-            raise TypeError("jax_settings is of another type")
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"no result of a run: {error!r}") from None
     return result
