@@ -8,6 +8,7 @@ import difflib
 import importlib.util
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,19 @@ def typed(text: str) -> str:
     if not sys.argv[0].startswith("conet "):
         return text
     return re.sub(r"(?:python )?\blaunch/([a-z]\w*)\.py", r"conet \1", text)
+
+
+def command(name: str, *, without: str) -> str:
+    """Returns the command line of this process, as one of a launcher, less a flag and its value."""
+    words, kept = sys.argv[1:], []
+    while words:
+        word = words.pop(0)
+        flag, equals, _ = word.partition("=")
+        if flag.startswith("-") and flag.lstrip("-") == without:
+            del words[: not equals]
+        else:
+            kept.append(word)
+    return shlex.join(["python", f"launch/{name}.py", *kept])
 
 
 def with_packaged_configs(words: Sequence[str]) -> list[str]:

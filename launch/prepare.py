@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-from conet_jax import cli
+from conet_jax import cli, console
 from conet_jax.errors import InputError
 
 # The same names as conet_jax.data.formats.FORMATS, written out so that --help loads no Polars.
@@ -210,7 +210,8 @@ def main() -> None:
             f"the test items are ranked with {listed} candidates: expected more than "
             f"--eval_k={_EVAL_K.value}; ask for a smaller K"
         )
-    store.save(built, _OUT.value)
+    command = console.command("prepare", without="out")
+    store.save(built._replace(meta=built.meta | {"prepared_by": command}), _OUT.value)
     if files:
         print("\n".join([*prepare.columns_read(built.meta, files), ""]))
     print("\n".join(_table(built.meta["counts"], paper=_DOWNLOAD.value == "amazon")))

@@ -1103,6 +1103,16 @@ MESSAGES = [
         lambda: restore(run(dataset_hash="f" * 64)),
     ),
     (
+        "--data=x is given, but run makes its data: leave it out",
+        lambda: restore(run(dir=json.loads(demo().data.to_json())), data="x"),
+    ),
+    (
+        "the data of run are not in nowhere.*name their folder by --data=DIR, or make them again: "
+        "python launch/prepare.py",
+        lambda: restore(run(dir={"dir": "nowhere", "drop": 0}, dataset_place={})),
+    ),
+    ("dataset_place is of another type", lambda: restore(run(dataset_place={"folder": 3}))),
+    (
         "run holds no checkpoint yet",
         lambda: (shutil.rmtree(run() / "checkpoints"), restore("run")),
     ),

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 import conet_jax
 from conet_jax import config as config_lib
-from conet_jax.data.load import check_users, load_dataset
+from conet_jax.data.load import check_users
 from conet_jax.data.types import HELD_OUT, Dataset, held_out_parts
 from conet_jax.devices import processes
 from conet_jax.errors import InputError
@@ -43,7 +43,7 @@ from conet_jax.run.logs import (
     start_line,
 )
 from conet_jax.run.start import initial_state
-from conet_jax.run.workdir import claim_workdir, make_workdir, write_config
+from conet_jax.run.workdir import claim_workdir, load_for, make_workdir, write_config
 from conet_jax.train import ranking
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "polars")
@@ -62,7 +62,7 @@ def fit(
     Args:
       config: see ``config.default_config``.
       workdir: folder of the run, made if absent.
-      dataset: the data; by default that of ``load_dataset``.
+      dataset: the data; by default that of ``load_for``.
       quiet: print nothing.
       tensorboard: write event files to WORKDIR/tensorboard, too.
 
@@ -81,7 +81,7 @@ def fit(
         load_tensorboardx()  # or say at once that it is not there
     if dataset is None:
         config_lib.validate(config)
-        dataset = load_dataset(config)
+        dataset = load_for(config, workdir)
     experiment = make_experiment(config, dataset)
     check_users(dataset, "test")
     processes.together(lambda: make_workdir(workdir))

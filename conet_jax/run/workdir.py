@@ -2,19 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from conet_jax import config as config_lib
 from conet_jax import files
-from conet_jax.data.load import PREPARE, load_dataset
+from conet_jax.data.load import load_dataset
 from conet_jax.data.types import Dataset
 from conet_jax.errors import InputError
 from conet_jax.files import make_folder, write_json
 from conet_jax.models.base import Params
-from conet_jax.run import jax_settings, lock
+from conet_jax.run import jax_settings, lock, whereabouts
 from conet_jax.run.checkpoints import Checkpoints
 from conet_jax.run.experiment import Experiment, make_experiment
 from conet_jax.train.ranking import Ranks
@@ -34,7 +34,7 @@ def claim_workdir(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
     path = workdir / "config.json"
     digest = dataset.meta["hash"]
     if path.exists():
-        stored, stored_digest, settings = _stored(workdir)
+        stored, stored_digest, settings, _ = _stored(workdir)
         differing = config_lib.differences(stored, config)
         # A run that never came to its first checkpoint has nothing to lose.
         started = any((workdir / "checkpoints" / "latest").glob("[0-9]*"))
@@ -64,8 +64,15 @@ def claim_workdir(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
 
 def write_config(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
     """Writes config.json."""
-    more = {"dataset_hash": dataset.meta["hash"], "jax_settings": jax_settings.current()}
-    write_json(workdir / "config.json", json.loads(config.to_json()) | more)
+    path, place = workdir / "config.json", whereabouts.of(workdir, config, dataset)
+    if not place and path.exists():  # it goes on with data that were found by what is written there
+        place = _stored(workdir).place
+    more = {
+        "dataset_hash": dataset.meta["hash"],
+        "dataset_place": place,
+        "jax_settings": jax_settings.current(),
+    }
+    write_json(path, json.loads(config.to_json()) | more)
 
 
 def _train(workdir: str | Path) -> str:
@@ -81,32 +88,59 @@ def stored_config(workdir: str | Path) -> tuple[dict[str, Any], str]:
     return _stored(workdir)[:2]
 
 
-def _stored(workdir: str | Path) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """``stored_config``, and the settings of JAX, none of a run that was before they were kept."""
+class _Stored(NamedTuple):
+    """What config.json holds; an older one has neither settings of JAX nor the data's place."""
+
+    config: dict[str, Any]
+    digest: str
+    settings: dict[str, Any]
+    place: dict[str, str]
+
+
+def _stored(workdir: str | Path) -> _Stored:
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise InputError(f"{workdir} holds no run (no config.json); {_train(workdir)}")
     try:
         stored = files.read_json(path)
         digest = stored.pop("dataset_hash")
-        settings = stored.pop("jax_settings", {})
+        settings, place = stored.pop("jax_settings", {}), stored.pop("dataset_place", {})
         if not (isinstance(digest, str) and isinstance(settings, dict)):
             raise TypeError("dataset_hash or jax_settings is of another type")
+        if not all(isinstance(text, str) for text in place.values()):
+            raise TypeError("dataset_place is of another type")
         stored = config_lib.completed(stored)
         config_lib.validate(ConfigDict(stored))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} cannot be read as a run's config ({error}); take another --workdir"
         ) from None
-    return stored, digest, settings
+    return _Stored(stored, digest, settings, place)
 
 
-def restore(workdir: str | Path, *, devices: int = 1) -> tuple[Experiment, Params, dict[str, Any]]:
+def load_for(config: ConfigDict, workdir: Path) -> Dataset:
+    """Loads a config's data; where there are none, those of the run in the workdir, if any.
+
+    Raises:
+      InputError: as ``load_dataset``.
+    """
+    if "synthetic" not in config.data and not (Path(config.data.dir) / "dataset.json").exists():
+        if (workdir / "config.json").exists():
+            stored = _stored(workdir)
+            config = config.copy_and_resolve_references()
+            config.data.dir = whereabouts.find(workdir, stored.config, stored.place, stored.digest)
+    return load_dataset(config)
+
+
+def restore(
+    workdir: str | Path, *, devices: int = 1, data: str | Path | None = None
+) -> tuple[Experiment, Params, dict[str, Any]]:
     """Loads a run's config, data and best parameters.
 
     Args:
       workdir: folder of a run with at least one epoch.
       devices: to load it on, see ``config.devices``; on one, tables are plain arrays.
+      data: folder of the run's data; by default where they were, or next to the run.
 
     Returns:
       (experiment, best parameters, {"best_epoch": …}).
@@ -115,14 +149,17 @@ def restore(workdir: str | Path, *, devices: int = 1) -> tuple[Experiment, Param
       InputError: the folder holds no run, no checkpoint, or its data is gone or altered.
     """
     workdir = Path(workdir)
-    stored, digest = stored_config(workdir)
+    stored, digest, _, place = _stored(workdir)
     config = ConfigDict(stored | {"devices": devices})
+    if folder := whereabouts.find(workdir, stored, place, digest, data):
+        config.data.dir = folder
     dataset = load_dataset(config)
     if dataset.meta["hash"] != digest:
         raise InputError(
             f"the data in {config.data.dir} is not that of {workdir}: hash "
-            f"{dataset.meta['hash'][:12]}… instead of {digest[:12]}…; prepare it as it was: "
-            f"{config.data.get('prepare') or PREPARE} --out={config.data.dir}"
+            f"{dataset.meta['hash'][:12]}… instead of {digest[:12]}…; name another folder by "
+            "--data=DIR, or prepare it as it was: "
+            f"{whereabouts.command(stored, place)} --out={config.data.dir}"
         )
     experiment = make_experiment(config, dataset)
     if not (workdir / "checkpoints").is_dir():
