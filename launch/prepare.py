@@ -210,8 +210,9 @@ def main() -> None:
             f"the test items are ranked with {listed} candidates: expected more than "
             f"--eval_k={_EVAL_K.value}; ask for a smaller K"
         )
-    command = console.command("prepare", without="out")
-    store.save(built._replace(meta=built.meta | {"prepared_by": command}), _OUT.value)
+    if files:  # RecBole's bring the command that made them first
+        built.meta["prepared_by"] = console.command("prepare", without="out")
+    store.save(built, _OUT.value)
     if files:
         print("\n".join([*prepare.columns_read(built.meta, files), ""]))
     print("\n".join(_table(built.meta["counts"], paper=_DOWNLOAD.value == "amazon")))
