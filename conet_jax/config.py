@@ -99,6 +99,8 @@ FIELDS: dict[str, Field] = {
     "ials_regularization": _number(200.0, 0, above=True),  # lambda of Hu, Koren, Volinsky 2008
     "ials_alpha": _number(50.0, 0, above=True),  # confidence of a pair above that of the others
     "ials_source_weight": _number(0.2, 0, above=True),  # of the source's squared errors, if joined
+    "ials_trials": _integer(32, 0, 10_000),  # points of the search for these three, run/tune.py; 0
+    # takes them as they are
     "ease_regularization": _number(100.0, 0, above=True),  # lambda of Steck 2019
     "max_items": _integer(20_000, 1),  # ease refuses more
     "ials_sweeps": _integer(15, 1),  # recipe: of the factorisation of all training pairs
@@ -206,6 +208,15 @@ def validate(config: ConfigDict) -> None:
     from conet_jax import models  # with JAX, which --help does without
 
     models.check(config)
+    factorisation = models.factorisation(config)
+    if config.ials_trials and factorisation is not None:
+        for name in factorisation.constants():
+            if config[name] != FIELDS[name].default:
+                raise InputError(
+                    f"config.{name} is {config[name]!r}, but config.ials_trials="
+                    f"{config.ials_trials} searches for it: give config.ials_trials=0 to take the "
+                    "constants as they are"
+                )
 
 
 def _validate_data(data: Any) -> None:
@@ -259,7 +270,7 @@ def completed(stored: dict[str, Any]) -> dict[str, Any]:
             "it is of version 0.1, whose models have other parameters: train it again, or read it "
             "with that version"
         )
-    return stored
+    return {"ials_trials": 0} | stored
 
 
 def differences(

@@ -16,10 +16,6 @@ def get_config(variant: str = "") -> ConfigDict:
     """Returns the config of a variant (``conet_jax/variants.py`` has them)."""
     config = default_config(variant)
     config.name = "cell_electronics"
-    # Chosen on validation for this pair, by iALS's own search (docs/recipe.md, "The search").
-    config.ials_regularization = 889.0
-    config.ials_alpha = 262.0
-    config.ials_source_weight = 0.257
     config.data.dir = "data/cell_electronics"
     config.data.prepare = "python launch/prepare.py --target=cell --source=electronics --drop_twins"
     return config

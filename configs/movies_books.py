@@ -14,10 +14,6 @@ def get_config(variant: str = "") -> ConfigDict:
     """Returns the config of a variant (``conet_jax/variants.py`` has them)."""
     config = default_config(variant)
     config.name = "movies_books"
-    # Chosen on validation for this pair (docs/recipe.md, "The search").
-    config.ials_regularization = 600.0
-    config.ials_alpha = 250.0
-    config.ials_source_weight = 0.4
     config.data.dir = "data/movies_books"
     config.data.prepare = (
         "python launch/prepare.py --target=books.csv --source=movies.csv "

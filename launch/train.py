@@ -28,6 +28,12 @@ _DATA = flags.DEFINE_string(
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run, made if absent; by default runs/NAME-VARIANT."
 )
+_START_FROM = flags.DEFINE_string(
+    "start_from",
+    None,
+    "Folder of an earlier run to start from, on other data: users, items and factors are matched "
+    "by id, new ones are solved for or drawn, and the towers go on from where they are.",
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
     None,
@@ -59,7 +65,7 @@ def main() -> None:
 
     workdir = _WORKDIR.value or cli.default_workdir(config)
     try:
-        fit(config, workdir, tensorboard=_TENSORBOARD.value)
+        fit(config, workdir, tensorboard=_TENSORBOARD.value, start_from=_START_FROM.value)
     except processes.PeerLost as error:
         processes.leave(error)
 

@@ -34,6 +34,7 @@ from conet_jax.train.chunk import diagnose, train_chunk
 
 def config_of(devices, variant="lasso", **fields):
     config = default_config(variant)
+    config.ials_trials = 0
     config.update(
         name="tiny", layers=(16, 8, 4), cross_layers=min(2, config.cross_layers), batch_size=32,
         negatives=1, learning_rate=0.01, l1=1e-4, folds=3, ials_sweeps=2, fold_sweeps=1,

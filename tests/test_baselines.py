@@ -741,6 +741,7 @@ def data():
 
 def tiny(variant, **fields):
     config = default_config(variant)
+    config.ials_trials = 0
     config.name = "tiny"
     config.layers = (8, 8, 8) if variant == "cross_stitch" else (8, 6, 4)
     config.source_layers = (8, 7, 5) if config.source_layers else ()

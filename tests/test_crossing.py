@@ -27,6 +27,7 @@ def data():
 
 def task_of(data, variant="conet", **fields):
     config = default_config(variant)
+    config.ials_trials = 0
     config.update(dict(layers=(8, 6, 4), cross_layers=2) | fields)
     return make_experiment(config, data)
 

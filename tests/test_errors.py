@@ -607,6 +607,10 @@ MESSAGES = [
     ("config.cross_layers is 9: .* only 3 transitions", lambda: valid(cross_layers=9)),
     ("so expected equal widths", lambda: valid("cross_stitch", layers=(64, 32, 32, 32))),
     ("config.dtype is 'bfloat16': expected float32", lambda: valid("ials", dtype="bfloat16")),
+    (
+        "config.ials_alpha is 3.0, but config.ials_trials=32 searches for it",
+        lambda: valid("ials", ials_alpha=3.0),
+    ),
     ("config.model is 'conett': expected one of conet, ", lambda: valid(model="conett")),
     (
         "config.pretrain_epochs is 3: expected 0 with config.model=recipe",

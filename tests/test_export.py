@@ -39,6 +39,7 @@ def data():
 
 def experiment_of(data, variant):
     config = default_config(variant)
+    config.ials_trials = 0
     config.layers = (8, 6, 4)
     config.cross_layers = min(config.cross_layers, 2)
     return make_experiment(config, data)

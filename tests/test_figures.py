@@ -35,6 +35,7 @@ def data():
 
 def tiny(variant="lasso", **fields):
     config = default_config(variant)
+    config.ials_trials = 0
     config.name = "tiny"
     config.layers = (8, 4)  # the fewest programs to compile
     config.cross_layers = 1

@@ -455,6 +455,7 @@ TOWERS = ("conet", "recipe", "recipe_mlp", "mlp", "cross_stitch")
 
 def small_config(variant):
     config = default_config(variant)
+    config.ials_trials = 0
     # Wider than LAYERS, so that some of the last layer is alive.
     config.layers = (8, 8, 8, 8) if config.model == "cross_stitch" else (8, 12, 10, 8)
     config.source_layers = (8, 9, 11, 7) if config.source_layers else ()

@@ -27,6 +27,7 @@ from conet_jax.config import (default_config)
 
 def get_config(variant=""):
     config = default_config(variant)
+    config.ials_trials = 0
     config.update(name="tiny", layers=(16, 8, 4), cross_layers=2, batch_size=32, negatives=1)
     config.update(patience=99, folds=3, ials_sweeps=2, fold_sweeps=1)
     config.data.synthetic = ConfigDict(dict(

@@ -170,6 +170,7 @@ def test_towers_start_near_the_linear_model():
 
 def small(variant, **fields):
     config = default_config(variant)
+    config.ials_trials = 0
     config.update(
         dict(name="small", layers=(8, 6, 4), cross_layers=min(config.cross_layers, 2), epochs=2)
         | dict(ials_sweeps=2, fold_sweeps=1, folds=3, batch_size=64, **fields)
@@ -245,6 +246,7 @@ def test_switching_the_crossing_of_views():
 )
 def test_fields_that_do_not_fit_the_recipe_are_refused(variant, fields, expected):
     config = default_config(variant)
+    config.ials_trials = 0
     config.update(fields)
     with pytest.raises(InputError, match=expected):
         validate(config)

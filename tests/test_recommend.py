@@ -51,6 +51,7 @@ def made(data, variant="conet", kind="shared users"):
     if (variant, kind) in _MADE:
         return _MADE[variant, kind]
     config = default_config(variant)
+    config.ials_trials = 0
     if config.model in ("conet", "mlp", "bprmf", "cmf", "fm", "ials"):
         config.layers = (8, 6, 4)
     if config.model == "cross_stitch":
@@ -274,6 +275,7 @@ def test_newcomers_are_served_better_by_their_source_items_than_by_popularity():
         target_interactions=8_000, source_interactions=20_000, dim=3, noise=0.1, seed=0,
     )  # fmt: skip
     config = default_config("ials_joined")
+    config.ials_trials = 0
     experiment = make_experiment(config, made_of)
     params = initial_state(experiment)
     for _ in range(5):
@@ -398,6 +400,7 @@ def test_a_model_that_can_score_an_item_without_training_pairs_lists_it_where_as
 def test_factors_of_a_newcomer_are_the_least_squares_solution_for_its_items(data, variant):
     recommender = made(data, variant)
     config = default_config(variant)
+    config.ials_trials = 0
     given = {"target": np.array([3, 8, 60]), "source": np.array([1, 50])}
     inputs, answers = [], []
     weights = {"target": 1.0, "source": config.ials_source_weight}
@@ -629,6 +632,7 @@ def test_nothing_is_left_of_a_file_whose_making_failed(tmp_path):
 def of_views(data):
     """The recommended recipe: fitted factors, and towers in which everything is felt."""
     config = default_config("recipe")
+    config.ials_trials = 0
     config.update(dict(layers=(8, 6, 4), cross_layers=2, ials_sweeps=3, fold_sweeps=1, folds=2))
     experiment = make_experiment(config, data)
     params = experiment.params(initial_state(experiment))
@@ -702,6 +706,7 @@ def test_newcomer_of_one_domain_has_the_view_of_what_is_given_and_an_empty_one(
 
 def test_one_tower_on_factors_of_the_target_ranks_for_newcomers_by_target_items(data):
     config = default_config("recipe_mlp")
+    config.ials_trials = 0
     config.update(dict(layers=(8, 6, 4), ials_sweeps=3, fold_sweeps=1, folds=2))
     experiment = make_experiment(config, data)
     params = experiment.params(initial_state(experiment))

@@ -31,7 +31,7 @@ def config_of(method, **fields):
 
 
 def tiny(method, **fields):
-    sizes = dict(layers=(8, 4), cross_layers=0, epochs=2, batch_size=64)
+    sizes = dict(layers=(8, 4), cross_layers=0, epochs=2, batch_size=64, ials_trials=0)
     return config_of(method, **(sizes | fields))
 
 

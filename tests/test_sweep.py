@@ -45,6 +45,7 @@ def data():
 
 def tiny(variant="lasso", **fields):
     config = default_config(variant)
+    config.ials_trials = 0
     config.name = "tiny"
     config.layers = (8, 4)
     config.cross_layers = min(config.cross_layers, 1)

@@ -19,7 +19,6 @@ from conet_jax.config import default_config, validate
 from conet_jax.data import synthetic
 from conet_jax.data.load import drop_interactions, load_dataset
 from conet_jax.errors import InputError
-from conet_jax.models import ials
 from conet_jax.run.fit import fit
 from conet_jax.studies import full_run, markdown, population, search, statistics, table2, tables
 
@@ -219,6 +218,7 @@ from conet_jax.config import (default_config)
 
 def get_config(variant=""):
     config = default_config(variant)
+    config.ials_trials = 0
     config.name = "tiny"
     config.layers = (8, 4)
     config.cross_layers = min(config.cross_layers, 1)
@@ -420,7 +420,7 @@ def test_workdir_of_another_study_is_refused(file, copy, nothing_is_run, fields,
 
 def test_trials_of_other_fields_are_refused(file, copy, nothing_is_run, monkeypatch):
     monkeypatch.setitem(search.SPACES, "ials", {"ials_alpha": search.Range(2.0, 3.0)})
-    with pytest.raises(InputError, match=r"of another search: config\.ials_regularization is"):
+    with pytest.raises(InputError, match=r"of another search: config\.layers is"):
         make(a_study(file))
 
 
@@ -487,12 +487,6 @@ def test_study_without_scipy_is_refused_at_once(file, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(InputError, match="SciPy"):
         make(a_study(file))
-
-
-def test_warm_start_of_the_recipe_is_searched_by_its_own_fields():
-    fields = set(search.SPACES["recipe"]) & set(ials.Options._fields)
-    assert fields == {"ials_regularization", "ials_alpha", "ials_source_weight"}
-    assert "ials_source_weight" not in search.SPACES["recipe_mlp"]
 
 
 # The command.

@@ -77,6 +77,7 @@ def without_signal(seed=0, users=1500, pairs=4, items=3000, candidates=99):
 def hit_ratios(variant, data, **fields):
     """HR@10 of the test items of a run that is chosen by validation: warm, and of cold items."""
     config = default_config(variant)
+    config.ials_trials = 0
     config.update(dict(layers=(16, 8, 4), epochs=6, patience=6, batch_size=256, ials_sweeps=5))
     config.cross_layers = min(config.cross_layers, 2)
     config.update(fields)
@@ -126,6 +127,7 @@ def test_recipe_learns_nothing_from_an_example_whose_item_is_in_no_other_fold():
 def test_recipe_ranks_items_without_training_pairs_below_all_others():
     data = without_signal(users=60, items=90, candidates=20)
     config = default_config("recipe")
+    config.ials_trials = 0
     config.update(dict(layers=(8, 6, 4), cross_layers=2, ials_sweeps=2, fold_sweeps=1, folds=2))
     experiment = make_experiment(config, data)
     params = experiment.params(initial_state(experiment))

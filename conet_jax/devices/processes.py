@@ -148,19 +148,23 @@ def together(function: Callable[[], None]) -> None:
         raise InputError(message.tobytes().rstrip(b"\0").decode(errors="ignore"))
 
 
-def agreed(function: Callable[[], int]) -> int:
+def agreed(function: Callable[[], Any], like: Any) -> Any:
     """Returns what ``function`` returns in process 0 to all processes, or raises its error.
+
+    Args:
+      function: called in process 0 alone.
+      like: an array of the shape and type of what it returns.
 
     Raises:
       InputError: that of process 0.
     """
-    found: list[int] = []
+    found: list[Any] = []
     together(lambda: found.append(function()))
     if jax.process_count() == 1:
         return found[0]
     from jax.experimental import multihost_utils
 
-    return int(multihost_utils.broadcast_one_to_all(np.int32(found[0] if found else 0)))
+    return np.asarray(multihost_utils.broadcast_one_to_all(found[0] if found else like))
 
 
 class PeerLost(RuntimeError):

@@ -38,6 +38,14 @@ def build(config: Any) -> Model | FittedModel:
     return module.build(options(module, config))
 
 
+def factorisation(config: Any) -> Any:
+    """Returns the ``ials.Options`` of the factorisation that a config's model is, or starts from.
+
+    None for a model without one.
+    """
+    return getattr(options(MODELS[config.model], config), "factorisation", None)
+
+
 def check(config: Any) -> None:
     """Raises ``InputError`` where the config names no model, or has fields that do not fit it.
 

@@ -117,7 +117,8 @@ class Model(NamedTuple):
       diagnostics: (dense, rows, batch) -> {name: f32[]}, what crosses between the towers.
       l1_mask: dense -> pytree of bools, the parameters under the lasso (the H^l of Eq. 8).
       uncrossed: dense -> dense under which nothing crosses; None for a model without crossing.
-      start: None, or (interactions by domain, sizes, seed) -> tables, NumPy arrays to start from.
+      start: None, or (interactions by domain, sizes, seed, known) -> tables, NumPy arrays to start
+        from; ``known`` has of each table the rows that an earlier run knows, see ``run.earlier``.
       fixed_tables: whether the tables stay as they start, and the rest alone is trained.
       folds: parts of the training pairs, of which an example's is known to the model; 0 is none.
       copies: rows of a table for each user or item, beside each other.

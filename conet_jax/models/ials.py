@@ -14,7 +14,7 @@ Linear, seconds to fit, and strong on sparse data: a model of its own, and a sta
 the others.
 """
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -47,6 +47,16 @@ class Options(NamedTuple):
     ials_regularization: float = 1.0
     ials_alpha: float = 10.0
     ials_source_weight: float = 1.0
+
+    @property
+    def factorisation(self) -> "Options":
+        """These: the models that start from a factorisation have one by the same name."""
+        return self
+
+    def constants(self) -> dict[str, float]:
+        """Returns the constants by config field; without a source its weight is none."""
+        names = ["ials_regularization", "ials_alpha", *["ials_source_weight"] * self.joined]
+        return {name: float(getattr(self, name)) for name in names}
 
 
 class Pairs(NamedTuple):
@@ -157,8 +167,8 @@ def matrix(interactions: Any, sizes: Sizes, *, joined: bool) -> Matrix:
 
 def sweeper(interactions: Any, sizes: Sizes, options: Options) -> Any:
     """Returns the sweep, Params -> Params: improves all users, then all items."""
-    pairs = matrix(interactions, sizes, joined=options.joined)
-    return lambda params: Params(sweep(pairs, params.tables, options), {})
+    pairs = cache(lambda: matrix(interactions, sizes, joined=options.joined))  # when first needed
+    return lambda params: Params(sweep(pairs(), params.tables, options), {})
 
 
 def sweep(

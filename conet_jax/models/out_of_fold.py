@@ -118,6 +118,7 @@ def fit(
     sweeps: int = 15,
     fold_sweeps: int = 4,
     seed: int = 0,
+    known: Any = None,
 ) -> dict[str, np.ndarray]:
     """Factorises all training pairs and, from there, those without each fold.
 
@@ -133,6 +134,7 @@ def fit(
       sweeps: passes over users and items of all pairs.
       fold_sweeps: passes for each fold.
       seed: of the start.
+      known: of each table the rows whose factors start at what an earlier run has for them.
 
     Returns:
       ``user``, ``target_item`` and, if joined, ``source_item``, see the module's docstring.
@@ -144,6 +146,8 @@ def fit(
     }
     counted = dict(zip(pairs.domains, pairs.counts, strict=True))
     drawn = ials.init(jax.random.key(seed), sizes, options).tables
+    # A user's first view is that of all domains, its first columns are the factors.
+    drawn |= {name: jnp.asarray(rows.into(drawn[name])) for name, rows in (known or {}).items()}
     whole = ials.sweep(pairs, drawn, options, sweeps=sweeps)
     blocks = []
     for fold in [*range(folds), None]:

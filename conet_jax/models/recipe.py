@@ -133,7 +133,9 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
     return Params(tables, {**dense, "w_target": w, "w_source": w})
 
 
-def start(interactions: Any, sizes: Sizes, seed: int, options: Options) -> dict[str, Any]:
+def start(
+    interactions: Any, sizes: Sizes, seed: int, known: Any = None, *, options: Options
+) -> dict[str, Any]:
     """Fits the tables: factors of both domains' training pairs, and those without each fold."""
     return out_of_fold.fit(
         interactions,
@@ -144,6 +146,7 @@ def start(interactions: Any, sizes: Sizes, seed: int, options: Options) -> dict[
         sweeps=options.ials_sweeps,
         fold_sweeps=options.fold_sweeps,
         seed=seed,
+        known=known,
     )
 
 

@@ -90,7 +90,9 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
     return Params(tables, {"target": options.module.init(key, seen)["params"], "w_target": w})
 
 
-def start(interactions: Any, sizes: Sizes, seed: int, options: Options) -> dict[str, Any]:
+def start(
+    interactions: Any, sizes: Sizes, seed: int, known: Any = None, *, options: Options
+) -> dict[str, Any]:
     """Fits the tables: factors of all training pairs, and those without each fold."""
     return out_of_fold.fit(
         interactions,
@@ -101,6 +103,7 @@ def start(interactions: Any, sizes: Sizes, seed: int, options: Options) -> dict[
         sweeps=options.ials_sweeps,
         fold_sweeps=options.fold_sweeps,
         seed=seed,
+        known=known,
     )
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
@@ -83,7 +84,7 @@ class Checkpoints:
         Raises:
           InputError: none is, or it is of another config.
         """
-        epoch = processes.agreed(self._newest)
+        epoch = int(processes.agreed(lambda: np.int32(self._newest()), np.int32(0)))
         restored = _restore(self._latest, epoch, state=like, progress=ocp.args.JsonRestore())
         return restored["state"], restored["progress"]
 

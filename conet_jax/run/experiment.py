@@ -15,7 +15,7 @@ from conet_jax.data.types import Dataset, trained_items
 from conet_jax.errors import InputError
 from conet_jax.models import out_of_fold
 from conet_jax.models.base import FittedModel, Hyper, Model, Params, Sizes
-from conet_jax.run import memory
+from conet_jax.run import memory, tune
 from conet_jax.run.checkpoints import Checkpoints
 from conet_jax.train import sampling
 from conet_jax.train.interactions import Interactions, to_device
@@ -40,6 +40,8 @@ class Experiment(NamedTuple):
     key: jax.Array
     sweep: Callable[[Params], Params] | None  # an epoch of such a model
     mesh: jax.sharding.Mesh  # the devices, see ``devices``; one for such a model
+    constants: dict[str, float] | None = None  # of a start that has tuned itself, as in ``config``
+    earlier: Any = None  # an ``earlier.Earlier``, of a run that goes on with new data
 
     @property
     def sizes(self) -> Sizes:
@@ -82,7 +84,15 @@ class Experiment(NamedTuple):
 
     def member(self, config: ConfigDict) -> "Experiment":
         """Returns this under a config that differs in fields of ``Hyper`` and seed alone."""
+        config = tune.resolved(config, self.constants)
         return self._replace(config=config, hyper=hyper_of(config), key=jax.random.key(config.seed))
+
+    def tuned(self, constants: dict[str, float]) -> "Experiment":
+        """Returns this with the constants that ``tune.search`` has found for its config."""
+        config = tune.resolved(self.config, constants)
+        model = models.build(config)
+        sweep = self.sweep and model.sweeper(self.interactions, self.sizes)
+        return self._replace(config=config, model=model, sweep=sweep, constants=constants)
 
     def slower(self, rollbacks: int) -> "Experiment":
         """Returns this experiment with the learning rate in force after so many rollbacks."""
@@ -129,9 +139,21 @@ def _with_tables(values: State, tables: dict[str, Any]) -> State:
 
 
 def make_experiment(config: ConfigDict, dataset: Dataset) -> Experiment:
-    """Checks a config against a data set and builds model, interactions and plan.
+    """``untuned``, and the start has tuned itself, if the config says so.
 
     Does not look at the test split: a search must do without it.
+
+    Raises:
+      InputError: see ``untuned``.
+    """
+    experiment = untuned(config, dataset)
+    if not tune.is_due(config):
+        return experiment
+    return experiment.tuned(tune.search(config, dataset, fit_interactions(dataset)).constants)
+
+
+def untuned(config: ConfigDict, dataset: Dataset) -> Experiment:
+    """Checks a config against a data set and builds model, interactions and plan, in a moment.
 
     Raises:
       InputError: the config is invalid, or the data set has no validation users.
@@ -180,6 +202,11 @@ def interactions_on(
         items = pairs.indices[: indptr[-1]]
         given[domain] = to_device(indptr, items, pairs.num_items, mesh)
     return given
+
+
+def fit_interactions(dataset: Dataset) -> dict[str, Interactions]:
+    """Returns what a factorisation is fitted on: everybody's, on one device."""
+    return interactions_on(dataset, devices.one_device())
 
 
 def hyper_of(config: ConfigDict) -> Hyper:

@@ -11,6 +11,7 @@ import io
 import json
 import platform
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,29 +22,39 @@ from ml_collections import ConfigDict
 
 import conet_jax
 from conet_jax import config as config_lib
+from conet_jax import models
 from conet_jax.data.load import check_users
 from conet_jax.data.types import HELD_OUT, Dataset, held_out_parts
 from conet_jax.devices import processes
 from conet_jax.errors import InputError
 from conet_jax.files import write_arrays, write_json, write_text
 from conet_jax.models.base import facing
-from conet_jax.run import jax_settings, lock, loop, memory, signals
+from conet_jax.run import earlier, jax_settings, lock, loop, memory, signals, tune
 from conet_jax.run.checkpoints import Checkpoints
 from conet_jax.run.epoch import CHUNK_STEPS, CutShort
-from conet_jax.run.experiment import Experiment, make_experiment
+from conet_jax.run.experiment import Experiment, fit_interactions, untuned
 from conet_jax.run.logs import (
     Console,
     MetricsFile,
     TensorBoard,
     epoch_line,
+    found_line,
     headline,
     load_tensorboardx,
     result_markdown,
     saved_line,
+    search_line,
     start_line,
+    taken_over_line,
 )
 from conet_jax.run.start import initial_state
-from conet_jax.run.workdir import claim_workdir, load_for, make_workdir, write_config
+from conet_jax.run.workdir import (
+    claim_workdir,
+    load_for,
+    make_workdir,
+    stored_start,
+    write_config,
+)
 from conet_jax.train import ranking
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "polars")
@@ -56,6 +67,7 @@ def fit(
     dataset: Dataset | None = None,
     quiet: bool = False,
     tensorboard: bool = False,
+    start_from: str | Path | None = None,
 ) -> dict:
     """Trains, or goes on training, and returns the contents of ``result.json``.
 
@@ -65,6 +77,7 @@ def fit(
       dataset: the data; by default that of ``load_for``.
       quiet: print nothing.
       tensorboard: write event files to WORKDIR/tensorboard, too.
+      start_from: folder of an earlier run whose parameters, by id, are the start: ``run.earlier``.
 
     Returns:
       The result.
@@ -82,16 +95,16 @@ def fit(
     if dataset is None:
         config_lib.validate(config)
         dataset = load_for(config, workdir)
-    experiment = make_experiment(config, dataset)
+    experiment = untuned(config, dataset)
     check_users(dataset, "test")
     processes.together(lambda: make_workdir(workdir))
     with lock.owned(workdir):
-        processes.together(lambda: claim_workdir(workdir, config, dataset))
+        processes.together(lambda: claim_workdir(workdir, config, dataset, start_from))
         checkpoints = Checkpoints(workdir / "checkpoints")
         out = io.StringIO() if quiet or not processes.is_main() else None
         try:
             with processes.watch_peers():
-                return _fit(experiment, workdir, checkpoints, out, tensorboard)
+                return _fit(experiment, workdir, checkpoints, out, tensorboard, start_from)
         finally:
             # Closing waits for all processes.
             if not isinstance(sys.exception(), processes.PeerLost):
@@ -104,6 +117,7 @@ def _fit(
     checkpoints: Checkpoints,
     out: TextIO | None,
     tensorboard: bool,
+    start_from: str | Path | None,
 ) -> dict:
     config = experiment.config
     progress, state, part = loop.Progress(), None, None
@@ -114,6 +128,14 @@ def _fit(
 
     say(headline(experiment, workdir))
     say(memory.line(experiment, CHUNK_STEPS))
+    found = stored_start(workdir, config, experiment.dataset)
+    if checkpoints.latest_epoch() is None:
+        if start_from:
+            experiment, found = _taking_over(experiment, start_from)
+            say(taken_over_line(found["started_from"]))
+        elif "started_from" in found:
+            found = {}  # of another command, that never came to a checkpoint
+    experiment, seconds = _tuned(experiment, workdir, found, say)
     if checkpoints.latest_epoch() is not None:
         state, stored = experiment.resume(checkpoints)
         progress, part = loop.stored_progress(stored)
@@ -129,7 +151,7 @@ def _fit(
         state = initial_state(experiment)
     metrics_file, board = None, None
     if processes.is_main():
-        write_config(workdir, config, experiment.dataset)
+        write_config(workdir, config, experiment.dataset, found)
         metrics_file = MetricsFile(workdir / "metrics.jsonl", epochs=progress.epoch)
         if tensorboard:
             board = TensorBoard(workdir / "tensorboard", epochs=progress.epoch)
@@ -149,6 +171,9 @@ def _fit(
                 progress = end.progress
                 if end.better:
                     checkpoints.save_best(progress.epoch, experiment.to_save(end.params))
+                if progress.epoch == 1:
+                    end.row.update(found)
+                    end.row["seconds"] |= {} if seconds is None else {"search": seconds}
                 if metrics_file is not None:
                     metrics_file.append(end.row)
                 if board is not None:
@@ -165,6 +190,7 @@ def _fit(
                 if signum := signals.requested():
                     raise signals.Interrupted(signum, saved_line(workdir, progress.epoch))
         result, ranks = _finish(experiment, progress, checkpoints)
+        result |= {"config": json.loads(config.to_json()), **found}
     except CutShort as cut:
         if cut.state is not None:
             stored = {**progress.to_json(), "part": cut.part.to_json()}
@@ -181,6 +207,44 @@ def _fit(
         write_json(workdir / "result.json", result)
     print(result_markdown(result), file=out)
     return result
+
+
+def _taking_over(
+    experiment: Experiment, start_from: str | Path
+) -> tuple[Experiment, dict[str, Any]]:
+    """The experiment with what an earlier run knows, and what config.json says of it."""
+    before = earlier.load(start_from, experiment)
+    found = {"started_from": before.record}
+    if before.constants and tune.is_due(experiment.config):
+        found["tuned"] = {**before.constants, "trials": 0}
+    return experiment._replace(earlier=before), found
+
+
+def _tuned(
+    experiment: Experiment, workdir: Path, found: dict[str, Any], say: Callable[[str], None]
+) -> tuple[Experiment, float | None]:
+    """Tunes the start, and adds it to ``found``: (experiment, seconds of the search if it ran)."""
+    config, dataset = experiment.config, experiment.dataset
+    if not tune.is_due(config):
+        return experiment, None
+    seconds = None
+
+    def find() -> np.ndarray:
+        nonlocal seconds
+        if "tuned" not in found:
+            say(search_line(config.ials_trials))
+            best = tune.search(config, dataset, fit_interactions(dataset))
+            ndcg = {f"ndcg@{config.eval_k}": best.ndcg}
+            found["tuned"] = {**best.constants, **ndcg, "trials": best.trials}
+            seconds = best.seconds
+            write_config(workdir, config, dataset, found)
+        say(found_line(found["tuned"], seconds))
+        return np.float32([*tune.constants(config, found["tuned"]).values()])
+
+    names = models.factorisation(config).constants()
+    values = processes.agreed(find, np.zeros(len(names), np.float32))
+    constants = dict(zip(names, map(tune.rounded, values), strict=True))
+    return experiment.tuned(constants), seconds
 
 
 def _finish(
@@ -212,7 +276,6 @@ def _finish(
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
         "seed": config.seed,
-        "config": json.loads(config.to_json()),
         "dataset": {"hash": dataset.meta["hash"], **dataset.meta["counts"]},
         **({"rollbacks": progress.rollbacks} if progress.rollbacks else {}),
         "parameters": sum(int(np.prod(x.shape)) for x in jax.tree.leaves(plain)),

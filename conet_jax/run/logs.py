@@ -42,6 +42,23 @@ def start_line(experiment: Any) -> str:
     return f"start: a factorisation, {config.ials_sweeps} sweeps{without}"
 
 
+def taken_over_line(record: dict[str, Any]) -> str:
+    """Returns what a run says of the earlier run that it starts from."""
+    known = ", ".join(f"{count:,} rows of {name}" for name, count in record["known"].items())
+    return f"start: {record['workdir']}, epoch {record['best_epoch']}; it knows {known}"
+
+
+def search_line(trials: int) -> str:
+    """Returns what is said before the search of a start, which may take a minute."""
+    return f"start: a search for the constants of the factorisation, {trials} points"
+
+
+def found_line(tuned: dict[str, Any], seconds: float | None) -> str:
+    """Returns what is said after it; without ``seconds``, it was found before."""
+    values = ", ".join(f"{name} {value:.4g}" for name, value in tuned.items() if name != "trials")
+    return f"start: {values}, " + ("found before" if seconds is None else f"in {seconds:.1f} s")
+
+
 def epoch_line(row: dict[str, Any], metric: str, better: bool) -> str:
     """Returns the line of an epoch; a star marks the best so far."""
     losses = ", ".join(f"{domain} {loss:.4f}" for domain, loss in row["train_loss"].items())

@@ -6,7 +6,7 @@ import numpy as np
 from conet_jax import devices, models
 from conet_jax.models.base import Params, Sizes
 from conet_jax.run.epoch import run_epoch
-from conet_jax.run.experiment import Experiment, State, interactions_on, plan_of
+from conet_jax.run.experiment import Experiment, State, fit_interactions, plan_of
 from conet_jax.train.state import init_params
 
 
@@ -14,8 +14,14 @@ def initial_state(experiment: Experiment) -> State:
     """Returns the state before the first step, from the config's seed."""
     key = jax.random.fold_in(experiment.key, 0)
     params = init_params(experiment.model, key, experiment.sizes, experiment.mesh)
+    if experiment.earlier is not None:
+        params = params._replace(
+            dense=devices.put(experiment.earlier.dense, experiment.mesh, devices.SAME)
+        )
     if experiment.model.start is not None:
         params = params._replace(tables=_own_start(experiment, params))
+    elif experiment.earlier is not None:
+        params = params._replace(tables=_taken_over(experiment, params))
     elif experiment.config.pretrain_epochs:
         params = params._replace(tables={**params.tables, "user": _pretrained_users(experiment)})
     return experiment.state_of(params)
@@ -23,13 +29,24 @@ def initial_state(experiment: Experiment) -> State:
 
 def _own_start(experiment: Experiment, params: Params) -> dict[str, jax.Array]:
     """The tables that the model itself fits, on its devices."""
-    interactions = interactions_on(experiment.dataset, devices.one_device())
-    fitted = experiment.model.start(interactions, experiment.sizes, experiment.config.seed)
+    interactions = fit_interactions(experiment.dataset)
+    known = experiment.earlier.tables if experiment.earlier is not None else {}
+    fitted = experiment.model.start(interactions, experiment.sizes, experiment.config.seed, known)
     return {
         name: devices.spread(
             np.asarray(fitted[name], like.dtype), experiment.mesh, experiment.model.copies
         )
         for name, like in params.tables.items()
+    }
+
+
+def _taken_over(experiment: Experiment, params: Params) -> dict[str, jax.Array]:
+    """The drawn tables, with the rows that an earlier run knows."""
+    plain = experiment.to_save(params).tables
+    known = experiment.earlier.tables
+    return {
+        name: devices.spread(known[name].into(table[: len(table)]), experiment.mesh)
+        for name, table in plain.items()
     }
 
 

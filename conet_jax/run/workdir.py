@@ -14,9 +14,9 @@ from conet_jax.data.types import Dataset
 from conet_jax.errors import InputError
 from conet_jax.files import make_folder, write_json
 from conet_jax.models.base import Params
-from conet_jax.run import jax_settings, lock, whereabouts
+from conet_jax.run import jax_settings, lock, tune, whereabouts
 from conet_jax.run.checkpoints import Checkpoints
-from conet_jax.run.experiment import Experiment, make_experiment
+from conet_jax.run.experiment import Experiment, untuned
 from conet_jax.train.ranking import Ranks
 
 
@@ -29,13 +29,19 @@ def make_workdir(workdir: Path) -> None:
     make_folder(workdir)
 
 
-def claim_workdir(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
+def claim_workdir(
+    workdir: Path, config: ConfigDict, dataset: Dataset, start_from: str | Path | None = None
+) -> None:
     """Writes config.json, or checks that the workdir is of this config and data."""
     path = workdir / "config.json"
     digest = dataset.meta["hash"]
     if path.exists():
-        stored, stored_digest, settings, _ = _stored(workdir)
+        stored, stored_digest, found, settings, _ = _stored(workdir)
         differing = config_lib.differences(stored, config)
+        ours = str(Path(start_from).resolve()) if start_from else "drawn parameters"
+        theirs = found.get("started_from", {}).get("workdir", "drawn parameters")
+        if ours != theirs:
+            differing.append(f"it started from {theirs}, and this run from {ours}")
         # A run that never came to its first checkpoint has nothing to lose.
         started = any((workdir / "checkpoints" / "latest").glob("[0-9]*"))
         if differing and started:
@@ -62,8 +68,10 @@ def claim_workdir(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
         ) from None
 
 
-def write_config(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
-    """Writes config.json."""
+def write_config(
+    workdir: Path, config: ConfigDict, dataset: Dataset, found: dict[str, Any] | None = None
+) -> None:
+    """Writes config.json: the config as given, and what was found for its start (``_FOUND``)."""
     path, place = workdir / "config.json", whereabouts.of(workdir, config, dataset)
     if not place and path.exists():  # it goes on with data that were found by what is written there
         place = _stored(workdir).place
@@ -72,7 +80,7 @@ def write_config(workdir: Path, config: ConfigDict, dataset: Dataset) -> None:
         "dataset_place": place,
         "jax_settings": jax_settings.current(),
     }
-    write_json(path, json.loads(config.to_json()) | more)
+    write_json(path, json.loads(config.to_json()) | more | (found or {}))
 
 
 def _train(workdir: str | Path) -> str:
@@ -88,11 +96,23 @@ def stored_config(workdir: str | Path) -> tuple[dict[str, Any], str]:
     return _stored(workdir)[:2]
 
 
+def stored_start(workdir: Path, config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
+    """Returns what was found for a run's start under this config and on these data."""
+    stored, digest, found, *_ = _stored(workdir)
+    same = digest == dataset.meta["hash"] and not config_lib.differences(stored, config)
+    return found if same else {}
+
+
+# Beside the config: constants that a search has found; the earlier run that this one started from.
+_FOUND = ("tuned", "started_from")
+
+
 class _Stored(NamedTuple):
     """What config.json holds; an older one has neither settings of JAX nor the data's place."""
 
     config: dict[str, Any]
-    digest: str
+    digest: str  # of the data
+    found: dict[str, Any]  # for the start
     settings: dict[str, Any]
     place: dict[str, str]
 
@@ -109,13 +129,19 @@ def _stored(workdir: str | Path) -> _Stored:
             raise TypeError("dataset_hash or jax_settings is of another type")
         if not all(isinstance(text, str) for text in place.values()):
             raise TypeError("dataset_place is of another type")
+        found = {name: stored.pop(name) for name in _FOUND if name in stored}
         stored = config_lib.completed(stored)
-        config_lib.validate(ConfigDict(stored))
+        config = ConfigDict(stored)
+        config_lib.validate(config)
+        if "tuned" in found:
+            config_lib.validate(tune.resolved(config, tune.constants(config, found["tuned"])))
+        if not isinstance(found.get("started_from", {}).get("workdir", ""), str):
+            raise TypeError("started_from names no folder")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} cannot be read as a run's config ({error}); take another --workdir"
         ) from None
-    return _Stored(stored, digest, settings, place)
+    return _Stored(stored, digest, found, settings, place)
 
 
 def load_for(config: ConfigDict, workdir: Path) -> Dataset:
@@ -149,7 +175,7 @@ def restore(
       InputError: the folder holds no run, no checkpoint, or its data is gone or altered.
     """
     workdir = Path(workdir)
-    stored, digest, _, place = _stored(workdir)
+    stored, digest, found, _, place = _stored(workdir)
     config = ConfigDict(stored | {"devices": devices})
     if folder := whereabouts.find(workdir, stored, place, digest, data):
         config.data.dir = folder
@@ -161,8 +187,11 @@ def restore(
             "--data=DIR, or prepare it as it was: "
             f"{whereabouts.command(stored, place)} --out={config.data.dir}"
         )
-    experiment = make_experiment(config, dataset)
-    if not (workdir / "checkpoints").is_dir():
+    experiment = untuned(config, dataset)
+    if "tuned" in found:
+        experiment = experiment.tuned(tune.constants(config, found["tuned"]))
+    searching = tune.is_due(config) and "tuned" not in found
+    if searching or not (workdir / "checkpoints").is_dir():
         raise InputError(f"{workdir} holds no checkpoint yet; {_train(workdir)}")
     checkpoints = Checkpoints(workdir / "checkpoints")
     try:

@@ -45,21 +45,16 @@ _TOWERS = {**_SCRATCH, "dropout": Range(0.0, 0.5, log=False)}
 _BOTH = {"target_weight": Range(0.5, 0.95, log=False)}
 _PENALTY = Range(1e-6, 1e-2)
 _CONET = {**_TOWERS, **_BOTH}
-_IALS = {"ials_regularization": Range(50.0, 1000.0), "ials_alpha": Range(20.0, 300.0)}
-_JOINED = {"ials_source_weight": Range(0.1, 1.0)}
-_WARM = {
-    "learning_rate": Range(1e-3, 6e-3),
-    "dropout": Range(0.0, 0.3, log=False),
-    **_IALS,
-}
-_WARM_JOINED = {**_WARM, **_JOINED}
-_WARM_BOTH = {**_WARM_JOINED, **_BOTH}
+# The constants of a factorisation are searched within each run (``run.tune``).
+_RECIPE = {"learning_rate": Range(1e-3, 6e-3), "dropout": Range(0.0, 0.3, log=False)}
+_RECIPE_BOTH = {**_RECIPE, **_BOTH}
+_IALS = {"layers": ((64, 32), (128, 64), (256, 128))}  # 32, 64, 128 factors
 _EASE = {"ease_regularization": Range(3.0, 3000.0)}
 SPACES: dict[str, Space] = {
-    "recipe": {**_WARM_BOTH, "l1": Range(1e-6, 1e-4)},
-    "recipe_conet": _WARM_BOTH,
-    "recipe_joint_mlp": _WARM_JOINED,
-    "recipe_mlp": _WARM,
+    "recipe": {**_RECIPE_BOTH, "l1": Range(1e-6, 1e-4)},
+    "recipe_conet": _RECIPE_BOTH,
+    "recipe_joint_mlp": _RECIPE,
+    "recipe_mlp": _RECIPE,
     "conet": _CONET,
     "lasso": {**_CONET, "l1": _PENALTY},
     "mlp": _TOWERS,
@@ -79,7 +74,7 @@ SPACES: dict[str, Space] = {
     "group_lasso": {**_CONET, "l1": _PENALTY},
     "popularity": {},
     "ials": _IALS,
-    "ials_joined": {**_IALS, **_JOINED},
+    "ials_joined": _IALS,
     "ease": _EASE,
     "ease_joined": _EASE,
 }
