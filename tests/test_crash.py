@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -188,7 +189,8 @@ def test_signal_ends_a_run_within_ten_seconds_and_it_goes_on_to_the_same_results
 ):
     scenario = crash.scenarios(tmp_path)[name]
     longer = ["--config.epochs=40", "--config.patience=40"]
-    scenario = scenario._replace(flags=[*scenario.flags, *longer])
+    flags = [flag for flag in scenario.flags if not re.match("--config.(epochs|patience)=", flag)]
+    scenario = scenario._replace(flags=[*flags, *longer])
     with crash.Running(scenario, tmp_path / "whole") as run:
         run.finish()
     workdir = tmp_path / "stopped"
