@@ -2,9 +2,10 @@
 
 Exit status: 0 for success and ``--help``, 2 for bad flags, bad input and what the system refuses (a
 full disk), 1 for our own bugs (those keep their traceback), and after a signal 128 and its number:
-130 after Ctrl-C, 143 after SIGTERM.
+130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP; 141 once nobody reads what it prints.
 """
 
+import contextlib
 import difflib
 import errno
 import importlib.util
@@ -12,12 +13,14 @@ import os
 import platform
 import re
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from absl import app, flags
 
+from conet_jax import console, streams
 from conet_jax.errors import InputError
 from conet_jax.run import signals
 
@@ -36,7 +39,8 @@ _HELP_FLAGS = {"-h", "-help", "--help", "-helpshort", "--helpshort", "-helpfull"
 
 def fail(message: object) -> None:
     """Prints ``error: message`` as one line on stderr and exits with status 2."""
-    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody reads it
+        print("error:", " ".join(console.typed(str(message)).split()), file=sys.stderr)
     sys.exit(2)
 
 
@@ -44,6 +48,8 @@ def _parse(argv: Sequence[str], *, arguments: bool) -> list[str]:
     asked = _HELP_FLAGS.intersection(argv[1 : argv.index("--")] if "--" in argv else argv[1:])
     if asked:
         full = any("full" in flag for flag in asked)
+        launcher = sys.modules["__main__"]
+        launcher.__doc__ = console.typed(launcher.__doc__ or "")  # absl prints it
         app.usage(writeto_stdout=True, shorthelp=not full)
         sys.exit(0)
     try:
@@ -184,6 +190,7 @@ def config_file(flag: Any) -> ConfigFile:
     holder = flags.FLAGS[flag.name]
     path, _, variant = config_flags.get_config_filename(holder).partition(":")
     module = load_config_file(path)
+    path = console.unpackaged(path)
     given = dict(config_flags.get_override_values(holder))
     return ConfigFile(
         config, path, variant, module.get_config, given, getattr(module, "sweep", None)
@@ -203,17 +210,25 @@ def cache_programs() -> None:
 
     In $JAX_COMPILATION_CACHE_DIR, or a folder a machine in $XDG_CACHE_HOME/conet_jax (~/.cache):
     a program is compiled for the instructions of its processor. JAX_ENABLE_COMPILATION_CACHE=0
-    turns it off, and so does a folder that cannot be made. To be called before JAX is imported;
+    turns it off, and so does a folder that cannot be written. To be called before JAX is imported;
     child processes inherit it.
     """
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = os.path.join(home, "conet_jax", platform.node() or "here")
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    named = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
+    if named and "://" not in named:  # no bucket of a cloud
         try:
-            os.makedirs(folder, exist_ok=True)
-        except OSError:
-            return  # JAX would warn of every program
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+            os.makedirs(named, exist_ok=True)
+            with tempfile.TemporaryFile(dir=named):
+                pass
+        except OSError as error:  # JAX would warn of every program
+            del os.environ["JAX_COMPILATION_CACHE_DIR"]
+            if named != folder:
+                print(
+                    f"warning: JAX_COMPILATION_CACHE_DIR={named}: {error.strerror}; compiled "
+                    "programs are not kept",
+                    file=sys.stderr,
+                )
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
@@ -224,13 +239,36 @@ def choose_platform(config: Any) -> None:
 
         jax.config.update("jax_platforms", config.platform)
         os.environ["JAX_PLATFORMS"] = config.platform  # for processes that this one starts
-        try:
-            jax.devices()
-        except RuntimeError as error:
+        if reason := _no_device():
             raise InputError(
-                f"config.platform is {config.platform!r}, which cannot be used here: {error}; "
+                f"config.platform is {config.platform!r}, which cannot be used here: {reason}; "
                 "expected cpu, or nothing for JAX's choice"
-            ) from None
+            )
+
+
+def _no_device() -> str:
+    """Why JAX has no device, empty if it has one."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the second where a platform has no plug-in
+        return str(error) or "JAX has no such device here"
+    return ""
+
+
+def _refuse_debugging() -> None:
+    """Refuses settings of JAX that find faults in a program by breaking it.
+
+    Raises:
+      InputError: one is set in the environment.
+    """
+    for name, value in os.environ.items():
+        strict = name == "JAX_NUMPY_DTYPE_PROMOTION" and value == "strict"
+        if strict or (name.startswith("JAX_TRANSFER_GUARD") and value.startswith("disallow")):
+            raise InputError(
+                f"{name}={value} is set, under which these programs do not run: unset {name}"
+            )
 
 
 def take_data(config: Any, folder: str | None) -> None:
@@ -268,9 +306,12 @@ def run(main: Callable[..., None], *, arguments: bool = False) -> None:
 
     def guarded(argv: Sequence[str]) -> None:
         try:
+            _refuse_debugging()
             main(list(argv[1:])) if arguments else main()
         except InputError as error:
             fail(error)
+        except BrokenPipeError:
+            raise  # to streams.while_read
         except OSError as error:
             if error.errno is None:
                 raise
@@ -278,7 +319,20 @@ def run(main: Callable[..., None], *, arguments: bool = False) -> None:
             fail(f"{where}{error.strerror}{_CURES.get(error.errno, '')}")
         except KeyboardInterrupt as error:
             signals.end(error)
+        except (RuntimeError, AssertionError):
+            asked = os.environ.get("JAX_PLATFORMS")
+            if asked and "jax" in sys.modules and (reason := _no_device()):
+                fail(f"JAX_PLATFORMS={asked} cannot be used here: {reason}; unset it, or take cpu")
+            raise
 
+    streams.prepare()
     signals.install()
     cache_programs()
-    app.run(guarded, flags_parser=partial(_parse, arguments=arguments))
+    sys.argv[1:] = console.with_packaged_configs(sys.argv[1:])  # config_flags reads it there
+    try:
+        with streams.while_read():
+            app.run(guarded, flags_parser=partial(_parse, arguments=arguments))
+    except OSError as error:  # of what is left to be printed at the end
+        if error.errno is None or isinstance(error, BrokenPipeError):
+            raise
+        fail(f"standard output: {error.strerror}")

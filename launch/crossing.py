@@ -13,6 +13,9 @@ from conet_jax import cli
 _WORKDIRS = flags.DEFINE_list(
     "workdirs", None, "Folders of runs, a seed each; required.", required=True
 )
+_DATA = flags.DEFINE_string(
+    "data", None, "Folder of the runs' data; by default where they were, or next to the run."
+)
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "valid"], "Held-out items to rank.")
 
 
@@ -28,7 +31,7 @@ def main() -> None:
     rows = {way: [] for way in crossing.WAYS}
     ndcg = {way: [] for way in crossing.WAYS}
     for workdir in _WORKDIRS.value:
-        experiment, params, _ = restore(workdir)
+        experiment, params, _ = restore(workdir, data=_DATA.value)
         held_out, k = getattr(experiment.dataset, _SPLIT.value), experiment.config.eval_k[0]
         for way in crossing.WAYS:
             arguments = crossing.switched(experiment.model, params, experiment.interactions, way)

@@ -13,6 +13,9 @@ from absl import flags
 from conet_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; required.", required=True)
+_DATA = flags.DEFINE_string(
+    "data", None, "Folder of the run's data; by default where they were, or next to the run."
+)
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "valid"], "Held-out items to rank.")
 _FULL = flags.DEFINE_boolean(
     "full_ranking",
@@ -36,7 +39,7 @@ def main() -> None:
     cli.choose_platform(stored_config(_WORKDIR.value)[0])
     from conet_jax.train import full_ranking, ranking
 
-    experiment, params, progress = restore(_WORKDIR.value, devices=0)
+    experiment, params, progress = restore(_WORKDIR.value, devices=0, data=_DATA.value)
     held_out, trained = getattr(experiment.dataset, _SPLIT.value), experiment.trained_items()
     given = experiment.model, params, experiment.interactions
     if _FULL.value:

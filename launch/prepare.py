@@ -17,9 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs without installation too
-
-from conet_jax import cli
+from conet_jax import cli, console
 from conet_jax.errors import InputError
 
 # The same names as conet_jax.data.formats.FORMATS, written out so that --help loads no Polars.
@@ -212,6 +210,8 @@ def main() -> None:
             f"the test items are ranked with {listed} candidates: expected more than "
             f"--eval_k={_EVAL_K.value}; ask for a smaller K"
         )
+    if files:  # RecBole's bring the command that made them first
+        built.meta["prepared_by"] = console.command("prepare", without="out")
     store.save(built, _OUT.value)
     if files:
         print("\n".join([*prepare.columns_read(built.meta, files), ""]))

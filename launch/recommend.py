@@ -22,6 +22,9 @@ from conet_jax import cli
 from conet_jax.errors import InputError
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; required.", required=True)
+_DATA = flags.DEFINE_string(
+    "data", None, "Folder of the run's data; by default where they were, or next to the run."
+)
 _USER = flags.DEFINE_multi_string(
     "user", None, "Raw id of a user; may be given more than once; by default none."
 )
@@ -96,7 +99,7 @@ def main() -> None:
     from conet_jax.data import readers
     from conet_jax.serve import recommend
 
-    recommender = recommend.load(_WORKDIR.value)
+    recommender = recommend.load(_WORKDIR.value, data=_DATA.value)
     ids = _USER.value or (readers.read_ids(_USERS.value) if _USERS.value else None)
     given = {}
     for domain, flag in (("source", _SOURCE), ("target", _ITEMS_OF)):

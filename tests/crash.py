@@ -77,7 +77,7 @@ def child(fd, script):
         from conet_jax.run.checkpoints import Checkpoints
         from conet_jax.studies import population
 
-        told(fit, "load_dataset", "data preparation")
+        told(fit, "load_for", "data preparation")
         told(loop, "run_epoch", "epoch", after="epoch")
         told(loop, "end_epoch", "validation")
         told(fit, "_finish", "result writing", after="result writing")

@@ -45,7 +45,7 @@ RUNS: dict[str, tuple[str, list[str], dict[str, str]]] = {
         {},
     ),
 }
-_TIMES = ("seconds", "rows_per_second", "config", "versions")
+_TIMES = ("seconds", "rows_per_second", "config", "versions", "jax_settings")
 
 
 def _without_times(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from helpers import MEDIUM, ROOT, assert_one_line_error, launch, tiny
 
 from conet_jax.data import synthetic
 from conet_jax.errors import InputError
-from conet_jax.run import checkpoints, lock, signals
+from conet_jax.run import checkpoints, lock, signals, whereabouts
 from conet_jax.run.experiment import make_experiment
 from conet_jax.run.fit import fit
 from conet_jax.run.workdir import restore
@@ -147,6 +148,11 @@ def test_signals_do_what_they_always_do_without_a_launcher():
             143,
             ["saving; once more to stop at once", "stopped by SIGTERM"],
         ),
+        (
+            "with signals.deferred():\n  while not signals.requested(): time.sleep(0.01)",
+            129,
+            ["SIGHUP: saving; once more to stop at once", "stopped by SIGHUP"],
+        ),
     ],
 )
 def test_sigterm_ends_a_process_with_a_message(body, status, said):
@@ -167,7 +173,7 @@ except KeyboardInterrupt as error:
     )
     process.stdout.readline()
     time.sleep(0.1)
-    process.terminate()
+    process.send_signal(status - 128)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == status
     assert len(errors.splitlines()) == len(said)
@@ -176,14 +182,15 @@ except KeyboardInterrupt as error:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("name", ["single", "population"])
 def test_signal_ends_a_run_within_ten_seconds_and_it_goes_on_to_the_same_results(
     signum, name, tmp_path
 ):
     scenario = crash.scenarios(tmp_path)[name]
     longer = ["--config.epochs=40", "--config.patience=40"]
-    scenario = scenario._replace(flags=[*scenario.flags, *longer])
+    flags = [flag for flag in scenario.flags if not re.match("--config.(epochs|patience)=", flag)]
+    scenario = scenario._replace(flags=[*flags, *longer])
     with crash.Running(scenario, tmp_path / "whole") as run:
         run.finish()
     workdir = tmp_path / "stopped"
@@ -272,6 +279,7 @@ def test_reading_a_run_needs_no_lock(finished):
     with lock.owned(finished[0]), pytest.MonkeyPatch.context() as patch:
         load = "conet_jax.run.workdir.load_dataset"
         patch.setattr(load, lambda config: synthetic.dataset(**MEDIUM)[0])
+        patch.setattr(whereabouts, "find", lambda *_: None)
         assert restore(finished[0])[2]["epoch"] == 3
 
 
@@ -426,6 +434,7 @@ def test_workdir_that_cannot_be_written_is_an_error_and_can_be_read(data, small_
         fit(tiny(), workdir.parent / "other", dataset=data, quiet=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("conet_jax.run.workdir.load_dataset", lambda config: data)
+        patch.setattr(whereabouts, "find", lambda *_: None)
         assert restore(workdir)[2]["epoch"] == 1
     small_disk("remount,rw")
     fit(tiny(), workdir, dataset=data, quiet=True)

@@ -88,6 +88,8 @@ SPEAKERS = ("fail", "_damaged", "_bad")
 UNSEEN = {
     "conet_jax/cli.py: fail(error)": "prints the others; tests/test_launch.py sees it do so",
     'conet_jax/cli.py: fail(f"{where}': "what the disk refuses; tests/test_crash.py sees it",
+    'conet_jax/cli.py: fail(f"JAX_PLATFORMS': "tests/test_streams.py asks for one",
+    'conet_jax/cli.py: fail(f"standard output': "tests/test_streams.py fills a device",
     "conet_jax/run/checkpoints.py: raise OSError(": "becomes the line of cli.py above",
     "conet_jax/studies/sweep.py: config.on_nonfinite is": "a reason in a row; test_numbers.py",
     "conet_jax/data/download.py: more data than announced": "the reason within another message",
@@ -465,6 +467,13 @@ MESSAGES = [
     (
         "get_config returned int: expected a ConfigDict",
         lambda: config_file("def get_config(variant=''):\n    return 3"),
+    ),
+    (
+        "JAX_TRANSFER_GUARD=disallow is set.*: unset JAX_TRANSFER_GUARD",
+        lambda: under(
+            mock.patch.dict(os.environ, JAX_TRANSFER_GUARD="disallow"),
+            call=cli._refuse_debugging,
+        ),
     ),
     (
         "config.platform is 'tpu', which cannot be used here",
@@ -1090,13 +1099,18 @@ MESSAGES = [
         lambda: fit(str(run()), eval_k=(2, 1)),
     ),
     (
+        "run holds a run under other settings of JAX.*: JAX_ENABLE_X64 is true there and false here"
+        ".*Set them as there, or take another --workdir",
+        lambda: fit(str(altered("config.json", under_x64))),
+    ),
+    (
         "run holds a run on other data: its hash",
         lambda: fit(str(run()), dataset=data()._replace(meta=data().meta | {"hash": "f" * 64})),
     ),
     ("d is not empty and holds no run; take another", lambda: (write("x", "d/x"), fit("d"))),
     ("cannot write to run: No space left", lambda: under(refused(), call=fit)),
     ("nowhere holds no run .no config.json.; train it", lambda: restore("nowhere")),
-    ("dataset_hash is of another type", lambda: restore(run(dataset_hash=3))),
+    ("dataset_hash or jax_settings is of another type", lambda: restore(run(dataset_hash=3))),
     (
         "config.json cannot be read as a run's config .*config.seed is -1",
         lambda: restore(run(seed=-1)),
@@ -1127,6 +1141,16 @@ MESSAGES = [
         "is not that of run: hash .* prepare it as it was",
         lambda: restore(run(dataset_hash="f" * 64)),
     ),
+    (
+        "--data=x is given, but run makes its data: leave it out",
+        lambda: restore(run(dir=json.loads(demo().data.to_json())), data="x"),
+    ),
+    (
+        "the data of run are not in nowhere.*name their folder by --data=DIR, or make them again: "
+        "python launch/prepare.py",
+        lambda: restore(run(dir={"dir": "nowhere", "drop": 0}, dataset_place={})),
+    ),
+    ("dataset_place is of another type", lambda: restore(run(dataset_place={"folder": 3}))),
     (
         "run holds no checkpoint yet",
         lambda: (shutil.rmtree(run() / "checkpoints"), restore("run")),
@@ -1549,6 +1573,10 @@ def promise() -> str:
         header = {"descr": "<f8", "fortran_order": False, "shape": (10**14,)}
         np.lib.format.write_array_header_1_0(file, header)
     return "x.npy"
+
+
+def under_x64(stored: dict) -> None:
+    stored["jax_settings"]["JAX_ENABLE_X64"] = True
 
 
 def done(text: str, name: str) -> runner.Run:

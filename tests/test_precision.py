@@ -185,7 +185,8 @@ def cache_of(environment):
 def test_compiled_programs_are_kept_where_the_environment_says(tmp_path):
     folder, enabled = cache_of({"XDG_CACHE_HOME": str(tmp_path)})
     assert folder.startswith(str(tmp_path / "conet_jax") + "/") and enabled == "True"
-    assert cache_of({"JAX_COMPILATION_CACHE_DIR": "/elsewhere"})[0] == "/elsewhere"
+    elsewhere = str(tmp_path / "elsewhere")
+    assert cache_of({"JAX_COMPILATION_CACHE_DIR": elsewhere})[0] == elsewhere
     assert cache_of({"JAX_ENABLE_COMPILATION_CACHE": "0"})[1] == "False"
     (tmp_path / "file").touch()
     assert cache_of({"XDG_CACHE_HOME": str(tmp_path / "file")})[0] == "None"

@@ -48,8 +48,13 @@ def drop_interactions(dataset: Dataset, count: int) -> Dataset:
     counts["target_density"] = counts["target_interactions"] / (
         dataset.num_users * target.num_items
     )
-    digest = hashlib.sha256(f"{dataset.meta['hash']} drop {count}".encode()).hexdigest()
+    digest = hash_after_drop(dataset.meta["hash"], count)
     return dataset._replace(target=target, meta=dataset.meta | {"counts": counts, "hash": digest})
+
+
+def hash_after_drop(digest: str, count: int) -> str:
+    """Returns the hash of data less ``count`` interactions a user, from the hash of it all."""
+    return hashlib.sha256(f"{digest} drop {count}".encode()).hexdigest() if count else digest
 
 
 def _whole_dataset(config: ConfigDict) -> Dataset:
@@ -75,7 +80,7 @@ def _whole_dataset(config: ConfigDict) -> Dataset:
         raise InputError(
             f"no prepared data in {directory}; make it with: "
             f"{config.data.get('prepare') or PREPARE} --out={directory}"
-            " (or name another folder by --config.data.dir)"
+            " (or name another folder by --config.data.dir=DIR)"
         )
     return store.load(directory)
 

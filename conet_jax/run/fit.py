@@ -23,13 +23,13 @@ from ml_collections import ConfigDict
 import conet_jax
 from conet_jax import config as config_lib
 from conet_jax import models
-from conet_jax.data.load import check_users, load_dataset
+from conet_jax.data.load import check_users
 from conet_jax.data.types import HELD_OUT, Dataset, held_out_parts
 from conet_jax.devices import processes
 from conet_jax.errors import InputError
 from conet_jax.files import write_arrays, write_json, write_text
 from conet_jax.models.base import facing
-from conet_jax.run import earlier, lists, lock, loop, memory, signals, tune
+from conet_jax.run import earlier, jax_settings, lists, lock, loop, memory, signals, tune
 from conet_jax.run.checkpoints import Checkpoints
 from conet_jax.run.epoch import CHUNK_STEPS, CutShort
 from conet_jax.run.experiment import Experiment, check_cuts, fit_interactions, untuned
@@ -48,7 +48,13 @@ from conet_jax.run.logs import (
     taken_over_line,
 )
 from conet_jax.run.start import initial_state
-from conet_jax.run.workdir import claim_workdir, make_workdir, stored_start, write_config
+from conet_jax.run.workdir import (
+    claim_workdir,
+    load_for,
+    make_workdir,
+    stored_start,
+    write_config,
+)
 from conet_jax.train import ranking
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "numpy", "orbax-checkpoint", "polars")
@@ -68,7 +74,7 @@ def fit(
     Args:
       config: see ``config.default_config``.
       workdir: folder of the run, made if absent.
-      dataset: the data; by default that of ``load_dataset``.
+      dataset: the data; by default that of ``load_for``.
       quiet: print nothing.
       tensorboard: write event files to WORKDIR/tensorboard, too.
       start_from: folder of an earlier run whose parameters, by id, are the start: ``run.earlier``.
@@ -88,7 +94,7 @@ def fit(
         load_tensorboardx()  # or say at once that it is not there
     if dataset is None:
         config_lib.validate(config)
-        dataset = load_dataset(config)
+        dataset = load_for(config, workdir)
     experiment = untuned(config, dataset)
     check_users(dataset, "test")
     check_cuts(config, *held_out_parts(dataset).values())
@@ -277,6 +283,7 @@ def _finish(
         "parameters": sum(int(np.prod(x.shape)) for x in jax.tree.leaves(plain)),
         "seconds": round(progress.seconds, 3),
         "versions": versions(),
+        "jax_settings": jax_settings.current(),
     }
     return result, arrays
 

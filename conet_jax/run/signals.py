@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: training saves what it has between two calls of its program, and ends.
+"""SIGTERM, SIGHUP, Ctrl-C: training saves what it has between two calls of its program, and ends.
 
 Launchers call ``install``; without it, as in a notebook, signals do what they always do. While a
 run can save itself (``deferred``) the first signal is a request that training asks for with
@@ -12,15 +12,16 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 GRACE_SECONDS = 8.0
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 _pending = 0  # the signal that was asked to stop by
 _deferred = 0  # how many runs, one in another, can save themselves
 _ended = False  # whether the user has been told
+_of_terminal: list[int] = []  # stdout, 1, and stderr, 2, where they were a terminal at the start
 
 
 class Interrupted(KeyboardInterrupt):
@@ -33,17 +34,27 @@ class Interrupted(KeyboardInterrupt):
 
 
 def install() -> None:
-    """Handles SIGTERM and SIGINT until the process ends; to be called by its main thread."""
+    """Handles these signals until the process ends; to be called by its main thread.
+
+    SIGHUP stays ignored where it is: under ``nohup``.
+    """
     receiver, sender = os.pipe()
     os.set_blocking(sender, False)
     signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
     for signum in _SIGNALS:
-        signal.signal(signum, _handle)
+        if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, _handle)
+    _of_terminal[:] = [number for number in (1, 2) if os.isatty(number)]
     threading.Thread(target=_end_in_time, args=(receiver,), daemon=True).start()
 
 
 def _handle(signum: int, _frame: object) -> None:
     global _pending
+    if signum == signal.SIGHUP:  # the terminal has gone; to write to it would be an error
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for number in _of_terminal:
+            os.dup2(nowhere, number)
+        os.close(nowhere)
     if _pending or not _deferred:
         raise Interrupted(signum)
     _pending = signum
@@ -73,7 +84,8 @@ def end(error: KeyboardInterrupt) -> NoReturn:
 
 
 def _say(text: str) -> None:
-    os.write(2, f"{text}\n".encode())  # print may have been interrupted by the signal
+    with suppress(OSError):  # nobody reads it
+        os.write(2, f"{text}\n".encode())  # print may have been interrupted by the signal
 
 
 @contextmanager

@@ -2,19 +2,19 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from conet_jax import config as config_lib
 from conet_jax import files
-from conet_jax.data.load import PREPARE, load_dataset
+from conet_jax.data.load import load_dataset
 from conet_jax.data.types import Dataset
 from conet_jax.errors import InputError
 from conet_jax.files import make_folder, write_json
 from conet_jax.models.base import Params
-from conet_jax.run import lock, tune
+from conet_jax.run import jax_settings, lock, tune, whereabouts
 from conet_jax.run.checkpoints import Checkpoints
 from conet_jax.run.experiment import Experiment, untuned
 from conet_jax.train.ranking import Ranks
@@ -36,7 +36,7 @@ def claim_workdir(
     path = workdir / "config.json"
     digest = dataset.meta["hash"]
     if path.exists():
-        stored, stored_digest, found = _stored(workdir)
+        stored, stored_digest, found, settings, _ = _stored(workdir)
         differing = config_lib.differences(stored, config)
         ours = str(Path(start_from).resolve()) if start_from else "drawn parameters"
         theirs = found.get("started_from", {}).get("workdir", "drawn parameters")
@@ -48,6 +48,11 @@ def claim_workdir(
             raise InputError(
                 f"{workdir} holds a run of another config: {'; '.join(differing)}. Take another "
                 "--workdir, or the same fields"
+            )
+        if started and (differing := jax_settings.differences(settings)):
+            raise InputError(
+                f"{workdir} holds a run under other settings of JAX, which change its numbers: "
+                f"{'; '.join(differing)}. Set them as there, or take another --workdir"
             )
         if stored_digest != digest and started:
             raise InputError(
@@ -67,8 +72,15 @@ def write_config(
     workdir: Path, config: ConfigDict, dataset: Dataset, found: dict[str, Any] | None = None
 ) -> None:
     """Writes config.json: the config as given, and what was found for its start (``_FOUND``)."""
-    stored = {**json.loads(config.to_json()), "dataset_hash": dataset.meta["hash"]}
-    write_json(workdir / "config.json", stored | (found or {}))
+    path, place = workdir / "config.json", whereabouts.of(workdir, config, dataset)
+    if not place and path.exists():  # it goes on with data that were found by what is written there
+        place = _stored(workdir).place
+    more = {
+        "dataset_hash": dataset.meta["hash"],
+        "dataset_place": place,
+        "jax_settings": jax_settings.current(),
+    }
+    write_json(path, json.loads(config.to_json()) | more | (found or {}))
 
 
 def _train(workdir: str | Path) -> str:
@@ -86,7 +98,7 @@ def stored_config(workdir: str | Path) -> tuple[dict[str, Any], str]:
 
 def stored_start(workdir: Path, config: ConfigDict, dataset: Dataset) -> dict[str, Any]:
     """Returns what was found for a run's start under this config and on these data."""
-    stored, digest, found = _stored(workdir)
+    stored, digest, found, *_ = _stored(workdir)
     same = digest == dataset.meta["hash"] and not config_lib.differences(stored, config)
     return found if same else {}
 
@@ -95,16 +107,28 @@ def stored_start(workdir: Path, config: ConfigDict, dataset: Dataset) -> dict[st
 _FOUND = ("tuned", "started_from")
 
 
-def _stored(workdir: str | Path) -> tuple[dict[str, Any], str, dict[str, Any]]:
-    """Contents of config.json: config, hash of the data, what was found for the start."""
+class _Stored(NamedTuple):
+    """What config.json holds; an older one has neither settings of JAX nor the data's place."""
+
+    config: dict[str, Any]
+    digest: str  # of the data
+    found: dict[str, Any]  # for the start
+    settings: dict[str, Any]
+    place: dict[str, str]
+
+
+def _stored(workdir: str | Path) -> _Stored:
     path = Path(workdir) / "config.json"
     if not path.exists():
         raise InputError(f"{workdir} holds no run (no config.json); {_train(workdir)}")
     try:
         stored = files.read_json(path)
         digest = stored.pop("dataset_hash")
-        if not isinstance(digest, str):
-            raise TypeError("dataset_hash is of another type")
+        settings, place = stored.pop("jax_settings", {}), stored.pop("dataset_place", {})
+        if not (isinstance(digest, str) and isinstance(settings, dict)):
+            raise TypeError("dataset_hash or jax_settings is of another type")
+        if not all(isinstance(text, str) for text in place.values()):
+            raise TypeError("dataset_place is of another type")
         found = {name: stored.pop(name) for name in _FOUND if name in stored}
         stored = config_lib.completed(stored)
         config = ConfigDict(stored)
@@ -117,15 +141,32 @@ def _stored(workdir: str | Path) -> tuple[dict[str, Any], str, dict[str, Any]]:
         raise InputError(
             f"{path} cannot be read as a run's config ({error}); take another --workdir"
         ) from None
-    return stored, digest, found
+    return _Stored(stored, digest, found, settings, place)
 
 
-def restore(workdir: str | Path, *, devices: int = 1) -> tuple[Experiment, Params, dict[str, Any]]:
+def load_for(config: ConfigDict, workdir: Path) -> Dataset:
+    """Loads a config's data; where there are none, those of the run in the workdir, if any.
+
+    Raises:
+      InputError: as ``load_dataset``.
+    """
+    if "synthetic" not in config.data and not (Path(config.data.dir) / "dataset.json").exists():
+        if (workdir / "config.json").exists():
+            stored = _stored(workdir)
+            config = config.copy_and_resolve_references()
+            config.data.dir = whereabouts.find(workdir, stored.config, stored.place, stored.digest)
+    return load_dataset(config)
+
+
+def restore(
+    workdir: str | Path, *, devices: int = 1, data: str | Path | None = None
+) -> tuple[Experiment, Params, dict[str, Any]]:
     """Loads a run's config, data and best parameters.
 
     Args:
       workdir: folder of a run with at least one epoch.
       devices: to load it on, see ``config.devices``; on one, tables are plain arrays.
+      data: folder of the run's data; by default where they were, or next to the run.
 
     Returns:
       (experiment, best parameters, {"best_epoch": …}).
@@ -134,14 +175,17 @@ def restore(workdir: str | Path, *, devices: int = 1) -> tuple[Experiment, Param
       InputError: the folder holds no run, no checkpoint, or its data is gone or altered.
     """
     workdir = Path(workdir)
-    stored, digest, found = _stored(workdir)
+    stored, digest, found, _, place = _stored(workdir)
     config = ConfigDict(stored | {"devices": devices})
+    if folder := whereabouts.find(workdir, stored, place, digest, data):
+        config.data.dir = folder
     dataset = load_dataset(config)
     if dataset.meta["hash"] != digest:
         raise InputError(
             f"the data in {config.data.dir} is not that of {workdir}: hash "
-            f"{dataset.meta['hash'][:12]}… instead of {digest[:12]}…; prepare it as it was: "
-            f"{config.data.get('prepare') or PREPARE} --out={config.data.dir}"
+            f"{dataset.meta['hash'][:12]}… instead of {digest[:12]}…; name another folder by "
+            "--data=DIR, or prepare it as it was: "
+            f"{whereabouts.command(stored, place)} --out={config.data.dir}"
         )
     experiment = untuned(config, dataset)
     if "tuned" in found:
@@ -178,7 +222,8 @@ def read_result(path: Path) -> dict[str, Any]:
         ]
         if not all(type(x) in (int, float) for x in numbers):
             raise TypeError("a number is something else")
-        if not (type(result["dataset"]["hash"]) is str and type(result["config"]) is dict):
+        given = result["dataset"]["hash"], result["config"], result.get("jax_settings", {})
+        if tuple(map(type, given)) != (str, dict, dict):
             raise TypeError("a field is of another type")
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"no result of a run: {error!r}") from None

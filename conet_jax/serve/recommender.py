@@ -76,13 +76,17 @@ class User(NamedTuple):
         return "popularity" if self.source is None else "source items"
 
 
-def load(workdir: str | Path) -> Recommender:
+def load(workdir: str | Path, *, data: str | Path | None = None) -> Recommender:
     """Loads the best parameters of a run and makes them ready to rank.
+
+    Args:
+      workdir: folder of the run.
+      data: folder of its data; by default where they were, or next to the run.
 
     Raises:
       InputError: see ``workdir.restore``.
     """
-    experiment, params, _ = restore(workdir)
+    experiment, params, _ = restore(workdir, data=data)
     return prepare(experiment, params)
 
 

@@ -9,6 +9,7 @@ from conet_jax import config as config_lib
 from conet_jax import metrics
 from conet_jax.data.types import Dataset, warm_users
 from conet_jax.errors import InputError
+from conet_jax.run import jax_settings
 from conet_jax.run.fit import fit
 from conet_jax.run.workdir import read_ranks, read_result
 from conet_jax.studies import runner
@@ -33,6 +34,7 @@ def read(run: runner.Run) -> Record | None:
     differing = config_lib.differences(result["config"], run.config)
     if result["dataset"]["hash"] != run.digest:
         differing.append("the data is other data")
+    differing += jax_settings.differences(result.get("jax_settings", {}))
     if differing:
         raise InputError(
             f"{run.path.parent} holds a run of another config: {'; '.join(differing)}. Take "

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import tuple_parser
 
 from conet_jax import config as config_lib
+from conet_jax.console import typed
 from conet_jax.errors import InputError
 from conet_jax.studies import search
 
@@ -190,4 +191,6 @@ def command(name: str, file: str, fields: dict[str, Any], *flags: str) -> str:
     "python launch/train.py --config=configs/demo.py:lasso --config.l1=1e-05 '--workdir=a run'"
     """
     fields = [f"--config.{field}={value}" for field, value in fields.items()]
-    return shlex.join(["python", f"launch/{name}.py", f"--config={file}", *fields, *flags])
+    return shlex.join(
+        [*typed(f"python launch/{name}.py").split(), f"--config={file}", *fields, *flags]
+    )

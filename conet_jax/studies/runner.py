@@ -32,6 +32,7 @@ from conet_jax.data.types import Dataset
 from conet_jax.errors import InputError
 from conet_jax.files import make_folder, write_json
 from conet_jax.models.base import Model
+from conet_jax.run import jax_settings
 from conet_jax.run.experiment import check_cuts
 from conet_jax.studies import population, search
 
@@ -136,9 +137,15 @@ VALIDATION = Kind("validation", _validate_one, _validate_several)
 
 
 def key(config: ConfigDict, digest: str, kind: Kind = VALIDATION) -> str:
-    """Returns the hash of all that a record depends on: config, data (its hash), kind, version."""
+    """Returns the hash of all that a record depends on.
+
+    Config, data (its hash), kind, version, and settings of JAX that are not the usual ones.
+    """
     fields = {name: value for name, value in config.to_dict().items() if name not in _NAMES}
-    content = json.dumps([kind.name, fields, digest, conet_jax.__version__], sort_keys=True)
+    content = [kind.name, fields, digest, conet_jax.__version__]
+    if settings := jax_settings.unusual():
+        content.append(settings)
+    content = json.dumps(content, sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
