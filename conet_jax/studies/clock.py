@@ -40,8 +40,9 @@ class Clock:
 
     def say(self, text: str) -> None:
         """Prints a line with the time left."""
-        left = max(0.0, self.budget - self.spent)
-        print(f"[{in_words(self.spent)} spent, {in_words(left)} left] {text}", flush=True)
+        left = self.budget - self.spent
+        rest = f"{in_words(left)} left" if left > 0 else "beyond the budget"
+        print(f"[{in_words(self.spent)} spent, {rest}] {text}", flush=True)
 
 
 def in_words(seconds: float) -> str:

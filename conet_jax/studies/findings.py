@@ -11,10 +11,20 @@ from conet_jax.data import audit
 from conet_jax.data.types import Dataset, warm_users
 from conet_jax.models import diagnostics
 from conet_jax.run.workdir import restore
-from conet_jax.studies import crossing, search, transfer, verdict
+from conet_jax.studies import crossing, search, verdict
 from conet_jax.studies.clock import in_words
+from conet_jax.studies.evidence import (
+    ALONE,
+    CONTROL,
+    JOINED,
+    RECIPE,
+    Runs,
+    baseline_of,
+    compare,
+    cut,
+)
 from conet_jax.studies.statistics import spread_of
-from conet_jax.studies.transfer import CONTROL, JOINED, RECIPE, Runs, Work, cut
+from conet_jax.studies.transfer import MAX_TRIALS, Work
 from conet_jax.train import ranking
 from conet_jax.variants import VARIANTS
 
@@ -36,11 +46,11 @@ def collect(work: Work, done: dict[str, Runs], showcase: Showcase) -> Json:
       showcase: lists of items, see ``serve.showcase``.
     """
     question, dataset = work.question, work.dataset
-    baseline = transfer.baseline_of(done)
+    baseline = baseline_of(done)
     recipe, alone = done[RECIPE], done[baseline]
-    main = transfer.compare(recipe, alone)
-    control = transfer.compare(recipe, done[CONTROL]) if CONTROL in done else None
-    joined = transfer.compare(recipe, done[JOINED]) if JOINED in done else None
+    main = compare(recipe, alone)
+    control = compare(recipe, done[CONTROL]) if CONTROL in done else None
+    joined = compare(recipe, done[JOINED]) if JOINED in done else None
     found = verdict.decide(main, control)
     groups = _groups(recipe, alone, dataset)
     k = cut(recipe.results[0]["test_warm"])
@@ -56,12 +66,12 @@ def collect(work: Work, done: dict[str, Runs], showcase: Showcase) -> Json:
             "outcome": found.outcome,
             "baseline": baseline,
             "main": verdict.as_json(main),
-            "published": verdict.as_json(transfer.compare(recipe, alone, "test")),
+            "published": verdict.as_json(compare(recipe, alone, "test")),
             "control": verdict.as_json(control),
             "joined": verdict.as_json(joined),
             "whom": verdict.whom(groups["target"], question.names["target"] + " interactions"),
             "unsettled": [*found.reasons, *_cut_short(work, done)],
-            "why": _why(found.outcome, dataset),
+            "why": _why(main, found.outcome, dataset),
         },
         "methods": [_row(name, runs, alone, baseline) for name, runs in done.items()],
         "failures": work.failures,
@@ -80,7 +90,7 @@ def _row(name: str, runs: Runs, alone: Runs, baseline: str) -> Json:
     row: Json = {
         "method": name,
         "says": says if name == CONTROL else VARIANTS[name].says,
-        "knows_source": name not in transfer.ALONE,
+        "knows_source": name not in ALONE,
         "trials": runs.trials,
         "seeds": len(runs.results),
         "fixed": runs.fixed,
@@ -94,7 +104,7 @@ def _row(name: str, runs: Runs, alone: Runs, baseline: str) -> Json:
             metric.name: spread_of([result[split][metric.key(k)] for result in runs.results])
             for metric in shown
         }
-    row["gain"] = None if name == baseline else verdict.as_json(transfer.compare(runs, alone))
+    row["gain"] = None if name == baseline else verdict.as_json(compare(runs, alone))
     return row
 
 
@@ -112,7 +122,7 @@ def _groups(recipe: Runs, alone: Runs, dataset: Dataset) -> Json:
     split = "test_target_only_warm"
     both = split in recipe.ndcg and split in alone.ndcg
     if both and recipe.ndcg[split].shape[1] > 1:
-        found["target_only"] = verdict.as_json(transfer.compare(recipe, alone, split))
+        found["target_only"] = verdict.as_json(compare(recipe, alone, split))
     return found
 
 
@@ -179,18 +189,18 @@ def _cut_short(work: Work, done: dict[str, Runs]) -> list[str]:
             f"the budget of {in_words(work.clock.budget)} ended after "
             f"{seeds} seed{'' if seeds == 1 else 's'}; more would narrow the intervals"
         )
-    if work.trials < transfer.MAX_TRIALS:
+    if work.trials < MAX_TRIALS:
         found.append(
-            f"the budget was enough for {work.trials} of {transfer.MAX_TRIALS} trials of each "
+            f"the budget was enough for {work.trials} of {MAX_TRIALS} trials of each "
             "method: better settings may be there, of each"
         )
     return found
 
 
-def _why(outcome: str, dataset: Dataset) -> list[str]:
+def _why(main: verdict.Gain, outcome: str, dataset: Dataset) -> list[str]:
     """Reasons that the data give for what was found."""
     reasons = []
-    if dataset.num_shared < _FEW_SHARED and outcome in ("none", "unsettled"):
+    if dataset.num_shared < _FEW_SHARED and main.low is not None and main.low <= 0:
         reasons.append(
             f"only {dataset.num_shared:,} users are in both domains: there is little to learn from"
         )

@@ -8,19 +8,15 @@ from typing import Any
 from conet_jax import files
 from conet_jax.files import write_json, write_text
 from conet_jax.studies import pictures
-from conet_jax.studies.verdict import interval, percent
+from conet_jax.studies.verdict import GROUP_USERS, interval, percent
+from conet_jax.studies.words import ALONE, details, headline, text, unsettled
 
 Json = dict[str, Any]
 
-_ALONE = {
-    "popularity": "popularity",
-    "ials": "implicit ALS of the target",
-    "recipe_mlp": "the recipe without the source",
-}
 _WAYS = {
     "on": "as trained",
-    "off": "off: every H at zero",
-    "other": "fed by another user's source",
+    "off": "off, every H zero",
+    "other": "another's source",
 }
 
 
@@ -35,88 +31,6 @@ def publish(report: Json, workdir: Path) -> str:
     stored = files.read_json(workdir / "report.json")
     write_text(workdir / "report.html", page(stored))
     return "\n".join([text(stored), f"report: {workdir / 'report.html'}"])
-
-
-def headline(report: Json) -> str:
-    """Returns the verdict in a sentence, with its number and interval."""
-    found, names = report["verdict"], report["names"]
-    source, target = (names[domain] for domain in ("source", "target"))
-    main, metric = found["main"], f"NDCG@{report['k']}"
-    gain = f"{metric} {interval(main)}" if main["gain"] is not None else metric
-    most = f"; {found['whom']}" if found["whom"] else ""
-    match found["outcome"]:
-        case "helps":
-            return f"Yes, {source} helps {target}: {gain}{most}."
-        case "not its content":
-            return (
-                f"No: the recipe gains ({gain}), but with another user's source it does as well, "
-                f"so what {source} says of a user is not what helps."
-            )
-        case "hurts":
-            return f"No, {source} does harm to {target}: {gain}."
-        case "none":
-            return (
-                f"No gain that we could see from {source} for {target}: {gain}; a gain of "
-                f"{percent(main['detectable'])} would have been seen."
-            )
-    return f"Not settled whether {source} helps {target}: {gain}."
-
-
-def details(report: Json) -> list[str]:
-    """Returns what is to be said besides, a sentence each."""
-    found, names = report["verdict"], report["names"]
-    baseline = _ALONE[found["baseline"]]
-    lines = [
-        f"Compared: the recipe with both domains, and {baseline}, the best on validation of the "
-        f"methods that know {names['target']} alone. In brackets the 95% interval over users and "
-        "seeds."
-    ]
-    control, joined = found["control"], found["joined"]
-    if control and control["gain"] is not None:
-        lines.append(
-            "Control: over the same recipe trained with another user's source it gains "
-            f"{interval(control)}."
-        )
-    if joined and joined["gain"] is not None:
-        as_good = joined["low"] <= 0
-        word = (
-            "plain joined implicit ALS, which trains in seconds, is as good as far as we could see"
-            if as_good
-            else "the recipe is better than plain joined implicit ALS"
-        )
-        lines.append(f"{word[0].upper()}{word[1:]} (recipe over it: {interval(joined)}).")
-    lines += [line[0].upper() + line[1:] + "." for line in found["why"]]
-    if found["outcome"] == "none" and control and control["low"] is not None:
-        if control["low"] <= 0:
-            lines.append(
-                "The reason may be that the source says nothing of the target: another user's "
-                "source does as well."
-            )
-    return lines
-
-
-def unsettled(report: Json) -> list[str]:
-    """Returns what the study could not settle, a sentence each."""
-    return [line[0].upper() + line[1:] + "." for line in report["verdict"]["unsettled"]]
-
-
-def text(report: Json) -> str:
-    """Returns the report on a screen."""
-    k = report["k"]
-    lines = ["", headline(report), "", *details(report)]
-    if open_ := unsettled(report):
-        lines += ["", "Not settled:", *(f"  {line}" for line in open_)]
-    head = f"warm NDCG@{k}"
-    lines += ["", f"{'method':<14}{head:>14}{'gain [95%]':>24}{'published':>12}{'seeds':>7}"]
-    for row in report["methods"]:
-        gain = "compared with" if row["gain"] is None else interval(row["gain"])
-        lines.append(
-            f"{row['method']:<14}{row['warm']['ndcg']['mean']:>14.4f}{gain:>24}"
-            f"{row['published']['ndcg']['mean']:>12.4f}{row['seeds']:>7}"
-        )
-    lines += ["", f"Next: {report['next']['method']}, {report['next']['says']}"]
-    lines += [f"  {step['command']}" for step in report["next"]["steps"]]
-    return "\n".join([*lines, ""])
 
 
 def page(report: Json) -> str:
@@ -181,9 +95,10 @@ def _whom(report: Json) -> list[str]:
     parts.append(
         _figure(
             pictures.groups(found, names),
-            f"Gain of the recipe over {_ALONE[report['verdict']['baseline']]} in warm "
-            f"NDCG@{report['k']}, by a user's interactions. Lines are 95% intervals; with many "
-            "groups one of twenty is off by chance.",
+            f"Gain of the recipe over {ALONE[report['verdict']['baseline']]} in warm "
+            f"NDCG@{report['k']}, by a user's interactions. Lines are 95% intervals, of which "
+            "one of twenty is off by chance; grey: fewer than "
+            f"{GROUP_USERS} users.",
         )
     )
     if found["target_only"]:
@@ -216,7 +131,6 @@ def _compared(report: Json) -> list[str]:
                 _mean(row["published"]["ndcg"]),
                 f"{row['seeds']}",
                 f"{row['trials']}",
-                f'<td class="words">{_safe(row["says"])}</td>',
             ]
         )
     head = [
@@ -228,7 +142,6 @@ def _compared(report: Json) -> list[str]:
         f"NDCG@{k}<br>as published",
         "seeds",
         "trials",
-        '<span class="left">what it is</span>',
     ]
     main = next(at for at, row in enumerate(order) if row["method"] == "recipe")
     parts = [
@@ -241,6 +154,9 @@ def _compared(report: Json) -> list[str]:
         '<p class="soft">Warm: held-out items with a training pair, among candidates with one; as '
         "published: all of them. Settings were chosen on validation with equally many trials for "
         "each method that has any; each run was tested once.</p>",
+        "<ul>"
+        + "".join(f"<li><b>{_safe(r['method'])}</b>: {_safe(r['says'])}</li>" for r in order)
+        + "</ul>",
     ]
     parts += [
         f"<p>{_safe(name)} failed: {_safe(why)}</p>" for name, why in report["failures"].items()
@@ -269,9 +185,9 @@ def _carried(report: Json) -> list[str]:
         "the cross connections H. This is what the second does, in the trained model. The control "
         "above covers both.</p>",
         _table(
-            ["cross connections", f"NDCG@{report['k']}", "change, % [95%]"],
+            ["crossing", f"NDCG@{report['k']}", "change, % [95%]"],
             rows,
-            caption=f"Mean of {found['seeds']} runs; intervals over users.",
+            caption=f"{found['seeds']} run{'s' * (found['seeds'] > 1)}; intervals over users.",
         ),
     ]
     if found["items"]:

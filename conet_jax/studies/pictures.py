@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from conet_jax.studies.drawing import load_matplotlib
+from conet_jax.studies.verdict import GROUP_USERS
 
 _WIDTH = 5.2  # inches at 10 points: legible on 400 pixels, too
 # What matplotlib draws in, and the colour of the page that it stands for.
@@ -69,7 +70,8 @@ def groups(found: dict[str, Any], names: dict[str, str]) -> str:
         for ax, domain, colour in zip(axes, ("target", "source"), (_ONE, _TWO), strict=True):
             rows = [row for row in found[domain] if row["gain"]["gain"] is not None]
             for at, row in enumerate(rows):
-                _interval(ax, row["gain"], at, colour)
+                few = row["users"] < GROUP_USERS
+                _interval(ax, row["gain"], at, _THREE if few else colour)
             labels = [f"{row['interactions']}\n{row['users']:,}" for row in rows]
             ax.set_xticks(range(len(rows)), labels)
             ax.set_xlabel(f"training interactions of {names[domain]}; users below")
@@ -81,7 +83,7 @@ def groups(found: dict[str, Any], names: dict[str, str]) -> str:
             row["gain"]
             for domain in ("target", "source")
             for row in found[domain]
-            if row["users"] >= 50 and row["gain"]["gain"] is not None
+            if row["users"] >= GROUP_USERS and row["gain"]["gain"] is not None
         ]
         if middle:  # groups of a few users must not flatten the others
             low = min(0.0, *(100 * gain["low"] for gain in middle))

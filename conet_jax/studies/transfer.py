@@ -16,19 +16,27 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from conet_jax import metrics, models
+from conet_jax import models
 from conet_jax.data.load import check_users, load_dataset
 from conet_jax.data.types import Dataset, UserItems
 from conet_jax.errors import InputError
 from conet_jax.files import make_folder, make_report_folder, write_json
 from conet_jax.run import lock
-from conet_jax.run.workdir import read_ranks
 from conet_jax.studies import full_run, runner, search, table2, verdict
 from conet_jax.studies.clock import Clock, stored
+from conet_jax.studies.evidence import (
+    ALONE,
+    CONTROL,
+    JOINED,
+    RECIPE,
+    Runs,
+    baseline_of,
+    compare,
+    cut,
+    ndcg_of,
+)
 from conet_jax.studies.runner import Record
 
-RECIPE, CONTROL, JOINED = "recipe", "recipe_other", "ials_joined"
-ALONE = ("popularity", "ials", "recipe_mlp")  # methods that know the target alone
 METHODS = (RECIPE, *ALONE[1:], JOINED, "lasso", ALONE[0])  # in the order of their work
 MAX_TRIALS, MAX_SEEDS = 8, 10
 _SEARCH_SHARE = 0.45  # of the budget, at most, before the runs that are compared
@@ -61,69 +69,6 @@ class Question(NamedTuple):
         return table2.Study(
             self.file, self.get_config, self.given, self.workdir, seeds=seeds, trials=trials
         )
-
-
-def cut(row: dict[str, Any]) -> int:
-    """Returns the first cut K of a row of metrics.
-
-    >>> cut({"hit_ratio@5": 0.5, "ndcg@5": 0.25})
-    5
-    """
-    return int(next(name for name in row if name.startswith("ndcg@")).partition("@")[2])
-
-
-class Runs(NamedTuple):
-    """Finished runs of a method.
-
-    Attributes:
-      results: contents of each result.json.
-      ndcg: by split ("test_warm", "test"; "test_target_only_warm" where there is one), f64[seeds,
-        users].
-      fixed: whether the seed makes no difference.
-      folders: of the runs.
-      command: of launch/train.py, for the first.
-      fields: config fields that the search chose.
-      trials: of the search, how many.
-    """
-
-    results: list[Record]
-    ndcg: dict[str, np.ndarray]
-    fixed: bool
-    folders: list[Path]
-    command: str
-    fields: dict[str, Any]
-    trials: int
-
-    @property
-    def valid(self) -> float:
-        """Mean warm validation NDCG."""
-        rows = [result["valid_warm"] for result in self.results]
-        return float(np.mean([row[f"ndcg@{cut(row)}"] for row in rows]))
-
-    def first(self, seeds: int) -> "Runs":
-        """Returns the runs of the first seeds alone."""
-        ndcg = {split: values[:seeds] for split, values in self.ndcg.items()}
-        return self._replace(results=self.results[:seeds], ndcg=ndcg, folders=self.folders[:seeds])
-
-
-def compare(ours: Runs, theirs: Runs, split: str = "test_warm") -> verdict.Gain:
-    """Returns the gain of one method's runs over another's."""
-    fixed = (ours.fixed, theirs.fixed)
-    return verdict.gain(ours.ndcg[split], theirs.ndcg[split], fixed=fixed)
-
-
-def baseline_of(done: dict[str, Runs]) -> str:
-    """Returns the best on validation of the methods that know the target alone.
-
-    By the seeds that all have, so that more seeds of one change nothing.
-
-    Raises:
-      InputError: none of them has a run.
-    """
-    values = {name: done[name].first(verdict.SEEDS).valid for name in ALONE if name in done}
-    if not values:
-        raise InputError(f"none of {', '.join(ALONE)} could be trained: see the lines above")
-    return max(values, key=values.get)
 
 
 def other_source(dataset: Dataset) -> Dataset:
@@ -289,7 +234,7 @@ class Work:
             split for split in ("test_warm", "test", "test_target_only_warm") if split in results[0]
         ]
         ndcg = {
-            split: np.stack([_ndcg(run.path.with_name("ranks.npz"), split, k) for run in planned])
+            split: np.stack([ndcg_of(run.path.with_name("ranks.npz"), split, k) for run in planned])
             for planned in [planned[: len(results)]]
             for split in splits
         }
@@ -304,17 +249,6 @@ class Work:
             self.fields(method) or {},
             len(self._records[method]),
         )
-
-
-def _ndcg(path: Path, split: str, k: int) -> np.ndarray:
-    try:
-        _, ranks = read_ranks(path, split)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path} cannot be read as the ranks of a run ({error}); take {path.parent} away, and "
-            "it is made again"
-        ) from None
-    return metrics.ndcg(ranks.above, ranks.tied, k=k)
 
 
 def claim(question: Question, dataset: Dataset) -> None:

@@ -15,7 +15,7 @@ SEEDS = 3  # fewest of a trained method before anything is said of it
 SMALL = 0.05  # a relative gain that, could it be there unseen, leaves the question open
 NARROW = 0.02  # half the width of an interval, relative, that is narrow enough
 _USERS_SHARE = 0.85  # of the width that users make: more seeds could not do much about the rest
-_GROUP_USERS = 50  # fewest of a group of which the sentence speaks
+GROUP_USERS = 50  # fewest of a group of which the sentence speaks
 _DRAWS_A_CHUNK = 1 << 21
 # Quantiles of the normal distribution: 97.5% (an interval of 95%) and 80% (the power asked for).
 _Z_INTERVAL, _Z_POWER = 1.959964, 0.841621
@@ -274,7 +274,7 @@ def whom(rows: list[dict[str, Any]], what: str) -> str:
       >>> whom([row("1", 0.1, 0.2), row("2-4", 0.02, 0.05), row("5+", -0.1, 0.01)], "books")
       'most for users with 1 of the books; none seen from 5 on'
     """
-    rows = [row for row in rows if row["users"] >= _GROUP_USERS and row["gain"]["gain"] is not None]
+    rows = [row for row in rows if row["users"] >= GROUP_USERS and row["gain"]["gain"] is not None]
     clear = [row for row in rows if row["gain"]["low"] > 0]
     if len(rows) < 2 or not clear:
         return ""
