@@ -1,17 +1,23 @@
 """The verdict of a transfer study, its page, and the study itself."""
 
+import contextlib
 import json
 import re
+import signal
+import subprocess
+import sys
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from helpers import SMALL
+from helpers import ROOT, SMALL, tiny
 from scipy import stats
 
-from conet_jax.data import synthetic
+from conet_jax.data import store, synthetic
 from conet_jax.data.types import UserItems
-from conet_jax.studies import page, transfer, verdict, words
+from conet_jax.errors import InputError
+from conet_jax.serve import showcase
+from conet_jax.studies import findings, full_run, page, transfer, verdict, words
 from conet_jax.studies.verdict import Gain
 
 # Per-user metrics of studies whose truth is known.
@@ -395,3 +401,118 @@ def test_page_of_a_study_that_failed_in_part():
     )
     text = "".join(Page(page.page(report)).text)
     assert "lasso failed: diverged" in text and "The budget of 2 min ended after 1 seed." in text
+
+
+# Studies.
+
+
+def small_data(folder, **options):
+    data, _ = synthetic.dataset(**(SMALL | options))
+    store.save(data, folder)
+    return folder
+
+
+def untimed(report):
+    return {name: value for name, value in report.items() if name != "times"}
+
+
+def test_study_leaves_a_report_and_done_again_the_same(tmp_path, monkeypatch, quick_compilation):
+    monkeypatch.setattr(transfer, "METHODS", ("recipe", "ials", "popularity"))
+    monkeypatch.setattr(transfer, "MAX_TRIALS", 1)
+    monkeypatch.setattr(transfer, "MAX_SEEDS", 1)
+    question = transfer.Question(
+        "configs/default.py",
+        lambda variant: tiny(variant, epochs=1, ials_sweeps=2, fold_sweeps=1),
+        {"data.dir": str(small_data(tmp_path / "data"))},
+        tmp_path / "study",
+        {"target": "books", "source": "movies"},
+        600.0,
+    )
+
+    def ask():
+        return transfer.run(
+            question, lambda work, done: findings.collect(work, done, showcase.showcase)
+        )
+
+    report = ask()
+    said = page.publish(report, question.workdir)
+    assert "Not settled whether movies helps books" in said
+    assert json.loads((question.workdir / "report.json").read_text()) == report
+    Page((question.workdir / "report.html").read_text())
+    methods = {row["method"]: row for row in report["methods"]}
+    assert set(methods) == {"recipe", "ials", "popularity", "recipe_other"}
+    for name in ("recipe", "recipe_other"):
+        result = json.loads((question.workdir / name / "seed_0" / "result.json").read_text())
+        assert methods[name]["warm"]["ndcg"]["mean"] == result["test_warm"]["ndcg@10"]
+    assert methods["recipe"]["warm"] != methods["recipe_other"]["warm"]
+    assert len(report["examples"]) == 10 and report["examples"][0]["user"] == "user 1"
+    assert len(report["carried"]["matrices"]) == 2
+    with monkeypatch.context() as without:
+        without.setattr(full_run, "fit", None)  # nothing is left to train
+        assert untimed(ask()) == untimed(report)
+
+
+@pytest.mark.slow
+def test_killed_at_many_moments_a_study_comes_to_the_same_report(tmp_path):
+    small_data(tmp_path / "data", num_users=90, target_interactions=800)
+    code = (
+        "import runpy, sys\n"
+        "from conet_jax.studies import transfer\n"
+        "transfer.MAX_TRIALS, transfer.MAX_SEEDS = 2, 3\n"
+        f"sys.argv[0] = {str(ROOT / 'launch' / 'transfer.py')!r}\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+
+    def command(workdir):
+        return [
+            *(sys.executable, "-c", code, f"--config={ROOT / 'configs' / 'default.py'}"),
+            *("--data=data", f"--workdir={workdir}", "--budget=9h", "--config.epochs=2"),
+            *("--config.layers=(16,8,4)", "--config.cross_layers=2", "--config.ials_sweeps=2"),
+        ]
+
+    whole = subprocess.run(command("whole"), cwd=tmp_path, capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    assert "seed 2" in whole.stdout
+    killed, rng = 0, np.random.default_rng(0)
+    while killed < 10:
+        process = subprocess.Popen(
+            command("killed"),
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(4, 14))
+            break  # it came to its end
+        process.send_signal(signal.SIGKILL if killed % 2 else signal.SIGTERM)
+        process.wait()
+        killed += 1
+    assert killed >= 2
+    last = subprocess.run(command("killed"), cwd=tmp_path, capture_output=True, text=True)
+    assert last.returncode == 0, last.stderr
+
+    def report(workdir):
+        text = (tmp_path / workdir / "report.json").read_text()
+        return untimed(json.loads(text.replace(f"{workdir}/", "study/")))
+
+    assert report("killed") == report("whole")
+
+
+def test_transfer_prepares_files_once_and_refuses_others(tmp_path):
+    for name in ("books", "movies"):
+        rng = np.random.default_rng(len(name))
+        lines = [
+            f"u{user},{name[0]}{item}"
+            for user in range(30)
+            for item in rng.choice(40, 8, replace=False)
+        ]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["user,item", *lines]) + "\n")
+    options = {"target": str(tmp_path / "books.csv"), "source": str(tmp_path / "movies.csv")}
+    workdir = tmp_path / "study"
+    transfer.prepare(workdir, **options, candidates=9, drop_twins=True)
+    made = store.load(workdir / "data")
+    assert made.meta["options"]["drop_twins"]
+    (tmp_path / "books.csv").unlink()  # done again it reads nothing
+    transfer.prepare(workdir, **options, candidates=9, drop_twins=True)
+    with pytest.raises(InputError, match="--candidates=9 there and 8 here"):
+        transfer.prepare(workdir, **options, candidates=8, drop_twins=True)
