@@ -1,8 +1,10 @@
 """The verdict of a transfer study, its page, and the study itself."""
 
 import contextlib
+import html
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -260,7 +262,7 @@ def canned(outcome="helps", **changes):
             "published": gain,
             "control": gain,
             "joined": gain,
-            "whom": "most for users with 1 of the books",
+            "whom": "most for users with 1 training item in books",
             "unsettled": [],
             "why": [],
         },
@@ -401,6 +403,58 @@ def test_page_of_a_study_that_failed_in_part():
     )
     text = "".join(Page(page.page(report)).text)
     assert "lasso failed: diverged" in text and "The budget of 2 min ended after 1 seed." in text
+
+
+# In a frame, since a window is 500 pixels wide at least; what it finds is told to the page around.
+FRAME = """<!DOCTYPE html><title>none</title>
+<script>onmessage = e => { document.title = JSON.stringify(e.data) }</script>
+<iframe src="report.html" width="WIDTH" height="900" style="border: 0"></iframe>"""
+LOOK = """<script>
+addEventListener("load", () => {
+  const over = [...document.querySelectorAll("body *")].filter(
+    e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest(".wide"));
+  const blank = [...document.querySelectorAll("svg, svg image")].filter(
+    e => e.getBoundingClientRect().width < 20 || e.getBoundingClientRect().height < 20);
+  const style = getComputedStyle(document.body);
+  parent.postMessage({
+    width: document.documentElement.scrollWidth,
+    over: over.map(e => e.tagName + ": " + e.textContent.slice(0, 40)),
+    blank: blank.length,
+    colours: [style.color, style.backgroundColor],
+  }, "*");
+})
+</script></body>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("chromium"), reason="no chromium to look at the page with")
+@pytest.mark.parametrize("width", [400, 1400])
+def test_in_a_browser_nothing_overflows_and_both_schemes_have_their_colours(width, tmp_path):
+    report = canned()
+    report["next"]["steps"][0]["command"] = "python launch/train.py --workdir=" + "long/" * 60
+    report["examples"][0]["with"] = ["B00" * 20]
+    (tmp_path / "report.html").write_text(page.page(report).replace("</body>", LOOK))
+    (tmp_path / "frame.html").write_text(FRAME.replace("WIDTH", str(width)))
+    colours = []
+    for scheme in (1, 0):  # light, dark
+        done = subprocess.run(
+            [
+                *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
+                *("--enable-logging=stderr", "--virtual-time-budget=5000", "--hide-scrollbars"),
+                f"--blink-settings=preferredColorScheme={scheme}",
+                f"--user-data-dir={tmp_path / 'profile'}",
+                (tmp_path / "frame.html").as_uri(),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert "CONSOLE" not in done.stderr, done.stderr
+        found = json.loads(html.unescape(re.search("<title>(.*)</title>", done.stdout)[1]))
+        assert (found["width"], found["over"], found["blank"]) == (width, [], 0)
+        colours.append(found["colours"])
+    assert colours[0] == ["rgb(28, 32, 36)", "rgb(255, 255, 255)"]
+    assert colours[1] == ["rgb(230, 233, 236)", "rgb(21, 24, 27)"]
 
 
 # Studies.

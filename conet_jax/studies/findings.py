@@ -69,7 +69,7 @@ def collect(work: Work, done: dict[str, Runs], showcase: Showcase) -> Json:
             "published": verdict.as_json(compare(recipe, alone, "test")),
             "control": verdict.as_json(control),
             "joined": verdict.as_json(joined),
-            "whom": verdict.whom(groups["target"], question.names["target"] + " interactions"),
+            "whom": verdict.whom(groups["target"], question.names["target"]),
             "unsettled": [*found.reasons, *_cut_short(work, done)],
             "why": _why(main, found.outcome, dataset),
         },

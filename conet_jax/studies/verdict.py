@@ -266,20 +266,21 @@ def whom(rows: list[dict[str, Any]], what: str) -> str:
 
     Args:
       rows: from ``groups``, in rising order.
-      what: the word for the interactions, "books" say.
+      what: name of the domain, "books" say.
 
     Example:
       >>> row = lambda name, low, mid: {"interactions": name, "users": 900,
       ...                               "gain": {"gain": mid, "low": low, "high": 2 * mid}}
       >>> whom([row("1", 0.1, 0.2), row("2-4", 0.02, 0.05), row("5+", -0.1, 0.01)], "books")
-      'most for users with 1 of the books; none seen from 5 on'
+      'most for users with 1 training item in books; none seen from 5 on'
     """
     rows = [row for row in rows if row["users"] >= GROUP_USERS and row["gain"]["gain"] is not None]
     clear = [row for row in rows if row["gain"]["low"] > 0]
     if len(rows) < 2 or not clear:
         return ""
     best = max(clear, key=lambda row: row["gain"]["gain"])
-    parts = [f"most for users with {_range(best['interactions'])} of the {what}"]
+    noun = "item" if best["interactions"] == "1" else "items"
+    parts = [f"most for users with {_range(best['interactions'])} training {noun} in {what}"]
     last = rows.index(clear[-1])
     if last + 1 < len(rows):
         start = rows[last + 1]["interactions"].rstrip("+").partition("-")[0]

@@ -47,6 +47,8 @@ def details(report: Json) -> list[str]:
         f"methods that know {names['target']} alone. In brackets the 95% interval over users and "
         "seeds."
     ]
+    if found["published"]["gain"] is not None:
+        lines.append(f"With cold items, as published: {interval(found['published'])}.")
     control, joined = found["control"], found["joined"]
     if control and control["gain"] is not None:
         lines.append(
@@ -85,7 +87,7 @@ def text(report: Json) -> str:
     head = f"warm NDCG@{k}"
     lines += ["", f"{'method':<14}{head:>14}{'gain [95%]':>24}{'published':>12}{'seeds':>7}"]
     for row in report["methods"]:
-        gain = "compared with" if row["gain"] is None else interval(row["gain"])
+        gain = "baseline" if row["gain"] is None else interval(row["gain"])
         lines.append(
             f"{row['method']:<14}{row['warm']['ndcg']['mean']:>14.4f}{gain:>24}"
             f"{row['published']['ndcg']['mean']:>12.4f}{row['seeds']:>7}"
