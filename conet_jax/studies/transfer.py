@@ -126,7 +126,10 @@ class Work:
             for method in METHODS:
                 self.clock.say(f"{method}: {self.trials} of at most {MAX_TRIALS} trials")
                 make_folder(self.question.workdir / method)
-                self._records[method] = table2.tune(study, method, self.dataset)
+                try:
+                    self._records[method] = table2.tune(study, method, self.dataset)
+                except InputError as error:  # more than the memory, mostly
+                    self._records[method] = [{"failed": str(error)}]
                 cost += float(np.mean([r.get("seconds", 0.0) for r in self._records[method]]))
                 self.clock.keep()
             # Twice as many trials are as many more.
