@@ -130,6 +130,7 @@ class Work:
                     self._records[method] = table2.tune(study, method, self.dataset)
                 except InputError as error:  # more than the memory, mostly
                     self._records[method] = [{"failed": str(error)}]
+                    self.clock.say(f"{method} is left out: {error}")
                 cost += float(np.mean([r.get("seconds", 0.0) for r in self._records[method]]))
                 self.clock.keep()
             # Twice as many trials are as many more.
@@ -290,7 +291,8 @@ def run(
       InputError: config or data cannot be used, the workdir is of another question, or the recipe
         or all that it is compared with failed.
     """
-    dataset = load_dataset(question.study().config(RECIPE))
+    configs = {method: question.study().config(method) for method in METHODS}  # or it says why not
+    dataset = load_dataset(configs[RECIPE])
     for split in ("valid", "test"):
         check_users(dataset, split)
     claim(question, dataset)

@@ -92,6 +92,7 @@ def text(report: Json) -> str:
             f"{row['method']:<14}{row['warm']['ndcg']['mean']:>14.4f}{gain:>24}"
             f"{row['published']['ndcg']['mean']:>12.4f}{row['seeds']:>7}"
         )
+    lines += [f"{name} failed: {why}" for name, why in report["failures"].items()]
     lines += ["", f"Next: {report['next']['method']}, {report['next']['says']}"]
     lines += [f"  {step['command']}" for step in report["next"]["steps"]]
     return "\n".join([*lines, ""])
