@@ -370,7 +370,7 @@ def test_page_shows_what_users_and_items_are_called_as_text():
 @pytest.mark.parametrize(
     ("outcome", "said"),
     [
-        ("helps", "Yes, movies helps books: NDCG@10 +12% [9.0, 15]; most for users with 1"),
+        ("helps", "user's source; most for users with 1 training item in books"),
         ("not its content", "with another user's source it does as well"),
         ("hurts", "No, movies does harm to books"),
         ("none", "a gain of 2.0% would have been seen"),

@@ -126,9 +126,9 @@ def _compared(report: Json) -> list[str]:
                 _safe(row["method"]),
                 gain,
                 _mean(row["warm"]["ndcg"]),
-                _mean(row["warm"]["hit_ratio"]),
-                _mean(row["warm"]["mrr"]),
-                _mean(row["published"]["ndcg"]),
+                f"{row['warm']['hit_ratio']['mean']:.4f}",
+                f"{row['warm']['mrr']['mean']:.4f}",
+                f"{row['published']['ndcg']['mean']:.4f}",
                 f"{row['seeds']}",
                 f"{row['trials']}",
             ]

@@ -155,9 +155,7 @@ class Work:
             seeds += 1
             for name in names:
                 if name not in self.failures and not (name in done and done[name].fixed):
-                    self.clock.say(f"{name}: seed {seeds - 1}")
                     self._train_one(name, seeds)
-                    self.clock.keep()
             done = {n: found for n in (*METHODS, CONTROL) if (found := self.runs(n, seeds))}
             if RECIPE not in done:
                 raise InputError(f"the recipe could not be trained: {self.failures[RECIPE]}")
@@ -180,8 +178,9 @@ class Work:
 
     def _train_one(self, name: str, seeds: int) -> None:
         planned = self._planned(name, seeds)
-        if not planned:
+        if not planned or full_run.read(planned[-1]) is not None:
             return
+        self.clock.say(f"{name}: seed {seeds - 1}")
         try:
             if name == CONTROL:
                 datasets = runner.Datasets(self.other)
@@ -196,6 +195,7 @@ class Work:
         for run in planned:  # those of the recipe are read again, and the first is for use
             if name != RECIPE and run.path.parent.name != "seed_0":
                 shutil.rmtree(run.path.parent / "checkpoints", ignore_errors=True)
+        self.clock.keep()
 
     def _planned(self, name: str, seeds: int) -> list[runner.Run]:
         method = RECIPE if name == CONTROL else name

@@ -262,7 +262,7 @@ def by_source(ours: np.ndarray, theirs: np.ndarray, degrees: np.ndarray, **optio
 
 
 def whom(rows: list[dict[str, Any]], what: str) -> str:
-    """Returns for whom a gain is largest and from where on none is seen, "" if that is not clear.
+    """Returns for whom a gain is largest and from where on it is not clear; "" if nowhere is.
 
     Args:
       rows: from ``groups``, in rising order.
@@ -272,7 +272,7 @@ def whom(rows: list[dict[str, Any]], what: str) -> str:
       >>> row = lambda name, low, mid: {"interactions": name, "users": 900,
       ...                               "gain": {"gain": mid, "low": low, "high": 2 * mid}}
       >>> whom([row("1", 0.1, 0.2), row("2-4", 0.02, 0.05), row("5+", -0.1, 0.01)], "books")
-      'most for users with 1 training item in books; none seen from 5 on'
+      'most for users with 1 training item in books; little or nothing from 5 on'
     """
     rows = [row for row in rows if row["users"] >= GROUP_USERS and row["gain"]["gain"] is not None]
     clear = [row for row in rows if row["gain"]["low"] > 0]
@@ -284,7 +284,9 @@ def whom(rows: list[dict[str, Any]], what: str) -> str:
     last = rows.index(clear[-1])
     if last + 1 < len(rows):
         start = rows[last + 1]["interactions"].rstrip("+").partition("-")[0]
-        parts.append(f"none seen from {start} on")
+        # A wide interval with 0 in it is no sign that there is nothing.
+        little = all(row["gain"]["high"] < best["gain"]["gain"] / 2 for row in rows[last + 1 :])
+        parts.append(f"{'little or nothing' if little else 'not clear'} from {start} on")
     return "; ".join(parts)
 
 

@@ -22,7 +22,11 @@ def headline(report: Json) -> str:
     most = f"; {found['whom']}" if found["whom"] else ""
     match found["outcome"]:
         case "helps":
-            return f"Yes, {source} helps {target}: {gain}{most}."
+            control = interval(found["control"])
+            return (
+                f"Yes, {source} helps {target}: {gain}, and {control} over the same with another "
+                f"user's source{most}."
+            )
         case "not its content":
             return (
                 f"No: the recipe gains ({gain}), but with another user's source it does as well, "
@@ -40,7 +44,7 @@ def headline(report: Json) -> str:
 
 def details(report: Json) -> list[str]:
     """Returns what is to be said besides, a sentence each."""
-    found, names = report["verdict"], report["names"]
+    found, names, main = report["verdict"], report["names"], report["verdict"]["main"]
     baseline = ALONE[found["baseline"]]
     lines = [
         f"Compared: the recipe with both domains, and {baseline}, the best on validation of the "
@@ -55,6 +59,11 @@ def details(report: Json) -> list[str]:
             "Control: over the same recipe trained with another user's source it gains "
             f"{interval(control)}."
         )
+        if found["outcome"] == "helps" and control["gain"] < main["gain"]:
+            lines[-1] += (
+                " That much is what the source says of each user; the rest of the gain has other "
+                "causes, such as other settings or more towers."
+            )
     if joined and joined["gain"] is not None:
         as_good = joined["low"] <= 0
         word = (
