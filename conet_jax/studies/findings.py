@@ -70,7 +70,7 @@ def collect(work: Work, done: dict[str, Runs], showcase: Showcase) -> Json:
             "control": verdict.as_json(control),
             "joined": verdict.as_json(joined),
             "whom": verdict.whom(groups["target"], question.names["target"]),
-            "unsettled": [*found.reasons, *_cut_short(work, done)],
+            "unsettled": [*found.reasons, *_cut_short(work, done, main, control)],
             "why": _why(main, found.outcome, dataset),
         },
         "methods": [_row(name, runs, alone, baseline) for name, runs in done.items()],
@@ -180,11 +180,14 @@ def _matrices(dense: Json) -> list[Json]:
     return found
 
 
-def _cut_short(work: Work, done: dict[str, Runs]) -> list[str]:
+def _cut_short(
+    work: Work, done: dict[str, Runs], main: verdict.Gain, control: verdict.Gain | None
+) -> list[str]:
     """What a budget that was too small has left out."""
     found = []
     seeds = len(done[RECIPE].results)
-    if work.ended_at >= work.clock.budget:
+    narrow = main.narrow and (control is None or control.narrow)
+    if work.ended_at >= work.clock.budget and not narrow:
         found.append(
             f"the budget of {in_words(work.clock.budget)} ended after "
             f"{seeds} seed{'' if seeds == 1 else 's'}; more would narrow the intervals"

@@ -9,7 +9,7 @@ budget does not end it, comes to the same report but for times.
 
 import hashlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,7 @@ from conet_jax.studies.evidence import (
 from conet_jax.studies.runner import Record
 
 METHODS = (RECIPE, *ALONE[1:], JOINED, "lasso", ALONE[0])  # in the order of their work
+LATE = ("lasso",)  # of no weight in the verdict: more than one seed only after all others
 MAX_TRIALS, MAX_SEEDS = 8, 10
 _SEARCH_SHARE = 0.45  # of the budget, at most, before the runs that are compared
 _LAST_SHARE = 0.92  # of the budget after which no run is begun: the report takes the rest
@@ -144,22 +145,33 @@ class Work:
         """Trains the chosen configs, a seed at a time, until it is settled or the budget ends."""
         seeds = 0
         done: dict[str, Runs] = {}
+        first = [name for name in (*METHODS, CONTROL) if name not in LATE]
         while seeds < MAX_SEEDS and not (seeds >= verdict.SEEDS and self._settled(done)):
-            several = seeds >= verdict.SEEDS
-            names = [RECIPE, CONTROL, baseline_of(done)] if several else [*METHODS, CONTROL]
-            cost = sum(done[n].results[-1]["seconds"] for n in names if n in done)
-            if seeds and not self._is_made(names, seeds, done):
-                if self.ended_at >= self.clock.budget or not self.clock.fits(cost, _LAST_SHARE):
-                    self._decide(ended_at=self.clock.budget)
-                    break
+            names = [RECIPE, CONTROL, baseline_of(done)] if seeds >= verdict.SEEDS else first
+            if seeds and not self._has_time(names, seeds, done):
+                break
             seeds += 1
-            for name in names:
-                if name not in self.failures and not (name in done and done[name].fixed):
-                    self._train_one(name, seeds)
+            for name in [*METHODS, CONTROL] if seeds == 1 else names:
+                self._train_one(name, seeds)
             done = {n: found for n in (*METHODS, CONTROL) if (found := self.runs(n, seeds))}
             if RECIPE not in done:
                 raise InputError(f"the recipe could not be trained: {self.failures[RECIPE]}")
+        for name in [name for name in LATE if name in done]:
+            for more in range(1, min(verdict.SEEDS, MAX_SEEDS)):
+                if self._has_time([name], more, done):
+                    self._train_one(name, more + 1)
+            done[name] = self.runs(name, verdict.SEEDS) or done[name]
         return done
+
+    def _has_time(self, names: Sequence[str], seeds: int, done: dict[str, Runs]) -> bool:
+        """Whether one more seed of some methods is there already, or fits into the budget."""
+        if self._is_made(names, seeds, done):
+            return True
+        cost = sum(done[name].results[-1]["seconds"] for name in names if name in done)
+        if self.ended_at < self.clock.budget and self.clock.fits(cost, _LAST_SHARE):
+            return True
+        self._decide(ended_at=self.clock.budget)
+        return False
 
     def _settled(self, done: dict[str, Runs]) -> bool:
         if CONTROL not in done:
@@ -177,7 +189,7 @@ class Work:
         )
 
     def _train_one(self, name: str, seeds: int) -> None:
-        planned = self._planned(name, seeds)
+        planned = [] if name in self.failures else self._planned(name, seeds)
         if not planned or full_run.read(planned[-1]) is not None:
             return
         self.clock.say(f"{name}: seed {seeds - 1}")
