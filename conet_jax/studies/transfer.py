@@ -274,8 +274,8 @@ def claim(question: Question, dataset: Dataset) -> None:
       InputError: it is of other data or another config.
     """
     path = question.workdir / "question.json"
-    fields = sorted(question.given.items())
-    given = {name: str(value) for name, value in fields if name != "data.dir"}
+    # The data's folder, too: runs are read again, each with the data where it was.
+    given = {name: str(value) for name, value in sorted(question.given.items())}
     asked = {"data": dataset.meta["hash"], "config": question.file, "given": given}
     if path.exists():
         for name, value in asked.items():
