@@ -4,12 +4,15 @@ python launch/train.py --config=configs/NAME.py[:variant] [--data=DIR] [--config
 
 The plain config is CoNet-lasso as the paper has it, :recipe the recommended recipe;
 conet_jax/variants.py has all variants. configs/default.py is for any data that launch/prepare.py
-has made.
+has made. With the extra "plots" a picture of the run, curves.svg, stands in its folder at the end.
 
 On several machines the same command runs on each, with a --workdir that all of them see:
 --coordinator=HOST:PORT --num_processes=N --process_id=I. Under Slurm, Open MPI, Kubernetes and on
 TPU pods these flags are not needed.
 """
+
+import importlib.util
+from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
@@ -68,6 +71,10 @@ def main() -> None:
         fit(config, workdir, tensorboard=_TENSORBOARD.value, start_from=_START_FROM.value)
     except processes.PeerLost as error:
         processes.leave(error)
+    if processes.is_main() and importlib.util.find_spec("matplotlib") is not None:
+        from conet_jax.studies import curves
+
+        curves.draw(Path(workdir))
 
 
 if __name__ == "__main__":

@@ -64,9 +64,11 @@ from conet_jax.run.start import initial_state
 from conet_jax.run.workdir import read_ranks, restore
 from conet_jax.serve import export, recommend
 from conet_jax.studies import (
+    clock,
     compare,
     crossing,
     drawing,
+    evidence,
     figures,
     full_run,
     points,
@@ -76,6 +78,8 @@ from conet_jax.studies import (
     statistics,
     sweep,
     table2,
+    transfer,
+    verdict,
 )
 from conet_jax.train import ranking
 from conet_jax.train.interactions import to_device
@@ -381,6 +385,13 @@ def launch(name: str, *arguments: str):
 DEMO = f"--config={ROOT / 'configs' / 'demo.py'}"
 
 
+def asked(**fields) -> transfer.Question:
+    """A question whose workdir holds the study of another."""
+    write(json.dumps(fields), "study/question.json")
+    names = {"target": "a", "source": "b"}
+    return transfer.Question("demo.py", None, {}, pathlib.Path("study"), names, 60.0)
+
+
 def crossed(workdirs: str, fields: dict):
     """Two copies of the finished run, fields of the second altered, given to launch/crossing.py."""
     run("run1")
@@ -494,6 +505,18 @@ MESSAGES = [
     (
         "'lasso': leave it out beside --methods",
         lambda: launch("figures", DEMO + ":lasso", "--workdir=x", "--methods=conet"),
+    ),
+    (
+        "names the variant 'lasso': expected none",
+        lambda: launch("transfer", DEMO + ":lasso", "--workdir=x"),
+    ),
+    (
+        "--budget=soon: expected a time such as 90s",
+        lambda: launch("transfer", DEMO, "--workdir=x", "--budget=soon"),
+    ),
+    (
+        "with --source=FILE, or --data=DIR alone",
+        lambda: launch("transfer", DEMO, "--workdir=x", "--target=y"),
     ),
     ("'lasso': expected --methods=lasso", lambda: launch("table2", DEMO + ":lasso", "--workdir=x")),
     (
@@ -1458,6 +1481,39 @@ MESSAGES = [
     ("items must be strictly increasing", lambda: to_device([0, 2], [1, 0], 3)),
     ("user 0 has all 1 items", lambda: to_device([0, 1], [0], 1)),
     ("expected the same two users or more", lambda: statistics.paired_t_test([1.0], [1.0])),
+    (
+        "expected .seeds, users. of the same users",
+        lambda: verdict.gain(np.ones((1, 3)), np.ones((1, 4))),
+    ),
+    (
+        "expected two users or more, got 1",
+        lambda: verdict.gain(np.ones((1, 1)), np.ones((1, 1))),
+    ),
+    (
+        "cannot be read as the ranks of a run .*; take run away",
+        lambda: evidence.ndcg_of(RUN / "ranks.npz", "test", 10),
+    ),
+    ("none of popularity, ials, recipe_mlp could be trained", lambda: evidence.baseline_of({})),
+    (
+        "plan.json cannot be read as what a study has decided",
+        lambda: clock.stored(pathlib.Path(write('{"trials": "x"}', "plan.json")), "trials", (int,)),
+    ),
+    (
+        "study of another question: its data is x there and",
+        lambda: transfer.claim(asked(data="x"), data()),
+    ),
+    (
+        "study of other data: --target=a there and b here. Take another --workdir",
+        lambda: transfer.prepare(
+            pathlib.Path(write('{"target": "a"}', "study/prepared.json")).parent, target="b"
+        ),
+    ),
+    (
+        "the recipe could not be trained: no luck",
+        lambda: transfer.Work.train(
+            mock.Mock(failures={"recipe": "no luck"}, **{"runs.return_value": None})
+        ),
+    ),
 ]
 ONES = jnp.ones(3)
 RUN = pathlib.Path("run")

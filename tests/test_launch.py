@@ -6,6 +6,8 @@ import re
 import pytest
 from helpers import DEMO, ROOT, assert_one_line_error, launch
 
+from conet_jax.studies import curves
+
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "launch").glob("*.py")))
 def test_help_says_of_every_flag_whether_it_has_a_default(name):
@@ -64,6 +66,29 @@ def run(tmp_path_factory):
 def test_train_prints_plain_lines_without_a_terminal(run):
     _, printed = run
     assert "epoch   1  train loss: target" in printed and "\x1b" not in printed
+
+
+def test_train_draws_its_curves_by_epoch(run):
+    workdir, _ = run
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    shown = curves.panels(rows)
+    losses, validation, size, zeros = shown.values()
+    for domain in ("target", "source"):
+        assert losses[domain] == [row["train_loss"][domain] for row in rows]
+    assert validation["warm"] == [row["valid_warm"]["ndcg@10"] for row in rows]
+    assert size["layer 1"] == [row["diagnostics"]["h_mean_abs/layer_1"] for row in rows]
+    assert set(zeros) == {"layer 1", "layer 2", "layer 3"}
+    picture = (workdir / "curves.svg").read_text()
+    assert picture.count('<g id="axes_') == 4
+    assert curves.draw(workdir).read_text() == picture  # the same numbers, the same file
+
+
+def test_a_run_of_one_epoch_has_no_curves(run, tmp_path):
+    workdir, _ = run
+    first, _ = (workdir / "metrics.jsonl").read_text().splitlines()
+    (tmp_path / "metrics.jsonl").write_text(first + "\n")
+    assert curves.draw(tmp_path) is None and not (tmp_path / "curves.svg").exists()
 
 
 @pytest.mark.parametrize("split", ["test", "valid"])
