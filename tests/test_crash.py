@@ -137,6 +137,7 @@ def test_signals_do_what_they_always_do_without_a_launcher():
     assert signals.requested() == 0
 
 
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize(
     ("body", "status", "said"),
     [
@@ -182,6 +183,7 @@ except KeyboardInterrupt as error:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hangups")
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("name", ["single", "population"])
 def test_signal_ends_a_run_within_ten_seconds_and_it_goes_on_to_the_same_results(

@@ -90,6 +90,7 @@ def test_what_a_terminal_cannot_show_is_escaped(environment):
         assert done.stdout == "caf\\xe9 \\u2603\n"
 
 
+@pytest.mark.usefixtures("hangups")
 def test_terminal_that_goes_away_lets_the_run_save_and_end():
     body = """from conet_jax.run import signals
     with signals.deferred():
@@ -110,6 +111,7 @@ def test_terminal_that_goes_away_lets_the_run_save_and_end():
     assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
 
 
+@pytest.mark.usefixtures("hangups")
 def test_hangup_stays_ignored_under_nohup():
     body = "import signal; print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)"
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
