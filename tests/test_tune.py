@@ -31,7 +31,9 @@ def data():
 
 
 def tuning(variant="ials_joined", **fields):
-    return tiny(variant, **{"layers": (8, 4), "epochs": 2, "ials_trials": 6, **fields})
+    config = tiny(variant, **{"layers": (8, 4), "epochs": 2, "ials_trials": 6, **fields})
+    config.data.synthetic = ConfigDict(SMALL)
+    return config
 
 
 def found(config, data):
@@ -180,21 +182,19 @@ def test_what_was_found_for_other_data_is_not_taken(run, tmp_path):
     assert again["tuned"] != result["tuned"]
 
 
-def test_a_run_is_read_back_with_its_constants(run, data, monkeypatch):
+def test_a_run_is_read_back_with_its_constants(run, monkeypatch):
     workdir, result = run
     monkeypatch.setattr(tune, "search", never)
-    monkeypatch.setattr("conet_jax.run.workdir.load_dataset", lambda config: data)
     experiment, _, _ = restore(workdir)
     assert experiment.config.ials_trials == 0
     assert experiment.config.ials_alpha == result["tuned"]["ials_alpha"]
 
 
-def test_a_search_that_never_ended_has_no_checkpoint(run, data, tmp_path, monkeypatch):
+def test_a_search_that_never_ended_has_no_checkpoint(run, tmp_path):
     shutil.copytree(run[0], tmp_path / "w")
     stored = json.loads((run[0] / "config.json").read_text())
     del stored["tuned"]
     (tmp_path / "w" / "config.json").write_text(json.dumps(stored))
-    monkeypatch.setattr("conet_jax.run.workdir.load_dataset", lambda config: data)
     with pytest.raises(InputError, match="holds no checkpoint yet"):
         restore(tmp_path / "w")
 

@@ -202,9 +202,9 @@ def _ranks(
     def of_user(given: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         user, items, counted = given
         own = x[user] / jnp.maximum(jnp.linalg.norm(x[user]), jnp.finfo(x.dtype).tiny)
-        scores = y[items] @ own + item_biases[:, items]
+        scores = (y[items] @ own)[None] + item_biases[:, items]
         first, others = scores[:, :1], scores[:, 1:]
-        above, tied = (others > first) & counted, (others == first) & counted
+        above, tied = (others > first) & counted[None], (others == first) & counted[None]
         return above.sum(1), tied.sum(1), jnp.isfinite(scores).all()
 
     above, tied, finite = jax.lax.map(of_user, (users, listed, mask), batch_size=256)
