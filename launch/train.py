@@ -35,7 +35,8 @@ _START_FROM = flags.DEFINE_string(
     "start_from",
     None,
     "Folder of an earlier run to start from, on other data: users, items and factors are matched "
-    "by id, new ones are solved for or drawn, and the towers go on from where they are.",
+    "by id, new ones are solved for or drawn, and the towers go on from where they are; by "
+    "default none.",
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
