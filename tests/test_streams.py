@@ -93,22 +93,28 @@ def test_what_a_terminal_cannot_show_is_escaped(environment):
 @pytest.mark.usefixtures("hangups")
 def test_terminal_that_goes_away_lets_the_run_save_and_end():
     body = """from conet_jax.run import signals
+    os.close(os.open(os.ttyname(0), os.O_RDWR))  # its terminal from here on
     with signals.deferred():
         print("ready", flush=True)
         while not signals.requested():
             time.sleep(0.01)
         print("saved", flush=True)
 """
-    process, terminal = pty.fork()
-    if not process:
-        os.environ["PYTHONPATH"] = str(ROOT)
-        os.execv(sys.executable, [sys.executable, "-c", _LAUNCHER.format(body=body)])
+    terminal, its_end = pty.openpty()  # not pty.fork: this process has threads by now
+    process = subprocess.Popen(
+        [sys.executable, "-c", _LAUNCHER.format(body=body)],
+        stdin=its_end,
+        stdout=its_end,
+        stderr=its_end,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
+    os.close(its_end)
     said = b""
     while b"ready" not in said:
         said += os.read(terminal, 100)
     os.close(terminal)
-    _, status = os.waitpid(process, 0)
-    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    assert process.wait(60) == 128 + signal.SIGHUP
 
 
 @pytest.mark.usefixtures("hangups")
