@@ -3,6 +3,7 @@
 import hypothesis
 import numpy as np
 import pytest
+from helpers import tiny
 from hypothesis import strategies as st
 from test_dataset import all_pairs, counts, given_style, rows, simple_twins, some
 from test_time import adds_up, held_times, prepared, timed, training_times
@@ -10,8 +11,17 @@ from test_time import adds_up, held_times, prepared, timed, training_times
 from conet_jax.data import build, recbole, store
 from conet_jax.data.assemble import from_arrays
 from conet_jax.data.load import touched_items
-from conet_jax.data.types import Dataset, arrays, content_hash, held_out_parts
+from conet_jax.data.types import (
+    HELD_OUT,
+    Dataset,
+    arrays,
+    content_hash,
+    held_out_parts,
+    trained_items,
+)
 from conet_jax.errors import InputError
+from conet_jax.run.experiment import make_experiment
+from conet_jax.run.start import initial_state
 
 EXAMPLE = (
     [("a", 1), ("a", 2), ("a", 3), ("b", 1), ("b", 2), ("b", 5), ("t", 1), ("t", 4), ("u", 2)],
@@ -254,3 +264,37 @@ def test_arrays_can_hold_out_both():
     )
     assert len(made.test_source.users) == len(made.valid_source.users) == 5
     assert made.meta["counts"]["source_interactions"] == 20
+
+
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize(
+    "part", ["valid", "test", "valid_source", "test_source", "test_target_only"]
+)
+def test_held_out_pair_of_anyone_is_in_no_factor(part):
+    """An item whose one pair is held out has no factors; its user's pairs are those in training."""
+    domains = [list(own) for own in partly_shared()]
+    data = prepared(domains, users="all", hold_out="both", candidates=5)
+    held, domain = getattr(data, part), HELD_OUT[part]
+    alone = np.flatnonzero(~trained_items(getattr(data, domain))[held.items])
+    # An item of its own for the first held-out pair: no fold, sweep or view may know it.
+    user, item = int(held.users[0]), getattr(data, domain).num_items
+    rows = getattr(data, domain)._replace(num_items=item + 1)
+    items = held.items.copy()
+    items[0] = item
+    data = data._replace(
+        **{domain: rows, part: held._replace(items=items)},
+        **{f"{domain}_item_ids": np.append(getattr(data, f"{domain}_item_ids"), "own")},
+    )
+    config = tiny("recipe", layers=(8, 4), folds=3, ials_sweeps=3, fold_sweeps=1, ials_trials=4)
+    experiment = make_experiment(config, data)
+    tables = experiment.params(initial_state(experiment)).tables
+    known = np.asarray(tables[f"{domain}_item"]).reshape(item + 1, 4, -1)
+    assert not known[item, :, :-1].any()  # the last column is the count, less its mean
+    assert (known[item, :, -1] == known[:, :, -1].min(axis=0)).all()
+    for other in held.items[alone]:
+        assert not known[other, :, :-1].any()
+    name = str(data.user_ids[user])
+    rows = [row for row in domains[("target", "source").index(domain)] if str(row[0]) == name]
+    held_of = [own for p, own in held_out_parts(data).items() if HELD_OUT[p] == domain]
+    left_out = sum(int((own.users == user).sum()) for own in held_of)
+    assert np.diff(getattr(data, domain).indptr)[user] == len(rows) - left_out < len(rows)
