@@ -304,7 +304,7 @@ def differences(
       ["config.field is … there and … here", …], empty if they agree.
 
     Example:
-      >>> here = ConfigDict({"l1": 0.2, "epochs": 5})
+      >>> here = ConfigDict({"l1": 0.2, "epochs": 5, "ials_trials": 0})
       >>> differences({"l1": 0.1, "epochs": 3}, here)
       ['config.l1 is 0.1 there and 0.2 here']
     """

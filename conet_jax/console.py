@@ -1,6 +1,7 @@
 """``conet train`` and the like: each file of launch/ as a command, from a clone or a wheel.
 
-A wheel has launch/, configs/ and benchmarks/ in a folder of the package, laid out as in a clone.
+A wheel has launch/ and configs/ in a folder of the package, laid out as in a clone; the benchmarks
+are the clone's alone.
 """
 
 import ast

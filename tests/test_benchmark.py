@@ -81,4 +81,5 @@ def test_neither_the_package_nor_its_wheel_knows_of_the_benchmarks():
     for path in ROOT.glob("conet_jax/**/*.py"):
         assert not re.search(r"^\s*(from|import) benchmarks", path.read_text(), re.MULTILINE), path
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
-    assert wheel["targets"]["wheel"]["packages"] == ["conet_jax"]
+    assert wheel["targets"]["wheel"]["only-include"] == ["conet_jax", "launch", "configs"]
+    assert wheel["targets"]["wheel"]["exclude"] == ["launch/benchmark.py"]
