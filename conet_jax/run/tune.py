@@ -1,7 +1,7 @@
 """The linear start tunes itself: the constants of implicit ALS, searched on warm validation.
 
-They decide the start, and are not the same on any two data sets (docs/recipe.md, "The search"). A
-point is (regularization / alpha, alpha, weight of the source), each drawn uniformly in its
+They decide the start, and are not the same on any two data sets (docs/recipe.md). A point is
+(regularization / alpha, alpha, weight of the source), each drawn uniformly in its
 logarithm: good points lie along a ridge where the ratio hardly changes. The first point is the
 config's, the rest spread evenly over ``_RANGES``; then two rounds draw around the best so far, in a
 narrower box each. Each round is a halving: all its points get a few sweeps, the better half as many
@@ -121,7 +121,8 @@ def search(config: ConfigDict, dataset: Dataset, interactions: Any) -> Tuning:
     first = np.array(_point(options))
     low, high = _RANGES[: len(first)].T
     few, tried = min(_SWEEPS, sweeps), []
-    for count, width in _rounds(trials):
+    rounds = _rounds(trials)
+    for count, width in rounds:
         if not tried:
             points = [first, *_spread(count - 1, low, high)]
         else:
@@ -137,7 +138,7 @@ def search(config: ConfigDict, dataset: Dataset, interactions: Any) -> Tuning:
         tried = sorted(tried, key=_ndcg, reverse=True)[:_LAST]
     left = max(0, sweeps - 2 * _SWEEPS)
     best = max((improved(trial, left) for trial in tried), key=_ndcg)
-    walk = trials - sum(count for count, _ in _rounds(trials))
+    walk = trials - sum(count for count, _ in rounds)
     for stride in (_STRIDE, 1 / _STRIDE):
         moved = False
         while walk:

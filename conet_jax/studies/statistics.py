@@ -105,17 +105,22 @@ def paired_bootstrap(
       Bootstrap(mean=0.0, low=0.0, high=0.0, p=1.0)
     """
     difference = _difference(ours, theirs)
-    users, rng = len(difference), np.random.default_rng(seed)
-    means = np.empty(resamples)
-    at_once = max(1, _DRAWS_A_CHUNK // users)
-    for first in range(0, resamples, at_once):
-        rows = min(at_once, resamples - first)
-        drawn = rng.integers(0, users, (rows, users), dtype=np.int32)
-        means[first : first + rows] = difference[drawn].mean(axis=1)
+    means = resampled_means(difference, resamples, np.random.default_rng(seed))
     low, high = np.quantile(means, [0.025, 0.975])
     beyond = 1 + min((means <= 0).sum(), (means >= 0).sum())
     p = min(1.0, 2 * beyond / (1 + resamples))
     return Bootstrap(float(difference.mean()), float(low), float(high), float(p))
+
+
+def resampled_means(values: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """Means f64[resamples, …] of values f64[users, …] of users drawn with replacement."""
+    users, means = len(values), np.empty((resamples, *values.shape[1:]))
+    at_once = max(1, _DRAWS_A_CHUNK // values.size)
+    for first in range(0, resamples, at_once):
+        rows = min(at_once, resamples - first)
+        drawn = rng.integers(0, users, (rows, users), dtype=np.int32)
+        means[first : first + rows] = values[drawn].mean(axis=1)
+    return means
 
 
 def _difference(ours: ArrayLike, theirs: ArrayLike) -> np.ndarray:

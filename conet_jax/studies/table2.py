@@ -264,10 +264,9 @@ def train(study: Study, method: str, records: list[Record], dataset: Dataset, dr
     Raises:
       InputError: as ``fit.fit``.
     """
-    best = search.best_trial(records, study.config(method).eval_k[0])
-    if best is None:
+    fields = chosen(study, method, records)
+    if fields is None:
         return
-    fields = search.trials(method, study.trials)[best]
     planned = runs(study, method, fields, dataset, drop)
 
     def done(run: runner.Run, result: Record) -> None:
@@ -280,6 +279,12 @@ def train(study: Study, method: str, records: list[Record], dataset: Dataset, dr
         write_text(run.path.parent / "command.txt", run.command + "\n")
         if not study.keep_checkpoints:
             shutil.rmtree(run.path.parent / "checkpoints", ignore_errors=True)
+
+
+def chosen(study: Study, method: str, records: Sequence[Record]) -> dict[str, Any] | None:
+    """Returns the config fields of a method's best trial, None if all failed."""
+    best = search.best_trial(records, study.config(method).eval_k[0])
+    return None if best is None else search.trials(method, study.trials)[best]
 
 
 def collect(study: Study, method: str, datasets: dict[int, Dataset]) -> tables.Method | None:

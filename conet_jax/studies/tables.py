@@ -4,7 +4,7 @@ Everything that is chosen, a method's trial and the best baseline, is chosen on 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -237,16 +237,25 @@ def cold(ndcg: dict[str, np.ndarray], degrees: np.ndarray, first: Sequence[int])
       >>> cold({"mlp": np.array([0.0, 0.5, 1.0])}, np.array([1, 3, 4]), (0, 1, 2, 3, 5))[1]
       {'interactions': '3-4', 'users': 2, 'ndcg': {'mlp': 0.75}}
     """
+    rows = [_group(name, ndcg, inside) for name, inside in grouped(degrees, first)]
+    return [*rows, _group("all", ndcg, np.ones(len(degrees), bool))]
+
+
+def grouped(degrees: np.ndarray, first: Sequence[int]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the name ("3-4", "5+") and the members bool[users] of each group that has users.
+
+    Args:
+      degrees: int[users].
+      first: the least number of each group, see ``cold``.
+    """
     groups = np.searchsorted(first, degrees, side="right") - 1
-    rows = []
     for group, low in enumerate(first):
         inside = groups == group
         if not inside.any():
             continue
         high = first[group + 1] - 1 if group + 1 < len(first) else math.inf
         name = f"{low}+" if high == math.inf else f"{low}" if low == high else f"{low}-{high}"
-        rows.append(_group(name, ndcg, inside))
-    return [*rows, _group("all", ndcg, np.ones(len(degrees), bool))]
+        yield name, inside
 
 
 def _group(name: str, ndcg: dict[str, np.ndarray], inside: np.ndarray) -> Row:

@@ -22,7 +22,7 @@ from conet_jax.data.types import Dataset, UserItems
 from conet_jax.errors import InputError
 from conet_jax.files import make_folder, make_report_folder, write_json
 from conet_jax.run import lock
-from conet_jax.studies import full_run, runner, search, table2, verdict
+from conet_jax.studies import full_run, runner, table2, verdict
 from conet_jax.studies.clock import Clock, stored
 from conet_jax.studies.evidence import (
     ALONE,
@@ -231,10 +231,8 @@ class Work:
 
     def fields(self, method: str) -> dict[str, Any] | None:
         """Returns the config fields of a method's best trial, None if all failed."""
-        records = self._records[method]
-        rows = [record["valid_warm"] for record in records if "valid_warm" in record]
-        best = search.best_trial(records, cut(rows[0])) if rows else None
-        return None if best is None else search.trials(method, self.trials)[best]
+        study = self.question.study(trials=self.trials)
+        return table2.chosen(study, method, self._records[method])
 
     def runs(self, name: str, seeds: int) -> Runs | None:
         """Reads the finished runs of a method's first seeds, None if there is none."""

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from conet_jax.studies import tables
+from conet_jax.studies.statistics import resampled_means
 
 SEEDS = 3  # fewest of a trained method before anything is said of it
 SMALL = 0.05  # a relative gain that, could it be there unseen, leaves the question open
 NARROW = 0.02  # half the width of an interval, relative, that is narrow enough
 _USERS_SHARE = 0.85  # of the width that users make: more seeds could not do much about the rest
 GROUP_USERS = 50  # fewest of a group of which the sentence speaks
-_DRAWS_A_CHUNK = 1 << 21
 # Quantiles of the normal distribution: 97.5% (an interval of 95%) and 80% (the power asked for).
 _Z_INTERVAL, _Z_POWER = 1.959964, 0.841621
 
@@ -95,7 +95,7 @@ def gain(
         raise ValueError(f"expected two users or more, got {users}")
     rng = np.random.default_rng(seed)
     both = np.stack([ours.mean(axis=0), theirs.mean(axis=0)], axis=1)
-    means = _user_means(both, resamples, rng)
+    means = resampled_means(both, resamples, rng)
     noise = np.stack(
         [
             _seed_noise(values, is_fixed, resamples, rng)
@@ -122,17 +122,6 @@ def gain(
         users=users,
         seeds=seeds,
     )
-
-
-def _user_means(both: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Means f64[resamples, 2] of users drawn with replacement."""
-    users, means = len(both), np.empty((resamples, 2))
-    at_once = max(1, _DRAWS_A_CHUNK // users)
-    for first in range(0, resamples, at_once):
-        rows = min(at_once, resamples - first)
-        drawn = rng.integers(0, users, (rows, users), dtype=np.int32)
-        means[first : first + rows] = both[drawn].mean(axis=1)
-    return means
 
 
 def _seed_noise(
@@ -233,11 +222,9 @@ def groups(
       ``theirs`` (means), ``gain`` (a ``Gain`` as a dictionary).
     """
     rows = []
-    for low, high in zip(first, [*first[1:], None], strict=True):
-        inside = degrees >= low if high is None else (degrees >= low) & (degrees < high)
+    for name, inside in tables.grouped(degrees, first):
         if inside.sum() < 2:
             continue
-        name = f"{low}+" if high is None else f"{low}" if high == low + 1 else f"{low}-{high - 1}"
         part = gain(ours[:, inside], theirs[:, inside], fixed=fixed, resamples=2000)
         rows.append(
             {
