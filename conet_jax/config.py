@@ -116,6 +116,7 @@ FIELDS: dict[str, Field] = {
         "0, or a whole number from 2 to 1000",
     ),
     "fold_sweeps": _integer(4, 1),  # recipe: sweeps without each fold, from the factors of all
+    "neighbours": _integer(32, 0, 1000),  # recipe: of an item in each domain; 0 is none
     "inner_weight": _number(5.0, -math.inf),  # recipe: start of every w in w^T (p_u * q_i)
     "output_bias": _number(-2.5, -math.inf),  # recipe: start of the towers' output bias
     "output_scale": _number(0.1, 0),  # recipe: factor on the towers' output weights at the start
@@ -284,7 +285,7 @@ def completed(stored: dict[str, Any]) -> dict[str, Any]:
             "it is of version 0.1, whose models have other parameters: train it again, or read it "
             "with that version"
         )
-    stored = {"ials_trials": 0} | stored
+    stored = {"ials_trials": 0, "neighbours": 0} | stored
     if isinstance(stored.get("eval_k"), int):  # one cut-off, once
         return stored | {"eval_k": (stored["eval_k"],)}
     return stored

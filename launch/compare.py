@@ -2,7 +2,7 @@
 
 python launch/compare.py DIR DIR ... [--split=test_warm|test|valid_warm|valid] [--k=10]
 
-Runs that differ in the seed alone are one row. Needs SciPy: pip install "conet-jax[stats]".
+Runs that differ in the seed alone are one row.
 """
 
 from absl import flags

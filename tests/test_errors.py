@@ -54,7 +54,8 @@ from conet_jax.data.types import Dataset, HeldOut, check_indices
 from conet_jax.devices import processes
 from conet_jax.errors import Diverged, InputError
 from conet_jax.files import check_frames_path, make_folder, write_frames
-from conet_jax.models.base import Params
+from conet_jax.models import neighbours
+from conet_jax.models.base import Params, Sizes
 from conet_jax.run import checkpoints, earlier, lock, loop
 from conet_jax.run import fit as fit_lib
 from conet_jax.run.epoch import check_steps
@@ -1317,11 +1318,8 @@ MESSAGES = [
         lambda: compare.report([run("run1"), run("run2")]),
     ),
     (
-        "needs SciPy, which is not installed: pip install",
-        lambda: under(
-            mock.patch.dict(sys.modules, {"scipy": None, "scipy.stats": None}),
-            call=statistics.scipy_stats,
-        ),
+        "config.neighbours is 4, and there are 16,777,216 items: expected fewer than",
+        lambda: neighbours.fit({}, Sizes(1, 1 << 24, 0), ("target",), 4, ("target",)),
     ),
     (
         "figures need matplotlib: pip install",

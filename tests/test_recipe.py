@@ -9,7 +9,7 @@ from test_out_of_fold import DIM, FOLDS, OPTIONS, SIZES, random_pairs
 from conet_jax.config import default_config, validate
 from conet_jax.data import synthetic
 from conet_jax.errors import InputError
-from conet_jax.models import out_of_fold, recipe, recipe_mlp
+from conet_jax.models import neighbours, out_of_fold, recipe, recipe_mlp
 from conet_jax.models.base import facing
 from conet_jax.run.epoch import run_epoch
 from conet_jax.run.experiment import make_experiment
@@ -20,6 +20,7 @@ from conet_jax.train.chunk import chunk_program
 from conet_jax.train.state import TABLE_ADAM
 
 LAYERS = (2 * DIM, 6, 5)
+NEAR = 3  # neighbours
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
@@ -31,11 +32,14 @@ def interactions():
 @pytest.fixture(scope="module")
 def tables(interactions):
     options = {"folds": FOLDS, "sweeps": 3, "fold_sweeps": 2, "views": recipe.VIEWS, "seed": 1}
-    return out_of_fold.fit(interactions, SIZES, OPTIONS, **options)
+    near = neighbours.fit(interactions, SIZES, recipe.DOMAINS, NEAR, recipe.DOMAINS)
+    tables = near | out_of_fold.fit(interactions, SIZES, OPTIONS, **options)
+    return {name: jnp.asarray(table) for name, table in tables.items()}
 
 
 def options_of(**fields):
-    return recipe.Options(LAYERS, cross_layers=2, folds=FOLDS, inner_weight=2.0, **fields)
+    given = dict(cross_layers=2, folds=FOLDS, inner_weight=2.0, neighbours=NEAR) | fields
+    return recipe.Options(LAYERS, **given)
 
 
 def random_params(model, tables, seed=0):
@@ -78,6 +82,13 @@ def written_out(params, view_rows, item_row, domain="target"):
     return (app, news)[at] @ out["kernel"][:, 0] + out["bias"][0] + linear
 
 
+def beside(params, users, items, labels=None, domain="target"):
+    """v^T s of pairs [n], whose sums tests/test_neighbours.py holds to their formula."""
+    labels = jnp.zeros(len(users)) if labels is None else labels
+    rows = params.tables["user_items"][users], params.tables[f"{domain}_neighbours"][items]
+    return np.asarray(neighbours.term(params.dense[f"v_{domain}"], *rows, labels, NEAR))
+
+
 def cold_below(logits, items, interactions):
     """Logits, and for items without a training pair, of which nothing is known, a constant."""
     return np.where(np.isin(items, interactions.items), logits, recipe.COLD)
@@ -92,14 +103,17 @@ def test_scores_are_the_equations_on_the_rows_of_all_pairs(interactions, tables,
     model = facing(recipe.build(options_of(**fields)), domain)
     params = random_params(model, tables)
     items = np.stack([np.random.default_rng(u).permutation(50)[:7] for u in range(40)])
-    scores = model.scores(model.project(params, {}), jnp.arange(40), jnp.asarray(items))
+    projected = model.project(params, interactions)
+    scores = model.scores(projected, jnp.arange(40), jnp.asarray(items))
     users = np.asarray(tables["user"], np.float64).reshape(40, FOLDS + 1, 2, DIM + 1)[:, FOLDS]
     table = np.asarray(tables[f"{domain}_item"], np.float64)
     rows = table.reshape(-1, FOLDS + 1, DIM + 1)[:, FOLDS]
     expected = [
         [written_out(params, users[u], rows[i], domain) for i in items[u]] for u in range(40)
     ]
-    expected = cold_below(expected, items, interactions[domain])
+    near = beside(params, np.repeat(np.arange(40), 7), items.reshape(-1), domain=domain)
+    assert np.ptp(near) > 0.1
+    expected = cold_below(expected + near.reshape(40, 7), items, interactions[domain])
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -127,15 +141,19 @@ def test_training_logits_are_the_equations_on_the_rows_without_the_example_s_fol
                 *map(np.asarray, (examples.users, examples.items, examples.folds)), strict=True
             )
         ]
-        np.testing.assert_allclose(logits[domain], expected, rtol=1e-4, atol=1e-4)
+        near = beside(params, examples.users, examples.items, examples.labels, domain)
+        assert np.ptp(near) > 0.1
+        np.testing.assert_allclose(logits[domain], expected + near, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["recipe", "recipe_mlp"])
 def test_training_logits_without_folds_are_the_scores(interactions, tables, name):
     module, own, options = recipe, tables, options_of()
     if name == "recipe_mlp":
-        module, own = recipe_mlp, {**tables, "user": tables["user"][:, : DIM + 1]}
-        options = recipe_mlp.Options(LAYERS, inner_weight=2.0, folds=FOLDS)
+        near = neighbours.fit(interactions, SIZES, ("target",), NEAR, ("target",))
+        near = {name: jnp.asarray(table) for name, table in near.items()}
+        module, own = recipe_mlp, {**tables, **near, "user": tables["user"][:, : DIM + 1]}
+        options = recipe_mlp.Options(LAYERS, inner_weight=2.0, folds=FOLDS, neighbours=NEAR)
     model = module.build(options)
     params = random_params(model, own)
     plan = sampling.plan_epoch(
@@ -143,6 +161,8 @@ def test_training_logits_without_folds_are_the_scores(interactions, tables, name
     )
     batch = sampling.sample_step(jax.random.key(0), 0, 0, interactions, plan)
     assert batch.target.folds is None  # so that rows are those of all pairs
+    unlabelled = batch.target._replace(labels=jnp.zeros_like(batch.target.labels))
+    batch = batch._replace(target=unlabelled)  # so that neighbours are those of all pairs
     rows = {key: params.tables[key][ids] for key, ids in model.lookups(batch).items()}
     logits = module.batch_logits(params.dense, rows, batch, None, options)["target"]
     projected = model.project(params, interactions)
@@ -210,7 +230,9 @@ def test_switching_the_crossing_of_views():
 
     def scores(params):
         return np.asarray(
-            experiment.model.scores(experiment.model.project(params, {}), users, items)
+            experiment.model.scores(
+                experiment.model.project(params, experiment.interactions), users, items
+            )
         )
 
     switched = {

@@ -20,6 +20,8 @@ from conet_jax.devices.axis import (
 from conet_jax.devices.rows import (
     Route,
     Wanted,
+    arranged,
+    as_they_are,
     ask,
     block,
     capacity,
@@ -44,6 +46,8 @@ __all__ = [
     "Route",
     "Wanted",
     "all_gather",
+    "arranged",
+    "as_they_are",
     "ask",
     "axis_name",
     "block",

@@ -22,6 +22,8 @@ from jax.sharding import PartitionSpec as P
 from conet_jax.devices import axis
 from conet_jax.row_adam import merge_ids
 
+Copies = Callable[[str], int]
+
 
 def ask(answer: Callable[..., jax.Array], rows: jax.Array, *arguments: jax.Array) -> jax.Array:
     """Has each question answered where its row is: small questions and answers, no tables.
@@ -79,6 +81,11 @@ def group(ids: jax.Array, num_rows: int) -> Wanted:
     return Wanted(rows, device, place, inverse.reshape(ids.shape), counts.max())
 
 
+def as_they_are(ids: jax.Array) -> Wanted:
+    """The rows of one device in the shape of their ids, with no thought of duplicates."""
+    return Wanted(ids, None, None, None, None)
+
+
 def capacity(count: int, n: int | None = None) -> int:
     """Rows that one of n devices asks of another at most, of the ``count`` that it reads.
 
@@ -100,7 +107,8 @@ class Route(NamedTuple):
 
     Attributes:
       unique: i32[r], distinct rows of this device that any device reads; out of range, no row.
-      inverse: i32, place of each id of this device among the rows that come, in their shape.
+      inverse: i32, place of each id of this device among the rows that come, in their shape; None
+        where they come in it.
       asked: i32[r], which of ``unique`` goes to each place of the others' rows; None on one
         device, where they are the rows that come.
     """
@@ -136,6 +144,11 @@ def _swap(x: jax.Array) -> jax.Array:
 def send(rows: jax.Array, route: Route) -> jax.Array:
     """Sends the rows f[r, dim] of ``route.unique`` to those who read them: f[r, dim]."""
     return rows if route.asked is None else _swap(rows[route.asked])
+
+
+def arranged(rows: jax.Array, route: Route) -> jax.Array:
+    """Puts the rows that ``send`` gave in the places of the ids, in their shape."""
+    return rows if route.inverse is None else rows[route.inverse]
 
 
 def send_back(grads: jax.Array, route: Route) -> jax.Array:
@@ -202,14 +215,20 @@ def _by_row(table: Any) -> Any:
     return table.reshape(-1, *table.shape[2:])
 
 
-def padded(tables: Any, mesh: Mesh, copies: int = 1) -> Any:
+def once(table: str) -> int:
+    """``copies`` of tables with one row an id: rows of each id, by the table's name."""
+    del table
+    return 1
+
+
+def padded(tables: dict[str, Any], mesh: Mesh, copies: Copies = once) -> dict[str, Any]:
     """Pads plain tables by rows of zeros to the length of ``in_order``."""
 
-    def pad(table: jax.Array) -> jax.Array:
-        more = copies * _ordered_rows(len(table) // copies, mesh.size) - len(table)
-        return jnp.pad(table, [(0, more)] + [(0, 0)] * (table.ndim - 1))
+    def pad(name: str, table: jax.Array) -> jax.Array:
+        rows = copies(name) * _ordered_rows(len(table) // copies(name), mesh.size)
+        return jnp.pad(table, [(0, rows - len(table))] + [(0, 0)] * (table.ndim - 1))
 
-    return tables if mesh.size == 1 else jax.tree.map(pad, tables)
+    return tables if mesh.size == 1 else {name: pad(name, x) for name, x in tables.items()}
 
 
 def ordered_like(tree: Any, mesh: Mesh, spec: P, copies: int = 1) -> Any:
@@ -225,24 +244,29 @@ def ordered_like(tree: Any, mesh: Mesh, spec: P, copies: int = 1) -> Any:
 
 
 @partial(jax.jit, static_argnames=("mesh", "copies"))
-def in_order(tables: Any, *, mesh: Mesh, copies: int = 1) -> Any:
+def in_order(tables: dict[str, Any], *, mesh: Mesh, copies: Copies = once) -> dict[str, Any]:
     """Returns tables in the order of their ids, padded by rows of zeros, each device a range."""
     n = mesh.size
     if n == 1:
         return tables
 
-    def move(table: jax.Array) -> jax.Array:
-        table = _by_id(table, copies)
+    def move(name: str, table: jax.Array) -> jax.Array:
+        table = _by_id(table, copies(name))
         part = -(-table.shape[0] // n)
         padding = [(0, n * part - table.shape[0])] + [(0, 0)] * (table.ndim - 1)
         ranges = _swap(jnp.pad(table, padding)).reshape(n, part, *table.shape[1:])
         return _by_row(jnp.swapaxes(ranges, 0, 1).reshape(n * part, *table.shape[1:]))
 
-    return axis.mapped(lambda t: jax.tree.map(move, t), mesh, (axis.SPLIT,), axis.SPLIT)(tables)
+    def move_all(tables: dict[str, Any]) -> dict[str, Any]:
+        return {name: jax.tree.map(partial(move, name), x) for name, x in tables.items()}
+
+    return axis.mapped(move_all, mesh, (axis.SPLIT,), axis.SPLIT)(tables)
 
 
 @partial(jax.jit, static_argnames=("num_rows", "mesh", "copies"))
-def interleaved(tables: dict[str, jax.Array], *, num_rows: Any, mesh: Mesh, copies: int = 1) -> Any:
+def interleaved(
+    tables: dict[str, jax.Array], *, num_rows: Any, mesh: Mesh, copies: Copies = once
+) -> dict[str, jax.Array]:
     """The inverse of ``in_order``; ``num_rows`` is (name, rows) of each table without padding."""
     n = mesh.size
     if n == 1:
@@ -250,8 +274,8 @@ def interleaved(tables: dict[str, jax.Array], *, num_rows: Any, mesh: Mesh, copi
     counts = dict(num_rows)
 
     def move(name: str, table: jax.Array) -> jax.Array:
-        table = _by_id(table, copies)
-        rows, part = _local_rows(counts[name] // copies, n)
+        table = _by_id(table, copies(name))
+        rows, part = _local_rows(counts[name] // copies(name), n)
         parts = jnp.swapaxes(table.reshape(part, n, *table.shape[1:]), 0, 1)
         return _by_row(_swap(parts.reshape(n * part, *table.shape[1:]))[:rows])
 

@@ -121,7 +121,7 @@ class Model(NamedTuple):
         from; ``known`` has of each table the rows that an earlier run knows, see ``run.earlier``.
       fixed_tables: whether the tables stay as they start, and the rest alone is trained.
       folds: parts of the training pairs, of which an example's is known to the model; 0 is none.
-      copies: rows of a table for each user or item, beside each other.
+      copies: name of a table -> its rows for each user or item, beside each other.
       logits: whether scores are logits: their sigmoid is the probability that a pair is an observed
         one, among observed pairs and sampled negatives as in training. Else they only order.
     """
@@ -145,7 +145,7 @@ class Model(NamedTuple):
     start: Callable[..., dict[str, Any]] | None = None
     fixed_tables: bool = False
     folds: int = 0
-    copies: int = 1
+    copies: Callable[[str], int] = lambda table: 1
     logits: bool = True
     closed_form: bool = False  # never: see ``FittedModel``
 
@@ -178,7 +178,7 @@ class FittedModel(NamedTuple):
     uncrossed: None = None
     start: None = None
     fixed_tables: bool = False
-    copies: int = 1
+    copies: Callable[[str], int] = lambda table: 1
     logits: bool = False
 
 

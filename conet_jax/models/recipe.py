@@ -4,13 +4,14 @@ Tables are factors of implicit ALS that have not seen the pair at hand (``out_of
 not trained. A *view* of a user is the vector that the user's items in some domains give. Both
 towers see the same pair: the target tower with the view from both domains, the source tower with
 the view from the source alone. A logit is that of a tower plus ``w^T (view * item)``, w learned:
-the linear model's own term.
+the linear model's own term, and ``v^T s``: what the item's neighbours say (``neighbours``).
 
 Nothing is learned from, or won by, items without training pairs. An example whose item has no pair
 outside of its fold has weight 0: its count would tell its label. At inference such items rank below
 all others.
 
-Dense parameters: those of ``conet.CoNet``, and ``w_target`` and ``w_source``.
+Dense parameters: those of ``conet.CoNet``, ``w_target`` and ``w_source``, ``v_target`` and
+``v_source``.
 """
 
 from functools import lru_cache, partial
@@ -20,12 +21,21 @@ import jax
 import jax.numpy as jnp
 
 from conet_jax.errors import InputError
-from conet_jax.models import conet, diagnostics, ials, out_of_fold, towers, two_towers
+from conet_jax.models import (
+    conet,
+    diagnostics,
+    ials,
+    neighbours,
+    out_of_fold,
+    towers,
+    two_towers,
+)
 from conet_jax.models.base import Batch, Hyper, Model, Params, Sizes, cross_entropies
 from conet_jax.models.conet import CoNet
 from conet_jax.models.towers import merge
 
-VIEWS = (("target", "source"), ("source",))  # of the target tower, of the source tower
+DOMAINS = ("target", "source")
+VIEWS = (DOMAINS, ("source",))  # of the target tower, of the source tower
 COLD = -1e9  # logit of an item without training pairs: below all others
 
 
@@ -36,6 +46,7 @@ class Options(NamedTuple):
       inner_weight: start of every entry of w, and factor on the dot product among the features.
       output_bias: start of the towers' output bias.
       output_scale: factor on the towers' output weights at the start, under "he".
+      neighbours: of an item in each domain; 0 is none.
     """
 
     layers: tuple[int, ...] = (128, 64, 32, 16)
@@ -54,6 +65,7 @@ class Options(NamedTuple):
     ials_regularization: float = 200.0
     ials_alpha: float = 50.0
     ials_source_weight: float = 0.2
+    neighbours: int = 32
 
     @property
     def module(self) -> CoNet:
@@ -111,8 +123,13 @@ def build(options: Options) -> Model:
         start=partial(start, options=options),
         fixed_tables=True,
         folds=options.folds,
-        copies=options.folds + 1,
+        copies=partial(copies, options=options),
     )
+
+
+def copies(table: str, options: Any) -> int:
+    """Rows of a table for each user or item."""
+    return options.folds + 1 if table in ("user", "target_item", "source_item") else 1
 
 
 def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
@@ -127,17 +144,22 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
         name: jnp.zeros((count * (options.folds + 1), (dim + 1) * (1 + (name == "user"))))
         for name, count in rows.items()
     }
+    tables |= neighbours.init(sizes, DOMAINS, options.neighbours, DOMAINS)
     seen = jnp.zeros((1, 2 * dim + out_of_fold.FEATURES))
-    dense = options.module.init(key, seen, seen)["params"]
-    w = jnp.full((dim,), options.inner_weight, float)
-    return Params(tables, {**dense, "w_target": w, "w_source": w})
+    dense = dict(options.module.init(key, seen, seen)["params"])
+    for domain, view in zip(DOMAINS, VIEWS, strict=True):
+        dense[f"w_{domain}"] = jnp.full((dim,), options.inner_weight, float)
+        if options.neighbours:
+            dense[f"v_{domain}"] = neighbours.weights(domain, view)
+    return Params(tables, dense)
 
 
 def start(
     interactions: Any, sizes: Sizes, seed: int, known: Any = None, *, options: Options
 ) -> dict[str, Any]:
     """Fits the tables: factors of both domains' training pairs, and those without each fold."""
-    return out_of_fold.fit(
+    near = neighbours.fit(interactions, sizes, DOMAINS, options.neighbours, DOMAINS)
+    return near | out_of_fold.fit(
         interactions,
         sizes,
         options.factorisation,
@@ -153,14 +175,15 @@ def start(
 def lookups(batch: Batch, options: Options) -> dict[str, jax.Array]:
     """Returns {"user": int32[2, n], "target_item": int32[n], "source_item": int32[n]}.
 
-    Each row without the fold of its example.
+    Each row without the fold of its example; and what ``neighbours`` reads.
     """
 
     def rows(ids: jax.Array, folds: jax.Array) -> jax.Array:
         return out_of_fold.row_ids(ids, folds, options.folds)
 
     target, source = batch.target, batch.source
-    return {
+    near = neighbours.lookups(target, source) if options.neighbours else {}
+    return near | {
         "user": jnp.stack([rows(target.users, target.folds), rows(source.users, source.folds)]),
         "target_item": rows(target.items, target.folds),
         "source_item": rows(source.items, source.folds),
@@ -212,6 +235,12 @@ def batch_logits(
         both = options.module.apply({"params": dense}, *seen.inputs(), batch.cross)
         view, item = seen.factors
         logits[domain] = both[at] + (view * item) @ dense[f"w_{domain}"]
+        if options.neighbours:
+            near = rows["user_items"][at], rows[f"{domain}_neighbours"]
+            labels = getattr(batch, domain).labels
+            logits[domain] += neighbours.term(
+                dense[f"v_{domain}"], *near, labels, options.neighbours
+            )
     return logits
 
 
@@ -241,9 +270,8 @@ def project(
       ``user`` f32[users, r] and ``item`` f32[items, r] of the domain, whose sum is the first
       pre-activation of both towers but for the dot products; ``dots`` f32[2, r], what one of each
       view adds; ``user_view`` f32[users, 2, dim] and ``item_factors`` f32[items, dim], what they
-      are of; ``item_warm`` bool[items]; ``dense``.
+      are of; ``item_warm`` bool[items]; ``dense``; and what ``neighbours.scores`` reads.
     """
-    del interactions
     dense, dim = params.dense, options.layers[0] // 2
     user, item = (
         out_of_fold.of_all_pairs(params.tables[name], options.folds)
@@ -255,7 +283,11 @@ def project(
     item_input = out_of_fold.item_part(item)
     first = partial(two_towers.first_layer, options.module)
     linear = two_towers.without_bias(dense)
-    return {
+    near = {}
+    if options.neighbours:
+        given = dense[f"v_{domain}"], options.neighbours, DOMAINS, domain
+        near = neighbours.project(params.tables, interactions, *given)
+    return near | {
         "user": first(dense, *map(out_of_fold.user_part, views)),
         "item": first(linear, item_input, item_input),
         "dots": first(linear, jnp.concatenate([one, none]), jnp.concatenate([none, one])),
@@ -285,6 +317,8 @@ def scores(
     )[at]
     weighed = views[:, at] * dense[f"w_{domain}"][None, :]
     logits = logits + jnp.einsum("nd,ncd->nc", weighed, factors)
+    if options.neighbours:
+        logits = logits + neighbours.scores(projected, users, items, options.neighbours)
     return jnp.where(projected["item_warm"][items], logits, COLD)
 
 

@@ -2,7 +2,7 @@
 
 What the crossing of ``recipe`` is to be measured against: without the source domain, and
 (``joined``) with one vector of a user from both domains. Dense parameters: ``target``, a
-``towers.Tower``, and ``w_target``.
+``towers.Tower``, ``w_target`` and ``v_target``.
 """
 
 from functools import lru_cache, partial
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from conet_jax.models import diagnostics, ials, mlp, out_of_fold, recipe, towers
+from conet_jax.models import diagnostics, ials, mlp, neighbours, out_of_fold, recipe, towers
 from conet_jax.models.base import (
     Batch,
     Hyper,
@@ -40,12 +40,18 @@ class Options(NamedTuple):
     ials_regularization: float = 200.0
     ials_alpha: float = 50.0
     ials_source_weight: float = 0.2
+    neighbours: int = 32
 
     @property
     def module(self) -> Tower:
         """The tower of this structure."""
         output = self.output_scale, self.output_bias
         return Tower(self.layers, self.initializer, *output, self.dtype)
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """Those that the tables are made from."""
+        return ("target", "source") if self.joined else ("target",)
 
     @property
     def factorisation(self) -> ials.Options:
@@ -74,7 +80,7 @@ def build(options: Options) -> Model:
         start=partial(start, options=options),
         fixed_tables=True,
         folds=options.folds,
-        copies=options.folds + 1,
+        copies=partial(recipe.copies, options=options),
     )
 
 
@@ -85,21 +91,26 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
         "user": jnp.zeros((sizes.users * copies, dim + 1)),
         "target_item": jnp.zeros((sizes.target_items * copies, dim + 1)),
     }
+    tables |= neighbours.init(sizes, options.domains, options.neighbours, ("target",))
     seen = jnp.zeros((1, 2 * dim + out_of_fold.FEATURES))
-    w = jnp.full((dim,), options.inner_weight, float)
-    return Params(tables, {"target": options.module.init(key, seen)["params"], "w_target": w})
+    dense = {"target": options.module.init(key, seen)["params"]}
+    dense["w_target"] = jnp.full((dim,), options.inner_weight, float)
+    if options.neighbours:
+        dense["v_target"] = neighbours.weights("target", options.domains)
+    return Params(tables, dense)
 
 
 def start(
     interactions: Any, sizes: Sizes, seed: int, known: Any = None, *, options: Options
 ) -> dict[str, Any]:
     """Fits the tables: factors of all training pairs, and those without each fold."""
-    return out_of_fold.fit(
+    near = neighbours.fit(interactions, sizes, options.domains, options.neighbours, ("target",))
+    return near | out_of_fold.fit(
         interactions,
         sizes,
         options.factorisation,
         folds=options.folds,
-        views=(("target", "source") if options.joined else ("target",),),
+        views=(options.domains,),
         sweeps=options.ials_sweeps,
         fold_sweeps=options.fold_sweeps,
         seed=seed,
@@ -108,9 +119,13 @@ def start(
 
 
 def lookups(batch: Batch, options: Options) -> dict[str, jax.Array]:
-    """Returns {"user": int32[n], "target_item": int32[n]}, without the folds of the examples."""
+    """Returns {"user": int32[n], "target_item": int32[n]}, without the folds of the examples.
+
+    And what ``neighbours`` reads.
+    """
     target = batch.target
-    return {
+    near = neighbours.lookups(target, None) if options.neighbours else {}
+    return near | {
         name: out_of_fold.row_ids(ids, target.folds, options.folds)
         for name, ids in (("user", target.users), ("target_item", target.items))
     }
@@ -128,7 +143,11 @@ def batch_logits(
         merged = towers.dropout(batch.key, merged, rate)
     seen = jnp.concatenate([merged, features], axis=-1)
     tower = options.module.apply({"params": dense["target"]}, seen)
-    return {"target": tower + (users * items) @ dense["w_target"]}
+    logits = tower + (users * items) @ dense["w_target"]
+    if options.neighbours:
+        near = rows["user_items"][0], rows["target_neighbours"], batch.target.labels
+        logits = logits + neighbours.term(dense["v_target"], *near, options.neighbours)
+    return {"target": logits}
 
 
 def example_losses(
@@ -141,7 +160,6 @@ def example_losses(
 
 def project(params: Params, interactions: Any, options: Options) -> dict[str, Any]:
     """Sends each table through the first layer once, see ``recipe.project``."""
-    del interactions
     user, item = (
         out_of_fold.of_all_pairs(params.tables[name], options.folds)
         for name in ("user", "target_item")
@@ -149,7 +167,11 @@ def project(params: Params, interactions: Any, options: Options) -> dict[str, An
     tower, vectors = params.dense["target"], (user[:, :-1], item[:, :-1])
     layer = tower["W_0"]
     by_user = out_of_fold.user_part(user) @ layer["kernel"]
-    return {
+    near = {}
+    if options.neighbours:
+        given = params.dense["v_target"], options.neighbours, options.domains
+        near = neighbours.project(params.tables, interactions, *given)
+    return near | {
         "user": by_user + jnp.broadcast_to(layer["bias"], by_user.shape),
         "item": out_of_fold.item_part(item) @ layer["kernel"],
         "dots": layer["kernel"][2 * vectors[0].shape[1]],
@@ -170,4 +192,6 @@ def scores(
     beside = dots[:, :, None] * projected["dots"][None, None, :]
     linear = jnp.einsum("nd,ncd->nc", views * projected["w"][None, :], factors)
     logits = towers.score_tower(options.module, projected, users, items, beside) + linear
+    if options.neighbours:
+        logits = logits + neighbours.scores(projected, users, items, options.neighbours)
     return jnp.where(projected["item_warm"][items], logits, recipe.COLD)

@@ -69,6 +69,8 @@ def load(workdir: str | Path, experiment: Experiment) -> Earlier:
     old, params = for_inference(there, params)
     tables = {}
     for name, table in params.tables.items():
+        if name not in _IDS:
+            continue  # neighbours are found anew
         before, now = (getattr(data, _IDS[name]) for data in (old.dataset, experiment.dataset))
         row_of = {id: row for row, id in enumerate(before)}
         rows = np.fromiter((row_of.get(id, -1) for id in now), np.int64, len(now))

@@ -13,7 +13,6 @@ from conet_jax import devices, models
 from conet_jax.data.load import check_users
 from conet_jax.data.types import Dataset, HeldOut, trained_items
 from conet_jax.errors import InputError
-from conet_jax.models import out_of_fold
 from conet_jax.models.base import FittedModel, Hyper, Model, Params, Sizes
 from conet_jax.run import memory, tune
 from conet_jax.run.checkpoints import Checkpoints
@@ -79,7 +78,10 @@ class Experiment(NamedTuple):
     def saved_like(self, abstract: State) -> State:
         """Returns shapes, dtypes and devices of ``to_save`` of plain arrays."""
         like = devices.ordered_like(abstract, self.mesh, devices.SAME)
-        tables = devices.ordered_like(abstract.tables, self.mesh, devices.SPLIT, self.model.copies)
+        tables = {
+            name: devices.ordered_like(table, self.mesh, devices.SPLIT, self.model.copies(name))
+            for name, table in abstract.tables.items()
+        }
         return _with_tables(like, tables)
 
     def member(self, config: ConfigDict) -> "Experiment":
@@ -256,7 +258,7 @@ def for_inference(experiment: Experiment, params: Params) -> tuple[Experiment, P
     config = experiment.config.copy_and_resolve_references()
     config.folds = 0
     tables = {
-        name: out_of_fold.of_all_pairs(table, experiment.config.folds)
+        name: table[experiment.model.copies(name) - 1 :: experiment.model.copies(name)]
         for name, table in params.tables.items()
     }
     experiment = experiment._replace(config=config, model=models.build(config))

@@ -34,7 +34,7 @@ def _own_start(experiment: Experiment, params: Params) -> dict[str, jax.Array]:
     fitted = experiment.model.start(interactions, experiment.sizes, experiment.config.seed, known)
     return {
         name: devices.spread(
-            np.asarray(fitted[name], like.dtype), experiment.mesh, experiment.model.copies
+            np.asarray(fitted[name], like.dtype), experiment.mesh, experiment.model.copies(name)
         )
         for name, like in params.tables.items()
     }

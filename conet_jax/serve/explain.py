@@ -10,7 +10,7 @@ import numpy as np
 
 from conet_jax.models.base import Params
 from conet_jax.serve import newcomers
-from conet_jax.serve.newcomers import USERS_AT_ONCE, Lists
+from conet_jax.serve.newcomers import USERS_AT_ONCE, Lists, Rows
 from conet_jax.serve.recommender import Recommender, User
 
 SOURCE_ITEMS = 3  # that an explanation names for each recommendation
@@ -42,7 +42,7 @@ def columns(recommender: Recommender, user: User, items: np.ndarray) -> dict[str
     scores = _scores(recommender, recommender.params, rows, both, items)
     if recommender.uncrossed is not None:
         first = {domain: some[:1] for domain, some in both.items()}
-        given = None if rows is None else rows[:1]
+        given = None if rows is None else {name: own[:1] for name, own in rows.items()}
         alone = _scores(recommender, recommender.uncrossed, given, first, items)
         out["cross_score"] = (scores[0] - alone[0]).tolist()
     falls = scores[0] - scores[1:]  # [source items, items]
@@ -64,14 +64,15 @@ def items_of(user: User, domain: str, recommender: Recommender) -> np.ndarray:
     return pairs.indices[pairs.indptr[user.row] : pairs.indptr[user.row + 1]]
 
 
-def _rows(recommender: Recommender, user: User, lists: Lists) -> np.ndarray | None:
-    """The user's row of the table ``user`` with each of the lists; None without such a table."""
+def _rows(recommender: Recommender, user: User, lists: Lists) -> Rows | None:
+    """The user's rows of its tables with each of the lists; None without such a table."""
     params, embed = recommender.params, getattr(recommender.newcomers, "embed", None)
     if "user" not in params.tables:
         return None
     if user.row is None or recommender.model.pairing == "views":  # views are what the lists make
         return embed(lists)
-    return np.repeat(np.asarray(params.tables["user"][user.row])[None], len(lists["source"]), 0)
+    own = np.asarray(params.tables["user"][user.row])[None]
+    return {"user": np.repeat(own, len(lists["source"]), axis=0)}
 
 
 _score = jax.jit(
@@ -83,7 +84,7 @@ _score = jax.jit(
 def _scores(
     recommender: Recommender,
     params: Params,
-    rows: np.ndarray | None,
+    rows: Rows | None,
     lists: Lists,
     items: np.ndarray,
 ) -> np.ndarray:
@@ -97,7 +98,7 @@ def _scores(
             params,
             recommender.interactions,
             block,
-            None if rows is None else rows[some],
+            None if rows is None else {name: own[some] for name, own in rows.items()},
         )
         listed = np.broadcast_to(items.astype(np.int32), (USERS_AT_ONCE, len(items)))
         users = np.arange(USERS_AT_ONCE, dtype=np.int32)

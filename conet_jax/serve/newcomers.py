@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from conet_jax import models
-from conet_jax.models import history, ials, recipe
+from conet_jax.models import history, ials, neighbours, recipe
 from conet_jax.models.base import Model, Params
 from conet_jax.run.experiment import Experiment
 from conet_jax.train import ranking
@@ -30,6 +30,7 @@ USERS_AT_ONCE = 64
 _RIDGE = 1e-2
 
 Lists = dict[str, list[np.ndarray]]  # rows of items by domain, a list a user, maybe empty
+Rows = dict[str, np.ndarray]  # of users, by table
 
 
 class Newcomers(NamedTuple):
@@ -37,12 +38,12 @@ class Newcomers(NamedTuple):
 
     Attributes:
       domains: those whose items it can read.
-      embed: lists of both domains -> f32[users, width], their rows of the table ``user``; None of
-        a model without this table, which reads the lists themselves.
+      embed: lists of both domains -> {"user": f32[users, width], ...}, their rows of the tables of
+        users; None of a model without such, which reads the lists themselves.
     """
 
     domains: tuple[str, ...]
-    embed: Callable[[Lists], np.ndarray] | None
+    embed: Callable[[Lists], Rows] | None
 
 
 def of(experiment: Experiment, params: Params) -> Newcomers | None:
@@ -62,11 +63,15 @@ def of(experiment: Experiment, params: Params) -> Newcomers | None:
             return None  # one tower on joined factors keeps none of the source's items
         options = models.options(ials, config)._replace(joined=joined)
         if config.model == "ials":
-            return Newcomers(fitted, solver(params.tables, options, fitted))
+            solve = solver(params.tables, options, fitted)
+            return Newcomers(fitted, lambda lists: {"user": solve(lists)})
         views = recipe.VIEWS if model.pairing == "views" else (fitted,)
-        return Newcomers(fitted, _views(params.tables, options, views, experiment.interactions))
+        embed = _views(params.tables, options, views, experiment.interactions)
+        near, size = neighbours.of_lists(params.tables, fitted), config.neighbours
+        return Newcomers(fitted, lambda lists: {"user": embed(lists), **near(lists, size)})
     if {"user", "source_item"} <= params.tables.keys():
-        return Newcomers(("source",), mapped(params, experiment.interactions))
+        embed = mapped(params, experiment.interactions)
+        return Newcomers(("source",), lambda lists: {"user": embed(lists)})
     return None
 
 
@@ -171,7 +176,7 @@ def project(
     params: Params,
     interactions: dict[str, Interactions],
     lists: Lists,
-    rows: np.ndarray | None,
+    rows: Rows | None,
 ) -> Any:
     """Projects tables whose users are those of lists.
 
@@ -180,16 +185,18 @@ def project(
       params: settled parameters.
       interactions: of the data, by domain.
       lists: of up to ``USERS_AT_ONCE`` users.
-      rows: f32[users, width] of the table ``user``; None of a model without one.
+      rows: of the tables of users; None of a model without one.
 
     Returns:
       What ``Model.project`` does.
     """
     own = {domain: _of_lists(lists[domain], interactions[domain]) for domain in interactions}
     if rows is not None:
-        padded = np.zeros((USERS_AT_ONCE + 1, rows.shape[1]), np.float32)
-        padded[: len(rows)] = rows
-        params = params._replace(tables={**params.tables, "user": jnp.asarray(padded)})
+        padded = {
+            name: jnp.asarray(np.pad(own, [(0, USERS_AT_ONCE + 1 - len(own)), (0, 0)]), jnp.float32)
+            for name, own in rows.items()
+        }
+        params = params._replace(tables=params.tables | padded)
     return ranking.project(params, own, model=model)
 
 

@@ -15,7 +15,7 @@ from conet_jax import config as config_lib
 from conet_jax import metrics
 from conet_jax.errors import InputError
 from conet_jax.run.workdir import read_ranks, read_result, stored_config
-from conet_jax.studies import statistics, tables
+from conet_jax.studies import tables
 from conet_jax.studies.markdown import difference_cells, mean_cell, table
 from conet_jax.studies.statistics import spread_of
 from conet_jax.train.ranking import Ranks
@@ -86,7 +86,6 @@ def report(
     Raises:
       InputError: a run cannot be read, or the runs are on different data.
     """
-    statistics.scipy_stats()
     runs = [read(workdir, split) for workdir in workdirs]
     first = runs[0]
     for run in runs[1:]:

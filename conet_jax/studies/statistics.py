@@ -1,13 +1,10 @@
 """Whether two models differ: paired tests over users, who are the same for both."""
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-
-from conet_jax.errors import InputError
 
 _DRAWS_A_CHUNK = 1 << 22  # 48 MB: an index and a difference each
 _ROUNDING = 1e-14  # of a difference of two metrics in [0, 1]
@@ -39,21 +36,6 @@ def spread_of(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
     return {"mean": float(np.mean(values)), "std": std}
 
 
-def scipy_stats() -> ModuleType:
-    """Returns ``scipy.stats``.
-
-    Raises:
-      InputError: SciPy is not installed.
-    """
-    try:
-        from scipy import stats
-    except ImportError:
-        raise InputError(
-            'the t-test needs SciPy, which is not installed: pip install "conet-jax[stats]"'
-        ) from None
-    return stats
-
-
 def paired_t_test(ours: ArrayLike, theirs: ArrayLike) -> float:
     """Two-sided p of Student's paired t-test: P(|t| at least as large) with no difference.
 
@@ -66,7 +48,6 @@ def paired_t_test(ours: ArrayLike, theirs: ArrayLike) -> float:
 
     Raises:
       ValueError: the arrays are not of one length of at least 2.
-      InputError: SciPy is not installed.
 
     Example:
       >>> print(f"{paired_t_test([0.5, 0.6, 0.9], [0.4, 0.4, 0.6]):.4f}")
@@ -77,7 +58,9 @@ def paired_t_test(ours: ArrayLike, theirs: ArrayLike) -> float:
     difference = _difference(ours, theirs)
     if np.ptp(difference) < _ROUNDING:  # of no variance, where SciPy gives NaN or warns
         return float(abs(difference[0]) < _ROUNDING)
-    return float(scipy_stats().ttest_rel(ours, theirs).pvalue)
+    from scipy import stats  # half a second, where nothing else needs it
+
+    return float(stats.ttest_rel(ours, theirs).pvalue)
 
 
 def paired_bootstrap(

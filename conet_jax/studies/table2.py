@@ -25,7 +25,7 @@ from conet_jax.data.types import Dataset, warm_users
 from conet_jax.errors import InputError
 from conet_jax.files import make_folder, make_report_folder, write_text
 from conet_jax.run import lock
-from conet_jax.studies import full_run, markdown, runner, search, statistics, tables
+from conet_jax.studies import full_run, markdown, runner, search, tables
 from conet_jax.studies.points import command, described
 from conet_jax.studies.runner import Record
 
@@ -127,7 +127,6 @@ def run(
 
 def _check(study: Study, methods: list[str], drops: Sequence[int]) -> dict[int, Dataset]:
     """Says what is wrong before the long part; returns the data by number dropped from a user."""
-    statistics.scipy_stats()
     for name in methods:
         if name not in search.METHODS:
             near = difflib.get_close_matches(name, search.METHODS, n=1)

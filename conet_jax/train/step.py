@@ -21,7 +21,12 @@ from conet_jax.train.state import Settings, TrainState, dense_optimizer
 
 
 def wanted_rows(model: Model, batch: Batch, num_rows: dict[str, int]) -> dict[str, devices.Wanted]:
-    """Merges the duplicate ids that a step reads of each table."""
+    """Merges the duplicate ids that a step reads of each table.
+
+    Fixed tables of one device get no gradients, and are read as the ids stand.
+    """
+    if model.fixed_tables and devices.size() == 1:
+        return {name: devices.as_they_are(ids) for name, ids in model.lookups(batch).items()}
     return {name: devices.group(ids, num_rows[name]) for name, ids in model.lookups(batch).items()}
 
 
@@ -104,7 +109,7 @@ def train_step(
     }
 
     def objective(dense: Any, values: dict[str, jax.Array]) -> tuple[jax.Array, Any]:
-        looked_up = {name: values[name][way.inverse] for name, way in rows_read.items()}
+        looked_up = {name: devices.arranged(values[name], way) for name, way in rows_read.items()}
         value, sums = joint_objective(model, dense, looked_up, batch, hyper)
         return settings.loss_scale * value, sums
 
