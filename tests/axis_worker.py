@@ -113,14 +113,30 @@ def steps(dataset, devices, epochs, full, room, fields):
 
 
 def main(
-    out, *, devices, x64=True, epochs=1, full=False, traffic=0, room=None, fields=None, runs=()
+    out,
+    *,
+    devices,
+    x64=True,
+    epochs=1,
+    full=False,
+    traffic=0,
+    room=None,
+    fields=None,
+    runs=(),
+    weights=False,
 ):
     """Trains for each number of devices, or, with ``runs``, fits (workdir, devices, epochs).
 
-    ``full`` has diagnostics and ranks all items, too; ``traffic`` is a number of devices.
+    ``full`` has diagnostics and ranks all items, too; ``traffic`` is a number of devices; with
+    ``weights`` the pairs have some.
     """
     jax.config.update("jax_enable_x64", x64)
     dataset = synthetic.dataset(**MEDIUM)[0]
+    if weights:
+        for domain in ("target", "source"):
+            rows = getattr(dataset, domain)
+            own = 1 + np.arange(len(rows.indices), dtype=np.float32) % 7
+            dataset = dataset._replace(**{domain: rows._replace(weights=own)})
     for workdir, count, until in runs:
         config = config_of(count, epochs=until, **(fields or {}))
         fit(config, workdir, dataset=dataset, quiet=True)

@@ -798,6 +798,10 @@ MESSAGES = [
     ("the timestamp is missing: expected one in", lambda: read("a\tb\t1\t1\na\tb\t1\t\n")),
     ("bad timestamp 'x': expected a finite number, or a date", lambda: read("a\tb\t1\tx\n")),
     (
+        "bad weight '0': expected a number above 0, from 1e-30 to 1e\\+30; --skip_bad_rows",
+        lambda: read("user_id,item_id,plays\na,b,0\n", weight_column="plays"),
+    ),
+    (
         "the columns of NCF-style data are fixed",
         lambda: (read_ncf(), readers.read("ncf", user_column="x")),
     ),
@@ -1028,6 +1032,12 @@ MESSAGES = [
     ("no ids: expected one a line", lambda: atomic("target/target.user", lambda t: t[:14])),
     ("id '0' stands there twice", lambda: atomic("target/target.user", lambda t: t + "0\n")),
     ("target.user: expected the same", lambda: atomic("source/source.user", lambda t: t + "x\n")),
+    (
+        "source.inter:2: bad weight 'x': expected a finite number",
+        lambda: atomic(
+            "source/source.inter", lambda t: "user_id:token\titem_id:token\tweight:float\n0\t0\tx\n"
+        ),
+    ),
     ("1 pairs stand there twice", lambda: atomic("source/source.inter", lambda t: t + "0\t0\n")),
     (
         "id 'x' is not listed in the .user or .item file",

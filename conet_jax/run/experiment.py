@@ -216,7 +216,8 @@ def interactions_on(
         if shared:  # users of both domains come first
             indptr = np.minimum(indptr, indptr[dataset.num_shared])
         items = pairs.indices[: indptr[-1]]
-        given[domain] = to_device(indptr, items, pairs.num_items, mesh)
+        weights = None if pairs.weights is None else pairs.weights[: indptr[-1]]
+        given[domain] = to_device(indptr, items, pairs.num_items, mesh, weights=weights)
     return given
 
 
