@@ -1108,6 +1108,10 @@ MESSAGES = [
         lambda: check_users(all_cold(), "valid"),
     ),
     (
+        "config.negatives_avoid_seen is True, but the data have no target pairs below",
+        lambda: make_experiment(changed("mlp", negatives_avoid_seen=True), data()),
+    ),
+    (
         "the data set has no valid users: .* prepare it from more",
         lambda: fit(dataset=no_users("valid")),
     ),

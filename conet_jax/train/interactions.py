@@ -26,6 +26,7 @@ class Interactions:
       max_degree: interactions of the most active user.
       count: interactions of all users.
       weights: f32[nnz], above 0, of mean 1 over the data's; None is 1 for each.
+      taken: these and what else is no negative, see ``to_device``; None is these alone.
     """
 
     users: jax.Array
@@ -37,6 +38,7 @@ class Interactions:
     max_degree: int = flax.struct.field(pytree_node=False)
     count: int = flax.struct.field(pytree_node=False)
     weights: jax.Array | None = None
+    taken: "Interactions | None" = None
 
     @property
     def num_users(self) -> int:
@@ -51,6 +53,7 @@ class Interactions:
             **dict.fromkeys(("users", "items", "indptr", "skipped"), devices.SPLIT),
             starts=starts,
             weights=weights,
+            taken=None if self.taken is None else self.taken.specs(),
         )
 
 
@@ -61,6 +64,7 @@ def to_device(
     mesh: jax.sharding.Mesh | None = None,
     *,
     weights: np.ndarray | None = None,
+    avoided: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Interactions:
     """Puts CSR interactions on the device, or on several by user.
 
@@ -70,6 +74,8 @@ def to_device(
       num_items: items of the domain.
       mesh: the devices, see ``devices``; None is one.
       weights: f32[nnz], above 0; they are divided by their mean.
+      avoided: CSR (indptr, indices) of pairs that are no negatives either; those of a user who
+        would have no negative left do not count.
 
     Returns:
       ``Interactions``.
@@ -106,10 +112,31 @@ def to_device(
         max_degree=int(degrees.max(initial=0)),
         count=len(indices),
         weights=None if weights is None else jnp.asarray(weights),
+        taken=None if avoided is None else _taken(indptr, indices, *avoided, num_items, mesh),
     )
 
 
 _LEAST_WEIGHT = 1e-30
+
+
+def _taken(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    avoided_indptr: np.ndarray,
+    avoided: np.ndarray,
+    num_items: int,
+    mesh: jax.sharding.Mesh | None,
+) -> Interactions:
+    """Positives and what is avoided, where a negative is left."""
+    degrees, more = np.diff(indptr), np.diff(avoided_indptr)
+    users = [np.repeat(np.arange(len(count)), count) for count in (degrees, more)]
+    left = (degrees + more < num_items)[users[1]]
+    keys = np.concatenate(
+        [users[0] * num_items + indices, (users[1] * num_items + avoided.astype(np.int64))[left]]
+    )
+    keys = np.unique(keys)
+    starts = np.searchsorted(keys, np.arange(len(indptr)) * num_items)
+    return to_device(starts, keys % num_items, num_items, mesh)
 
 
 def _parted(values: np.ndarray, users: np.ndarray, n: int, padding: int = 0) -> np.ndarray:

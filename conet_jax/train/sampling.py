@@ -3,7 +3,8 @@
 An epoch is a function of (key, epoch): any chunk of its steps can be made on its own, from
 ``fold_in`` of the epoch and the step, so a run resumes from its state and its position alone and
 memory is that of a chunk. Nothing here looks at held-out items: negatives are uniform over the
-items that are not training positives of the user.
+items that are not training positives of the user, or not what the user rated below the threshold
+either (``config.negatives_avoid_seen``).
 
 On several devices (``devices``) a batch is the same one; each device makes its part of it, and
 asks those that hold the users for their items.
@@ -309,7 +310,7 @@ def _listed_examples(
         index = jax.vmap(lambda k, p: permute(k, p, length))(key_of(repetition), positions % length)
     row, which = index // plan.examples_a_positive, index % plan.examples_a_positive
     users, positives = positives_at(interactions, row)
-    drawn = negatives(negative_key, interactions, users)
+    drawn = negatives(negative_key, interactions.taken or interactions, users)
     if plan.pairing == "pairs":
         if interactions.weights is not None:
             weights = weights * weights_at(interactions, row)
