@@ -1175,6 +1175,22 @@ MESSAGES = [
         lambda: restore(run(warm_start="")),
     ),
     (
+        "the data given are not those of run: hash .* give those that it was fitted on",
+        lambda: restore(run(dataset_hash="f" * 64), data=data()),
+    ),
+    (
+        "the data of run were in memory, in no folder: give them again by data=",
+        lambda: restore(run(dir={"dir": ""}, dataset_place={})),
+    ),
+    (
+        "config.epochs is 'x': expected a whole number from 1 to",
+        lambda: conet_jax.fit(data(), "run", epochs="x"),
+    ),
+    (
+        "none of the items is known: expected raw ids of target items",
+        lambda: conet_jax.load(run(), data=data()).recommend(items=["x"]),
+    ),
+    (
         "is not that of run: hash .* prepare it as it was",
         lambda: restore(run(dataset_hash="f" * 64)),
     ),
