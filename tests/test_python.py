@@ -50,7 +50,7 @@ def test_a_fitted_model_recommends_as_the_parts_do(data, model, tmp_path):
     parts = recommend.load(model.workdir, data=data)
     want = recommend.recommend(parts, recommend.find_users(parts, ["3", "7"]), k=4)
     assert model.recommend([3, "7"], k=4).equals(want)
-    assert model.recommend(3, k=2).equals(want.filter(pl.col("user") == "3").head(2))
+    assert model.recommend(np.int64(3), k=2).equals(want.filter(pl.col("user") == "3").head(2))
     assert set(model.recommend(k=1)["user"]) == set(data.user_ids)
     some = model.recommend("3", k=9, items=["b01", "b02", "nothing"], include_seen=True)
     assert set(some["item"]) == {"b01", "b02"}

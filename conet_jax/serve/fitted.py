@@ -161,6 +161,6 @@ def load(workdir: str | Path, *, data: Dataset | str | Path | None = None) -> Fi
 
 def _names(ids: Iterable[Any]) -> list[str]:
     """Raw ids as the data have them: numbers as text, one id alone as a list of it."""
-    if isinstance(ids, str | int):
+    if isinstance(ids, str) or not isinstance(ids, Iterable):
         ids = [ids]
     return [str(name) for name in ids]
