@@ -1,5 +1,6 @@
 """A column of counts as weights: read, summed, stored, and what models make of them."""
 
+import gzip
 import json
 
 import jax
@@ -262,6 +263,9 @@ def test_weights_go_to_recbole_s_files_and_back(data, tmp_path):
         recbole.save(made, tmp_path / name)
         back = recbole.load(tmp_path / name)
         assert back.meta["hash"] == made.meta["hash"]
+        packed = tmp_path / name / "target" / "target.train.inter"
+        packed.write_bytes(gzip.compress(packed.read_bytes()))
+        assert recbole.load(tmp_path / name).meta["hash"] == made.meta["hash"]
     file = tmp_path / "both" / "source" / "source.inter"
     text = file.read_text().splitlines()
     file.write_text("\n".join([*text[:4], text[4].rpartition("\t")[0] + "\t0", *text[5:], ""]))

@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from conet_jax import files
-from conet_jax.data import readers, store, values
+from conet_jax.data import formats, lines, readers, store, values
 from conet_jax.data.assemble import from_split
 from conet_jax.data.types import (
     DOMAINS,
@@ -243,9 +243,10 @@ def _rows(path: Path, users: dict[str, int], items: dict[str, int]) -> tuple[np.
 
 def _weights(path: Path) -> np.ndarray | None:
     """The weights f32[n] of a file's rows, if it has them."""
-    with open(path, encoding="utf-8-sig") as file:
-        if _WEIGHT not in file.readline().rstrip("\r\n").split("\t"):
-            return None
+    with formats.opened(str(path)) as file:
+        _, header = next(lines.strictly(str(path), file))
+    if _WEIGHT not in header.split("\t"):
+        return None
     found = array.array("f")
     for number, (text,) in readers.read_columns(path, _WEIGHT):
         try:
