@@ -129,7 +129,7 @@ def load(directory: str | os.PathLike) -> Dataset:
         only = tuple(int(meta["counts"].get(kind, 0)) for kind in KINDS[1:])
         if not type(report) is type(options) is dict or candidates.schema != _CANDIDATES:
             raise ValueError("a field or column is of another type")
-    except (OSError, ValueError, LookupError, TypeError, *_POLARS) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, *_POLARS) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
             f"{directory}: cannot be read as what launch/export.py --data writes ({reason}); a "
