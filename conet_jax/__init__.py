@@ -5,7 +5,11 @@ from typing import Any
 
 __version__ = "0.2.0"
 # What is imported only once it is asked for: by name, the module that has it.
-_LATER = {"prepare": "conet_jax.data.prepare"}
+_LATER = {
+    "prepare": "conet_jax.data.prepare",
+    "fit": "conet_jax.serve.fitted",
+    "load": "conet_jax.serve.fitted",
+}
 
 
 def __getattr__(name: str) -> Any:

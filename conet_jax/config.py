@@ -137,6 +137,8 @@ FIELDS: dict[str, Field] = {
     # the longer one is trained alone
     "history_length": _integer(32, 1),  # fm: at most so many of a user's source items a step
     "negatives": _integer(1, 1),  # sampled negatives per positive, Sec. 3.1
+    "negatives_avoid_seen": _boolean(False),  # none is a target item that its user has rated below
+    # the threshold
     "batch_size": _integer(128, 1),  # positives per step and domain, Sec. 3.1
     # Optimiser: Adam, Sec. 3.1.
     "learning_rate": _number(1e-3, 0, above=True),
@@ -285,7 +287,8 @@ def completed(stored: dict[str, Any]) -> dict[str, Any]:
             "it is of version 0.1, whose models have other parameters: train it again, or read it "
             "with that version"
         )
-    stored = {"ials_trials": 0, "neighbours": 0} | stored
+    later = {"ials_trials": 0, "neighbours": 0, "negatives_avoid_seen": False}
+    stored = later | stored
     if isinstance(stored.get("eval_k"), int):  # one cut-off, once
         return stored | {"eval_k": (stored["eval_k"],)}
     return stored

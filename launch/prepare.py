@@ -51,6 +51,7 @@ _COLUMNS = {
     "item_column": "item",
     "rating_column": "rating",
     "time_column": "time",
+    "weight_column": "weight",
 }
 
 
@@ -66,7 +67,7 @@ def _define_reading(prefix: str, of: str, default: str) -> None:
             f"{prefix}{name}",
             None,
             f"Column of the {role} in {of}: its name, or its number from 1 without a header{none}; "
-            f"by default {default or 'found by its name'}.",
+            f"by default {default or ('none' if role == 'weight' else 'found by its name')}.",
         )
     flags.DEFINE_string(
         f"{prefix}separator",

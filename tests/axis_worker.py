@@ -23,6 +23,7 @@ from conet_jax import devices as devices_lib
 from conet_jax.config import default_config
 from conet_jax.data import synthetic
 from conet_jax.data.load import touched_items
+from conet_jax.data.types import UserItems
 from conet_jax.devices import rows as rows_lib
 from conet_jax.run import memory
 from conet_jax.run.experiment import make_experiment
@@ -113,14 +114,35 @@ def steps(dataset, devices, epochs, full, room, fields):
 
 
 def main(
-    out, *, devices, x64=True, epochs=1, full=False, traffic=0, room=None, fields=None, runs=()
+    out,
+    *,
+    devices,
+    x64=True,
+    epochs=1,
+    full=False,
+    traffic=0,
+    room=None,
+    fields=None,
+    runs=(),
+    weights=False,
+    seen=False,
 ):
     """Trains for each number of devices, or, with ``runs``, fits (workdir, devices, epochs).
 
-    ``full`` has diagnostics and ranks all items, too; ``traffic`` is a number of devices.
+    ``full`` has diagnostics and ranks all items, too; ``traffic`` is a number of devices; with
+    ``weights`` the pairs have some, with ``seen`` there are pairs below the threshold.
     """
     jax.config.update("jax_enable_x64", x64)
     dataset = synthetic.dataset(**MEDIUM)[0]
+    if weights:
+        for domain in ("target", "source"):
+            rows = getattr(dataset, domain)
+            own = 1 + np.arange(len(rows.indices), dtype=np.float32) % 7
+            dataset = dataset._replace(**{domain: rows._replace(weights=own)})
+    if seen:
+        indptr = np.arange(dataset.num_users + 1, dtype=np.int32) * 5
+        other = np.tile(np.arange(0, 200, 40, dtype=np.int32), dataset.num_users)
+        dataset = dataset._replace(seen=UserItems(indptr, other, dataset.target.num_items))
     for workdir, count, until in runs:
         config = config_of(count, epochs=until, **(fields or {}))
         fit(config, workdir, dataset=dataset, quiet=True)

@@ -175,9 +175,16 @@ def rating_like(names: list[str], taken, samples: list[list[str]]) -> tuple[list
     return [], False
 
 
-def places_of(names: list[str], samples: list[list[str]]) -> tuple[dict[str, int], bool]:
+def places_of(
+    names: list[str], samples: list[list[str]], weight: str
+) -> tuple[dict[str, int], bool]:
     """Columns by role, and whether the rating is yes or no."""
     places, label = {}, False
+    if weight:
+        named = [at for at, name in enumerate(names) if name == weight]
+        named = named or [at for at, name in enumerate(names) if plain(name) == plain(weight)]
+        require(len(named) == 1)
+        places["weight"] = named[0]
     for role in ROLES:
         found = best(role, names, places.values())
         if role == "rating" and not found:
@@ -201,8 +208,11 @@ def places_of(names: list[str], samples: list[list[str]]) -> tuple[dict[str, int
 # Files.
 
 
-def read(data: bytes, format: str = "auto") -> list[tuple]:
-    """(user, item, rating, timestamp) of every row, None where the file has no such column."""
+def read(data: bytes, format: str = "auto", weight: str = "") -> list[tuple]:
+    """(user, item, rating, timestamp) of every row, None where the file has no such column.
+
+    With the name of a column of weights, the weight comes last.
+    """
     require(format != "parquet")
     plain_bytes = unpacked(data)
     if plain_bytes[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -210,7 +220,7 @@ def read(data: bytes, format: str = "auto") -> list[tuple]:
     json_format = format in ("auto", "json", "amazon_json")
     head = plain_bytes.removeprefix(b"\xef\xbb\xbf")[: (1 << 12)]
     if json_format and re.match(rb"\s*\[\s*(\{|\]\s*$)", head):
-        rows = array_rows(text_of(data))
+        rows = array_rows(text_of(data), weight)
     else:
         lines = lines_of(data)
         require(any(line.strip() for line in lines))
@@ -218,14 +228,14 @@ def read(data: bytes, format: str = "auto") -> list[tuple]:
         if format in ("json", "amazon_json") or (
             format == "auto" and first.lstrip().startswith("{")
         ):
-            rows = json_rows([parsed(line) for line in lines if line.strip()])
+            rows = json_rows([parsed(line) for line in lines if line.strip()], weight)
         else:
-            rows = text_rows(lines, format)
+            rows = text_rows(lines, format, weight)
     rows = [row for row in rows if row is not None]
     require(len(rows) > 0)
     largest = max((row[3] for row in rows if row[3] is not None), default=0)
     unit = 1e9 if largest >= 1e17 else 1e6 if largest >= 1e14 else 1e3 if largest >= 1e11 else 1
-    return [(*row[:3], None if row[3] is None else row[3] / unit) for row in rows]
+    return [(*row[:3], None if row[3] is None else row[3] / unit, *row[4:]) for row in rows]
 
 
 def parsed(line: str) -> dict:
@@ -241,20 +251,20 @@ def parsed(line: str) -> dict:
     return record
 
 
-def array_rows(text: str) -> list[tuple | None]:
+def array_rows(text: str, weight: str) -> list[tuple | None]:
     try:
         records = json.loads(text)
     except (ValueError, RecursionError):
         raise Refused from None
     require(all(type(record) is dict for record in records))
-    return json_rows(records)
+    return json_rows(records, weight)
 
 
-def json_rows(records: list[dict]) -> list[tuple | None]:
+def json_rows(records: list[dict], weight: str) -> list[tuple | None]:
     names = list(dict.fromkeys(key for record in records for key in record))
     samples = [[str(r[name]) for r in records if r.get(name) is not None] for name in names]
     require(bool(names))
-    places, label = places_of(names, samples)
+    places, label = places_of(names, samples, weight)
     rows = []
     for record in records:
         named = {role: record.get(names[at]) for role, at in places.items()}
@@ -262,7 +272,7 @@ def json_rows(records: list[dict]) -> list[tuple | None]:
     return rows
 
 
-def text_rows(lines: list[str], format: str) -> list[tuple | None]:
+def text_rows(lines: list[str], format: str, weight: str) -> list[tuple | None]:
     at = next(n for n, line in enumerate(lines) if line)
     first = lines[at]
     header, separator = None, None
@@ -276,7 +286,7 @@ def text_rows(lines: list[str], format: str) -> list[tuple | None]:
             known = [mark for mark in ("\t", ",", "::", ";", "|") if mark in first]
             separator = known[0] if known else ","
         below = [fields_of(line, separator) for line in lines[at + 1 :] if line]
-        if is_header(fields_of(first, separator), below):
+        if weight or is_header(fields_of(first, separator), below):
             header = fields_of(first, separator)
     if header is not None:
         at = next((n for n, line in enumerate(lines) if n > at and line), None)
@@ -288,7 +298,7 @@ def text_rows(lines: list[str], format: str) -> list[tuple | None]:
         format = guess(header, separator, sample)
     if format in ("named", "recbole"):
         require(header is not None)
-        return named_rows(header, first, separator, body, sample, format)
+        return named_rows(header, first, separator, body, sample, format, weight)
     wrapped = separator != "::" and is_wrapped(sample, separator)
     split = [fields_of(x, separator) if wrapped else x.split(separator) for x in sample]
     count = width = len(split[0])
@@ -307,7 +317,7 @@ def text_rows(lines: list[str], format: str) -> list[tuple | None]:
     return records_of(records, places, count, separator, False, days_first(samples, places))
 
 
-def named_rows(header, first, separator, body, sample, format) -> list[tuple | None]:
+def named_rows(header, first, separator, body, sample, format, weight) -> list[tuple | None]:
     quoted = format == "named" and separator != "::"
     split = [line.split(separator) for line in sample]
     if quoted:
@@ -318,10 +328,11 @@ def named_rows(header, first, separator, body, sample, format) -> list[tuple | N
     if first.startswith('"') and all(len(row) == len(header) + 1 for row in split):
         header = ["row name", *header]
     samples = [[row[n] for row in split if n < len(row)] for n in range(len(header))]
-    if len(header) == 2 and separator == "\t" and not any(best(r, header) for r in ROLES[:2]):
+    unnamed = not weight and not any(best(r, header) for r in ROLES[:2])
+    if len(header) == 2 and separator == "\t" and unnamed:
         places, label = {"user": 0, "item": 1}, False
     else:
-        places, label = places_of(header, samples)
+        places, label = places_of(header, samples, weight)
     if quoted:
         records = [row for row in split_quoted("\n".join(body), separator) if row]
     else:
@@ -436,7 +447,11 @@ def row_of(named: dict, label: bool, day_first: bool, comma: bool) -> tuple | No
 
         else:
             time = number_of(time, comma)
-    return (*ids, rating, time)
+    if "weight" not in named:
+        return (*ids, rating, time)
+    weight = number_of(named["weight"], comma)
+    require(1e-30 <= weight <= 1e30)
+    return (*ids, rating, time, weight)
 
 
 def days_first(samples: list[list[str]], places: dict[str, int]) -> bool:

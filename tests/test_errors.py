@@ -799,6 +799,10 @@ MESSAGES = [
     ("the timestamp is missing: expected one in", lambda: read("a\tb\t1\t1\na\tb\t1\t\n")),
     ("bad timestamp 'x': expected a finite number, or a date", lambda: read("a\tb\t1\tx\n")),
     (
+        "bad weight '0': expected a number above 0, from 1e-30 to 1e\\+30; --skip_bad_rows",
+        lambda: read("user_id,item_id,plays\na,b,0\n", weight_column="plays"),
+    ),
+    (
         "the columns of NCF-style data are fixed",
         lambda: (read_ncf(), readers.read("ncf", user_column="x")),
     ),
@@ -1029,6 +1033,12 @@ MESSAGES = [
     ("no ids: expected one a line", lambda: atomic("target/target.user", lambda t: t[:14])),
     ("id '0' stands there twice", lambda: atomic("target/target.user", lambda t: t + "0\n")),
     ("target.user: expected the same", lambda: atomic("source/source.user", lambda t: t + "x\n")),
+    (
+        "source.inter:2: bad weight 'x': expected a finite number",
+        lambda: atomic(
+            "source/source.inter", lambda t: "user_id:token\titem_id:token\tweight:float\n0\t0\tx\n"
+        ),
+    ),
     ("1 pairs stand there twice", lambda: atomic("source/source.inter", lambda t: t + "0\t0\n")),
     (
         "id 'x' is not listed in the .user or .item file",
@@ -1099,6 +1109,10 @@ MESSAGES = [
         lambda: check_users(all_cold(), "valid"),
     ),
     (
+        "config.negatives_avoid_seen is True, but the data have no target pairs below",
+        lambda: make_experiment(changed("mlp", negatives_avoid_seen=True), data()),
+    ),
+    (
         "the data set has no valid users: .* prepare it from more",
         lambda: fit(dataset=no_users("valid")),
     ),
@@ -1160,6 +1174,22 @@ MESSAGES = [
     (
         "config.json cannot be read as a run's config .it is of version 0.1, .*train it again",
         lambda: restore(run(warm_start="")),
+    ),
+    (
+        "the data given are not those of run: hash .* give those that it was fitted on",
+        lambda: restore(run(dataset_hash="f" * 64), data=data()),
+    ),
+    (
+        "the data of run were in memory, in no folder: give them again by data=",
+        lambda: restore(run(dir={"dir": ""}, dataset_place={})),
+    ),
+    (
+        "config.epochs is 'x': expected a whole number from 1 to",
+        lambda: conet_jax.fit(data(), "run", epochs="x"),
+    ),
+    (
+        "none of the items is known: expected raw ids of target items",
+        lambda: conet_jax.load(run(), data=data()).recommend(items=["x"]),
     ),
     (
         "is not that of run: hash .* prepare it as it was",

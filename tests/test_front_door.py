@@ -166,6 +166,16 @@ def written(put, name: str, rows: Rows, names=NAMES) -> str:
         return put(name, json.dumps(objects(rows, names), indent=1))
     if shape == "jsonl":
         return put(name, json_lines(rows, names))
+    if shape == "python":
+        return put(name, "".join(f"{row}\n" for row in objects(rows, names)))
+    if shape == "quoted":
+        return put(name, table([[f'"{x}"' for x in row] for row in [names, *rows]], None))
+    if shape == "recbole":
+        kinds = [*("token", "token", "float", "float")][: len(names)]
+        typed = [f"{name}:{kind}" for name, kind in zip(names, kinds, strict=True)]
+        return put(name, table(rows, typed, "\t"))
+    if shape == "colons":
+        return put(name, table(rows, names, "::"))
     return put(name, table(rows, names, {"tsv": "\t", "semicolons": ";"}.get(shape, ",")))
 
 
@@ -852,10 +862,11 @@ items = st.sampled_from(["1", "2", "3", "4", "5", "N/A", "6"])
 ratings = st.sampled_from(["1", "3", "4", "5", "five", "", "2.5"])
 any_rows = st.lists(st.tuples(users, items, ratings, st.sampled_from(["1", "2", "3"])),
                     min_size=12, max_size=60)  # fmt: skip
-SHAPES = ("csv", "tsv", "semicolons", "jsonl", "array", "parquet")
+TEXTS = ("csv", "tsv", "semicolons", "colons", "quoted", "recbole", "jsonl", "python", "array")
+SHAPES = (*TEXTS, "parquet", "frame")
 
 
-@hypothesis.settings(deadline=None, max_examples=150)
+@hypothesis.settings(deadline=None, max_examples=200)
 @hypothesis.given(
     any_rows,
     any_rows,
@@ -874,6 +885,9 @@ SHAPES = ("csv", "tsv", "semicolons", "jsonl", "array", "parquet")
             "users": st.just("all"),
             "seen_are_candidates": st.just(False),
             "rating_column": st.just("none"),
+            "hold_out": st.just("both"),
+            "cutoff": st.sampled_from(["0.5", "0.8"]),
+            "weight_column": st.just("timestamp"),
         },
     ),
 )
@@ -884,8 +898,16 @@ def test_the_audit_adds_up(tmp_path_factory, books, movies, one, two, pack, opti
         (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
         return str(folder / name)
 
-    paths = [written(put, f"b.{one}", books), written(put, f"m.{two}", movies)]
-    if pack != "plain" and one != "parquet":
+    paths = [
+        pl.DataFrame(objects(rows)) if shape == "frame" else written(put, f"{name}.{shape}", rows)
+        for name, shape, rows in (("b", one, books), ("m", two, movies))
+    ]
+    if "cutoff" in options:
+        options = {key: x for key, x in options.items() if key != "weight_column"}
+        options["split"] = "time"
+    if "weight_column" in options:
+        options = {key: x for key, x in options.items() if key != "split"}
+    if pack != "plain" and one in TEXTS:
         path = pathlib.Path(paths[0])
         path.write_bytes(PACKS[pack](path.read_bytes()))
     if options.get("rating_column"):

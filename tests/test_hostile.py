@@ -96,22 +96,25 @@ def refusal(call) -> object:
         return error
 
 
-def check_table(path: pathlib.Path, data: bytes, format: str, rows: list | None = None) -> bool:
+def check_table(
+    path: pathlib.Path, data: bytes, format: str, rows: list | None = None, *, weight: str = ""
+) -> bool:
     """Compares our rows with the reference's, and with those that were written if given."""
     path.write_bytes(data)
+    roles = (*ROLES, "weight") if weight else ROLES
 
     def ours() -> list[tuple]:
-        found = readers.read(path, format)
+        found = readers.read(path, format, weight_column=weight)
         frame = found.frame.collect()
         assert len(frame) == found.rows > 0
         assert found.left_out["bad_rows"] == 0
         absent = [None] * len(frame)
         return list(
-            zip(*(frame[r].to_list() if r in frame else absent for r in ROLES), strict=True)
+            zip(*(frame[r].to_list() if r in frame else absent for r in roles), strict=True)
         )
 
     try:
-        expected = reference.read(data, format)
+        expected = reference.read(data, format, weight)
     except reference.Refused:
         expected = None
     found = refusal(ours)
@@ -128,7 +131,7 @@ def same_rows(found: list[tuple] | None, expected: list[tuple] | None) -> bool:
     if found is None or expected is None or len(found) != len(expected):
         return found is expected
     return all(
-        one[:3] == two[:3]
+        one[:3] + one[4:] == two[:3] + two[4:]
         and (one[3] == two[3] or math.isclose(one[3] or 0, two[3] or 0, rel_tol=1e-15))
         for one, two in zip(found, expected, strict=True)
     )
@@ -434,6 +437,48 @@ def test_well_formed_files_are_read_as_they_were_written(size, tmp_path):
         return [check_table(tmp_path / "file", *file)]
 
     generate(size, "well-formed tables and JSON", good_files(), check)
+
+
+@st.composite
+def weighed(draw, good: bool):
+    """(bytes, format, rows or None): a table with a header, or objects, with a column of plays."""
+    names = [
+        "user_id",
+        "item_id",
+        "plays",
+        *draw(st.sampled_from([[], ["rating"], ["stars", "x"]])),
+    ]
+    counts = st.one_of(
+        st.integers(1, 10**6).map(str),
+        st.floats(1e-30, 1e30).map(repr),
+        st.sampled_from(["1e30", "1e-30", "+5", ".5", "007"]),
+    )
+    if not good:
+        counts = counts | st.sampled_from([*NASTY, "0", "-1", "1e31", "1e-31", "1,5"])
+    name = st.sampled_from(["a", "b", "é", "NULL", "7"])
+    row = st.tuples(name, name, counts, st.sampled_from(["1", "4.5"]), st.just("z"))
+    rows = draw(st.lists(row, min_size=1, max_size=6).filter(lambda rows: any(map(has_ids, rows))))
+    separator = draw(st.sampled_from(SEPARATORS))
+    end = draw(ENDS)
+    if draw(st.booleans()):
+        order = draw(st.permutations(range(len(names))))
+        texts = [[line[at] for at in order] for line in [names, *rows]]
+        text = end.join(separator.join(line) for line in texts)
+    else:
+        objects = [dict(zip(names, row, strict=False)) for row in rows]
+        text = end.join(json.dumps(each) for each in objects)
+    kept = None
+    if good:
+        rated = float if len(names) > 3 else lambda _: None
+        kept = [(u, i, rated(r), None, float(k)) for u, i, k, r, _ in filter(has_ids, rows)]
+    return text.encode("utf-8", "replace"), "auto", kept
+
+
+@pytest.mark.parametrize("good", [True, False], ids=["good", "nasty"])
+@sizes(25, 700)
+def test_weights_are_read_or_refused_as_by_the_reference(size, good, tmp_path):
+    check = partial(check_table, tmp_path / "file", weight="plays")
+    generate(size, "a column of weights", seeded(weighed(good)), with_copies(check))
 
 
 @pytest.mark.parametrize(

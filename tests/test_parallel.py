@@ -163,6 +163,24 @@ def test_other_models_and_batches_are_those_of_one_device(devices, fields, room,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("fields", [{}, {"pairing": "random"}, {"model": "bprmf"}])
+def test_weights_on_several_devices_are_those_on_one(fields, tmp_path):
+    if fields.get("model"):
+        fields = fields | {"inference": "target", "pairing": "random"}
+    found = worker(tmp_path, devices=[1, 3], fields=fields, weights=True)
+    plain = worker(tmp_path, "plain", devices=[1], fields=fields)
+    np.testing.assert_allclose(found["losses/3"], found["losses/1"], rtol=1e-9)
+    assert (found["losses/1"] != plain["losses/1"]).all()
+
+
+@pytest.mark.slow
+def test_negatives_that_avoid_what_is_seen_are_those_of_one_device(tmp_path):
+    fields = {"negatives_avoid_seen": True}
+    found = worker(tmp_path, devices=[1, 3], fields=fields, seen=True)
+    np.testing.assert_allclose(found["losses/3"], found["losses/1"], rtol=1e-9)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("x64", [True, False])
 @pytest.mark.parametrize("variant", ["recipe", "lasso"])
 def test_two_hundred_steps_on_1_2_4_and_8_devices_are_the_same(variant, x64, tmp_path):

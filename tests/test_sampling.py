@@ -14,7 +14,6 @@ import pytest
 
 from conet_jax import config as config_lib
 from conet_jax.data.assemble import from_arrays
-from conet_jax.models.base import Examples
 from conet_jax.run.epoch import run_epoch
 from conet_jax.run.experiment import make_experiment
 from conet_jax.run.start import initial_state
@@ -149,10 +148,9 @@ def test_negatives_of_a_long_list_are_never_positives():
 def test_partners_are_uniform_over_the_positives_and_over_the_others():
     domain = interactions_of(ITEMS, NUM_ITEMS)
     users = np.repeat(np.arange(len(ITEMS)), 16_000)
-    rest = np.ones(len(users))
-    examples = Examples(users, np.zeros_like(users), rest, rest)
-    draw = jax.jit(sampling._partners, static_argnums=3)
-    partners = jax.tree.map(np.asarray, draw(jax.random.key(0), domain, examples, 1))
+    draw = jax.jit(sampling._partners, static_argnums=4)
+    ones = np.ones(len(users))
+    partners = jax.tree.map(np.asarray, draw(jax.random.key(0), domain, users, ones, 1))
     for user, own in enumerate(ITEMS):
         for label, items in ((1, own), (0, np.setdiff1d(np.arange(NUM_ITEMS), own))):
             chosen = (partners.users == user) & (partners.labels == label)

@@ -132,5 +132,5 @@ def test_run_of_before_the_place_was_kept(project, tmp_path, monkeypatch):
 
 def test_place_of_data_that_are_in_no_folder():
     config = {"data": {"dir": "", "drop": 0}}
-    with pytest.raises(InputError, match="the data of run are not in DIR, nor next"):
+    with pytest.raises(InputError, match="the data of run were in memory, in no folder"):
         whereabouts.find("run", config, {}, "0")

@@ -321,7 +321,8 @@ def _indptr(users: np.ndarray, num_users: int) -> np.ndarray:
 
 def _interactions(pairs: Pairs, num_users: int, num_items: int) -> UserItems:
     indptr = _indptr(pairs.users, num_users)
-    return UserItems(indptr.astype(np.int32), pairs.items.astype(np.int32), num_items)
+    weights = None if pairs.weights is None else pairs.weights.astype(np.float32)
+    return UserItems(indptr.astype(np.int32), pairs.items.astype(np.int32), num_items, weights)
 
 
 def objects(ids: pl.Series) -> np.ndarray:

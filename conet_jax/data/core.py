@@ -11,6 +11,7 @@ class Pairs(NamedTuple):
     users: np.ndarray  # int64[n]
     items: np.ndarray  # int64[n]
     times: np.ndarray | None  # f64[n]
+    weights: np.ndarray | None = None  # f64[n], above 0
 
 
 def take(pairs: Pairs, which: np.ndarray) -> Pairs:
@@ -93,10 +94,15 @@ def renumber(pairs: Pairs, users: np.ndarray, items: np.ndarray) -> Pairs:
         places = np.full(size, -1, np.int64)
         places[wanted] = np.arange(len(wanted))
         columns.append(places[values])
-    pairs = Pairs(*columns, pairs.times)
+    pairs = pairs._replace(users=columns[0], items=columns[1])
     pairs = take(pairs, (pairs.users >= 0) & (pairs.items >= 0))
     order = np.diff(pairs.users * len(items) + pairs.items)
     return pairs if (order > 0).all() else take(pairs, np.lexsort((pairs.items, pairs.users)))
+
+
+def _joined(one: Pairs, two: Pairs) -> Pairs:
+    both = zip(one, two, strict=True)
+    return Pairs(*(None if a is None else np.concatenate([a, b]) for a, b in both))
 
 
 class Reduced(NamedTuple):
@@ -144,8 +150,7 @@ def reduce(
     for domain, p in left.items():
         items[domain] = np.flatnonzero(np.bincount(p.items))
         if later:
-            known = [np.concatenate(both) for both in zip(p, later[domain], strict=True)]
-            p = Pairs(*known)
+            p = _joined(p, later[domain])
         left[domain] = renumber(p, order, items[domain])
         if later:
             unknown = len(p.users) - len(left[domain].users)

@@ -84,7 +84,7 @@ def plain(frame: pl.LazyFrame) -> Plain | None:
     text = pl.col("user", "item")
     missing = pl.col("user").is_null() | pl.col("item").is_null() | missing_id()
     odd = [text.str.contains(r"[\n\r\x00\x1c-\x1f]").fill_null(False)]
-    odd += [~pl.col(role).is_finite().fill_null(False) for role in numbers]
+    odd += [~is_good(role, pl.col(role)) for role in numbers]
     largest = pl.col("timestamp").filter(~missing).max() if "timestamp" in numbers else pl.lit(None)
     found = frame.select(
         count=pl.len(),
@@ -96,6 +96,12 @@ def plain(frame: pl.LazyFrame) -> Plain | None:
     if any_odd or count == gone:
         return None
     return Plain(frame.filter(~missing) if gone else frame, count - gone, gone, largest_time)
+
+
+def is_good(role: str, number: pl.Expr) -> pl.Expr:
+    """Whether a number may stand in the column of a role: it is finite, a weight above 0."""
+    good = number.is_between(*values.WEIGHTS) if role == "weight" else number.is_finite()
+    return good.fill_null(False)
 
 
 def missing_id() -> pl.Expr:

@@ -42,7 +42,8 @@ def drop_interactions(dataset: Dataset, count: int) -> Dataset:
     keep = np.ones(len(users), bool)
     keep[shuffled[np.arange(len(users)) - target.indptr[users] < gone[users]]] = False
     indptr = np.concatenate([[0], np.cumsum(degrees - gone)]).astype(target.indptr.dtype)
-    target = target._replace(indptr=indptr, indices=target.indices[keep])
+    weights = None if target.weights is None else target.weights[keep]
+    target = target._replace(indptr=indptr, indices=target.indices[keep], weights=weights)
     counts = dict(dataset.meta["counts"])
     counts["target_interactions"] -= int(gone.sum())
     counts["target_density"] = counts["target_interactions"] / (

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from conet_jax.data import build, readers, store
+from conet_jax.data import build, columns, readers, store
 from conet_jax.data.layout import Asked
 from conet_jax.data.types import DOMAINS, Dataset
 from conet_jax.errors import InputError
@@ -19,8 +19,7 @@ _BUILD = [
     for name, parameter in inspect.signature(build.build).parameters.items()
     if parameter.kind is inspect.Parameter.KEYWORD_ONLY
 ]
-# Weights can be read, and no model uses them yet.
-_READING = [field for field in Asked._fields if field != "weight_column"]
+_READING = list(Asked._fields)
 # Columns of these roles are named so where they are printed.
 _ROLES = {"timestamp": "time"}
 
@@ -110,6 +109,9 @@ def positives_of(meta: Mapping, domain: str, path: str) -> pl.LazyFrame:
         asked, column = dict(then.get("asked", {})), then.get("columns", {}).get("rating")
         if any(type(value) is not type(Asked._field_defaults[key]) for key, value in asked.items()):
             raise TypeError
+        # Only what was a pair's weight is not read here, and it is nothing else either.
+        if asked.pop("weight_column", columns.NONE) != columns.NONE and column is None:
+            asked["rating_column"] = columns.NONE
     except (AttributeError, KeyError, TypeError, ValueError):
         raise InputError(
             "dataset.json does not say how the data's files were read, though it has a place for "

@@ -18,7 +18,7 @@ class Rated(NamedTuple):
 
     Attributes:
       frame: user, item, ``low`` (whether the rating is below the threshold) where there are
-        ratings, and timestamp where there are times.
+        ratings, timestamp where there are times, and weight where there are weights.
       least: the threshold, None without ratings.
       report: counts of rows for the audit, so far.
     """
@@ -68,7 +68,7 @@ def rate(rows: DomainRows, min_rating: float | None) -> Rated:
     report = {"rows": rows.rows + sum(rows.left_out.values())}
     report |= {reason: count for reason, count in rows.left_out.items() if count}
     report["below_min_rating"] = 0
-    columns = [name for name in ("timestamp",) if name in known]
+    columns = [name for name in ("timestamp", "weight") if name in known]
     if "rating" not in known or rows.given is not None:
         if min_rating is not None:
             why = (
@@ -100,6 +100,8 @@ def rate(rows: DomainRows, min_rating: float | None) -> Rated:
 def code(rated: Rated, users: pl.Series, listed: Given | None) -> Coded:
     """Turns ids into numbers; of a pair rated again the latest counts, without times the last.
 
+    The weights of all its rows add up.
+
     Adds to the report: rows of other users, and rows of pairs that come again later.
 
     Args:
@@ -127,7 +129,8 @@ def code(rated: Rated, users: pl.Series, listed: Given | None) -> Coded:
         rows["timestamp"].to_numpy() if "timestamp" in rows.columns else None,
     )
     last = last_of_each(pairs)
-    pairs, left_low = take(pairs, last), low[last]
+    sums = sums_of_each(pairs, rows["weight"].to_numpy()) if "weight" in rows.columns else None
+    pairs, left_low = take(pairs, last)._replace(weights=sums), low[last]
     again = "duplicates_merged" if rated.least is None else "rated_again"
     report[again] = len(rows) - len(last)
     report["below_min_rating"] -= int(low.sum()) - int(left_low.sum())
@@ -140,7 +143,7 @@ def code(rated: Rated, users: pl.Series, listed: Given | None) -> Coded:
         liked = pl.concat([liked, pl.Series("item", sorted(more), pl.String)]).unique().sort()
     places = _places(ids, liked)
     positives = positives._replace(items=places[positives.items])
-    seen = seen._replace(items=places[seen.items])
+    seen = seen._replace(items=places[seen.items], weights=None)
     return Coded(positives, take(seen, seen.items >= 0), liked)
 
 
@@ -162,6 +165,21 @@ def last_of_each(pairs: Pairs) -> np.ndarray:
     last = np.ones(len(order), bool)
     last[:-1] = np.diff(keys[order]) != 0
     return order[last]
+
+
+def sums_of_each(pairs: Pairs, values: np.ndarray) -> np.ndarray:
+    """Returns the sum of the values f64[n] of each pair's rows, in the order of pairs.
+
+    Example:
+      >>> pairs = Pairs(np.array([0, 0, 0]), np.array([7, 3, 7]), None)
+      >>> print(sums_of_each(pairs, np.array([1.0, 2.0, 4.0])))
+      [2. 5.]
+    """
+    keys = pairs.users * (1 + pairs.items.max(initial=0)) + pairs.items
+    order = np.lexsort((values, keys))  # by size: a sum does not depend on the order of the rows
+    keys, values = keys[order], values[order]
+    firsts = np.flatnonzero(np.diff(keys, prepend=-1))
+    return np.add.reduceat(values, firsts) if len(keys) else values
 
 
 def _places(values: pl.Series, ids: pl.Series) -> np.ndarray:

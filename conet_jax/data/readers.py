@@ -178,7 +178,7 @@ def _plain_text(name: str, found: layout.Layout) -> DomainRows | None:
         form += f"|{values.DECIMAL_COMMA}"
     for role in found.roles[2:]:
         text = pl.col(role).fill_null("")
-        odd += [~text.str.contains(f"^(?:{form})$"), ~_number(text).is_finite().fill_null(False)]
+        odd += [~text.str.contains(f"^(?:{form})$"), ~frames.is_good(role, _number(text))]
     odd += [pl.col(f"field_{at}").is_not_null() for at in range(found.named, found.width)]
     missing = frames.missing_id()
     times = pl.col("timestamp") if "timestamp" in found.roles else pl.lit("0")

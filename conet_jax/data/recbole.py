@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from conet_jax import files
-from conet_jax.data import readers, store
+from conet_jax.data import formats, lines, readers, store, values
 from conet_jax.data.assemble import from_split
 from conet_jax.data.types import (
     DOMAINS,
@@ -31,6 +31,7 @@ from conet_jax.data.types import (
 from conet_jax.errors import InputError
 
 _SEEN = "target.seen.inter"  # pairs below the threshold
+_WEIGHT = "weight:float"  # of a training pair, of data that have weights
 _CANDIDATES = {
     "part": pl.String,
     "user_id": pl.String,
@@ -80,7 +81,8 @@ def save(dataset: Dataset, directory: str | os.PathLike) -> None:
             rows = getattr(dataset, domain)
             users = np.repeat(dataset.user_ids, np.diff(rows.indptr))
             name = f"{domain}.train" if domain == "target" else domain
-            _write(beside / domain / f"{name}.inter", user_id=users, item_id=items[rows.indices])
+            file = beside / domain / f"{name}.inter"
+            _write(file, rows.weights, user_id=users, item_id=items[rows.indices])
         parts = []
         for part, held_out in held_out_parts(dataset).items():
             domain = HELD_OUT[part]
@@ -127,7 +129,7 @@ def load(directory: str | os.PathLike) -> Dataset:
         only = tuple(int(meta["counts"].get(kind, 0)) for kind in KINDS[1:])
         if not type(report) is type(options) is dict or candidates.schema != _CANDIDATES:
             raise ValueError("a field or column is of another type")
-    except (OSError, ValueError, LookupError, TypeError, *_POLARS) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, *_POLARS) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
             f"{directory}: cannot be read as what launch/export.py --data writes ({reason}); a "
@@ -143,11 +145,13 @@ def load(directory: str | os.PathLike) -> Dataset:
     for domain, name in (("target", "target.train"), ("source", "source")):
         file = path / domain / f"{name}.inter"
         pairs[domain] = np.stack(_rows(file, users, items[domain]), axis=1)
-        distinct = np.unique(pairs[domain], axis=0)  # sorted by user, then item
+        distinct, at = np.unique(pairs[domain], axis=0, return_index=True)  # by user, then item
         if len(distinct) < len(pairs[domain]):
             twice = len(pairs[domain]) - len(distinct)
             raise InputError(f"{file}: {twice:,} pairs stand there twice: expected each once")
-        interactions[domain] = _csr(distinct, len(users), len(items[domain]))
+        weights = _weights(file)
+        weights = None if weights is None else weights[at]
+        interactions[domain] = _csr(distinct, len(users), len(items[domain]), weights)
     sizes = {d: len(items[d]) for d in DOMAINS}
     positives = {d: pairs[d] @ [sizes[d], 1] for d in DOMAINS}
     for part, domain in HELD_OUT.items():
@@ -192,19 +196,21 @@ def load(directory: str | os.PathLike) -> Dataset:
     return made._replace(meta=made.meta | {"hash": content_hash(made)})
 
 
-def _csr(pairs: np.ndarray, num_users: int, num_items: int) -> UserItems:
+def _csr(
+    pairs: np.ndarray, num_users: int, num_items: int, weights: np.ndarray | None = None
+) -> UserItems:
     """Distinct pairs, sorted by user, then item, as CSR."""
     degrees = np.bincount(pairs[:, 0], minlength=num_users)
     indptr = np.concatenate([[0], np.cumsum(degrees)]).astype(np.int32)
-    return UserItems(indptr, pairs[:, 1].astype(np.int32), num_items)
+    return UserItems(indptr, pairs[:, 1].astype(np.int32), num_items, weights)
 
 
-def _write(path: Path, **columns: np.ndarray) -> None:
+def _write(path: Path, weights: np.ndarray | None = None, **columns: np.ndarray) -> None:
+    named = {f"{name}:token": column for name, column in columns.items()}
+    if weights is not None:
+        named[_WEIGHT] = weights.astype(str)
     frame = pl.DataFrame(
-        {
-            f"{name}:token": pl.Series(values.tolist(), dtype=pl.String)
-            for name, values in columns.items()
-        }
+        {name: pl.Series(column.tolist(), dtype=pl.String) for name, column in named.items()}
     )
     frame.write_csv(path, separator="\t", quote_style="never")
 
@@ -233,6 +239,21 @@ def _rows(path: Path, users: dict[str, int], items: dict[str, int]) -> tuple[np.
                 )
             places.append(known[name])
     return tuple(np.array(places, np.int64) for places in codes)
+
+
+def _weights(path: Path) -> np.ndarray | None:
+    """The weights f32[n] of a file's rows, if it has them."""
+    with formats.opened(str(path)) as file:
+        _, header = next(lines.strictly(str(path), file))
+    if _WEIGHT not in header.split("\t"):
+        return None
+    found = array.array("f")
+    for number, (text,) in readers.read_columns(path, _WEIGHT):
+        try:
+            found.append(values.real_of("weight", text, values.Reading()))
+        except ValueError as error:
+            raise InputError(f"{path}:{number}: {error}") from None
+    return np.array(found, np.float32)
 
 
 def _drawn(path: Path, listed: pl.DataFrame, items: dict[str, int]) -> tuple[np.ndarray, ...]:

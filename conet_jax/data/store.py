@@ -32,6 +32,7 @@ _JSON = "dataset.json"
 _IDS = ("user_ids", "target_item_ids", "source_item_ids")
 _DTYPES = {
     **{f"{rows}_{field}": "<i4" for rows in (*DOMAINS, "seen") for field in ("indptr", "indices")},
+    **{f"{domain}_weights": "<f4" for domain in DOMAINS},
     **{
         f"{part}_{field}": "|b1" if field == "mask" else "<i4"
         for part in HELD_OUT
@@ -178,7 +179,12 @@ def load(directory: str | os.PathLike) -> Dataset:
         for part in HELD_OUT
         if part in ("valid", "test") or (path / f"{part}_users.npy").exists()
     }
-    others = [name for name in _DTYPES if name.partition("_")[0] in (*DOMAINS, "user")]
+    others = [
+        name
+        for name in _DTYPES
+        if name.partition("_")[0] in (*DOMAINS, "user")
+        and (not name.endswith("_weights") or (path / f"{name}.npy").exists())
+    ]
     read = {
         name: _read(path / f"{name}.npy", _DTYPES[name])
         for name in (*others, *(name for names in parts.values() for name in names))
@@ -188,9 +194,12 @@ def load(directory: str | os.PathLike) -> Dataset:
         indptr, indices = read[f"{domain}_indptr"], read[f"{domain}_indices"]
         num_items = sizes[f"{domain}_items"]
         problem = _csr_problem(indptr, indices, sizes["users"], num_items)
+        weights = read.get(f"{domain}_weights")
+        if problem is None and weights is not None:
+            problem = _weights_problem(weights, len(indices))
         if problem:
             _damaged(path, f"{domain}: {problem}")
-        interactions[domain] = UserItems(indptr, indices, num_items)
+        interactions[domain] = UserItems(indptr, indices, num_items, weights)
     held = {}
     for part, names in parts.items():
         held[part] = HeldOut(*(read[name] for name in names))
@@ -252,6 +261,13 @@ def _csr_problem(
     starts = indptr[1:-1]
     rising[starts[(starts > 0) & (starts < len(indices))] - 1] = True  # between two users
     return None if rising.all() else "items of a user that are not strictly increasing"
+
+
+def _weights_problem(weights: np.ndarray, count: int) -> str | None:
+    if weights.shape != (count,):
+        return f"weights of the wrong shape {weights.shape} for {count} interactions"
+    good = np.isfinite(weights) & (weights > 0)
+    return None if good.all() else "weights that are not above 0"
 
 
 def _held_out_problem(held: HeldOut, num_users: int, num_items: int) -> str | None:

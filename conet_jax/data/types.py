@@ -20,6 +20,7 @@ class UserItems(NamedTuple):
     indptr: np.ndarray  # int32[num_users + 1]
     indices: np.ndarray  # int32[nnz], strictly increasing within a user
     num_items: int
+    weights: np.ndarray | None = None  # f32[nnz], above 0, of data with a column of weights
 
 
 class HeldOut(NamedTuple):
@@ -148,6 +149,8 @@ def arrays(dataset: Dataset) -> dict[str, np.ndarray]:
     for domain in DOMAINS:
         rows = getattr(dataset, domain)
         named |= {f"{domain}_indptr": rows.indptr, f"{domain}_indices": rows.indices}
+        if rows.weights is not None:
+            named[f"{domain}_weights"] = rows.weights
     for part, held in held_out_parts(dataset).items():
         for field, values in held._asdict().items():
             named[f"{part}_{field}"] = values

@@ -25,6 +25,7 @@ _FORMS = (
     *("%a %b %d %H:%M:%S %z %Y", "%a %b %d %H:%M:%S %Y", "%d/%b/%Y:%H:%M:%S %z"),
 )
 _CLOCKS = ("%H:%M", "%H:%M:%S", "%H:%M:%S.%f", "%I:%M %p", "%I:%M:%S %p")
+WEIGHTS = (1e-30, 1e30)  # the least and the largest: sums of them are numbers in float32
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
@@ -83,6 +84,11 @@ def real_of(role: str, value: Any, reading: Reading) -> float:
         value = value.replace(",", ".")
     if type(value) is not str or not _IS_NUMBER(value) or math.isinf(float(value)):
         raise ValueError(f"bad {role} {value!r:.60}: expected a finite number")
+    if role == "weight" and not WEIGHTS[0] <= float(value) <= WEIGHTS[1]:
+        raise ValueError(
+            f"bad weight {value!r:.60}: expected a number above 0, from {WEIGHTS[0]:g} to "
+            f"{WEIGHTS[1]:g}"
+        )
     return float(value)
 
 

@@ -38,7 +38,8 @@ class Params(NamedTuple):
 class Examples(NamedTuple):
     """Examples of one domain (Eq. 5): observed pairs and sampled negatives, all of shape [n].
 
-    ``weights`` is 1, or 0 for padding and where a domain sits out a step. Under ``pairing: pairs``
+    ``weights`` is 1, or an observed pair's own where the data have weights, and 0 for padding and
+    where a domain sits out a step. Under ``pairing: pairs``
     every example is an observed pair and ``negatives`` holds a sampled item for each, else None.
     ``folds`` is that of the observed pair that an example is or was made for, None without folds.
     """

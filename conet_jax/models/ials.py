@@ -1,10 +1,12 @@
 """Implicit alternating least squares (Hu, Koren and Volinsky 2008), by conjugate gradients.
 
 Minimises ``sum_ui w_i c_ui (r_ui - x_u^T y_i)^2 + lambda (sum_u |x_u|^2 + sum_i |y_i|^2)`` with
-confidence ``c = 1 + alpha`` where r = 1 and 1 elsewhere; w is 1, or for two domains joined the
-weight of the item's domain. For fixed Y the best x_u solves
+confidence ``c = 1 + alpha k`` where r = 1 and 1 elsewhere; k is 1, or the weight of the pair where
+the data have weights, of mean 1; w is 1, or for two domains joined the weight of the item's domain.
+For fixed Y the best x_u solves
 
-    ``(Y^T W Y + alpha sum_{i in u} w_i y_i y_i^T + lambda I) x = (1 + alpha) sum_{i in u} w_i y_i``
+    ``(Y^T W Y + alpha sum_{i in u} k_i w_i y_i y_i^T + lambda I) x = sum_{i in u} (1 + alpha k_i)
+    w_i y_i``
 
 and likewise for Y, where w_i cancels but for lambda / w_i. A half of a sweep takes a few steps of
 conjugate gradients towards it from where the rows are (Takács, Pilászy and Tikk 2011): a third of
@@ -23,12 +25,12 @@ import numpy as np
 
 from conet_jax.models import factors
 from conet_jax.models.base import FittedModel, Params, Sizes
+from conet_jax.models.conjugate_gradients import conjugate_gradients
 
 _CHUNK = 8  # pairs of a row that are read together
 _PAIRS_AT_ONCE = 1 << 15  # gathered factors at once: 4 MiB at 32 factors
 _STEPS = 3  # of conjugate gradients a half sweep
-_TO_THE_END = 200  # steps at most where a row is solved for ...
-_TOLERANCE = 84  # ... until the residual is as many roundings of the right-hand side: 1e-5 in f32
+_TO_THE_END = 200  # steps at most where a row is solved for
 
 
 class Options(NamedTuple):
@@ -60,10 +62,11 @@ class Options(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Users int32[nnz] and items int32[nnz] of some interactions."""
+    """Users int32[nnz] and items int32[nnz] of some interactions, and f32[nnz] their weights k."""
 
     users: np.ndarray
     items: np.ndarray
+    weights: np.ndarray | None = None
 
 
 @lru_cache
@@ -106,12 +109,14 @@ class Blocks(NamedTuple):
       owners: int32[b, c], which of the block's rows a chunk is of.
       columns: int32[b, c, _CHUNK], the pairs' columns.
       pairs: int32[b, c, _CHUNK], the pairs' numbers; -1 in padding.
+      weights: f32[b, c, _CHUNK], the pairs' k; None is 1 for each.
     """
 
     rows: jax.Array
     owners: jax.Array
     columns: jax.Array
     pairs: jax.Array
+    weights: jax.Array | None
 
 
 class Matrix(NamedTuple):
@@ -160,8 +165,12 @@ def matrix(interactions: Any, sizes: Sizes, *, joined: bool) -> Matrix:
     pairs = [interactions[domain] for domain in domains]
     users = np.concatenate([np.asarray(p.users) for p in pairs])
     items = [np.asarray(p.items) + at for p, at in zip(pairs, offsets[:-1], strict=True)]
-    items = np.concatenate(items)
-    by_user, by_item = _blocks(users, items, sizes.users), _blocks(items, users, offsets[-1])
+    items, weights = np.concatenate(items), None
+    if any(p.weights is not None for p in pairs):
+        own = (np.ones(len(p.users)) if p.weights is None else p.weights for p in pairs)
+        weights = np.concatenate([np.asarray(each, np.float32) for each in own])
+    by_user = _blocks(users, items, sizes.users, weights)
+    by_item = _blocks(items, users, offsets[-1], weights)
     return Matrix(by_user, by_item, len(users), domains, counts)
 
 
@@ -263,7 +272,9 @@ def _constants(options: Options, like: jax.Array) -> tuple[jax.Array, jax.Array]
     return tuple(jnp.asarray(value, like.dtype) for value in constants)
 
 
-def _blocks(rows: np.ndarray, columns: np.ndarray, num_rows: int) -> Blocks:
+def _blocks(
+    rows: np.ndarray, columns: np.ndarray, num_rows: int, weights: np.ndarray | None
+) -> Blocks:
     """Packs rows and their pairs in the order of the rows."""
     order = np.argsort(rows, kind="stable")
     degrees = np.bincount(rows, minlength=num_rows)
@@ -285,6 +296,7 @@ def _blocks(rows: np.ndarray, columns: np.ndarray, num_rows: int) -> Blocks:
         np.full((len(bounds), size), most - 1, np.int32),
         np.zeros((len(bounds), size, _CHUNK), np.int32),
         np.full((len(bounds), size, _CHUNK), -1, np.int32),
+        None if weights is None else np.ones((len(bounds), size, _CHUNK), np.float32),
     )
     for block, (first, last) in enumerate(bounds):
         own, each = ids[first:last], chunks[first:last]
@@ -297,7 +309,9 @@ def _blocks(rows: np.ndarray, columns: np.ndarray, num_rows: int) -> Blocks:
         packed.owners[block, : len(owners)] = owners
         packed.columns[block, : len(owners)] = np.where(filled, columns[pairs], 0)
         packed.pairs[block, : len(owners)] = np.where(filled, pairs, -1)
-    return Blocks(*map(jnp.asarray, packed))  # to the device once, not each sweep
+        if weights is not None:
+            packed.weights[block, : len(owners)] = weights[pairs]
+    return jax.tree.map(jnp.asarray, packed)  # to the device once, not each sweep
 
 
 @jax.jit
@@ -316,7 +330,7 @@ def _improve(
     gram = y.T @ (y * column_weights[:, None])
 
     def solve(out: jax.Array, block: Blocks) -> tuple[jax.Array, None]:
-        rows, owners, columns, pairs = block
+        rows, owners, columns, pairs, k = block
         own = y[columns]  # [c, _CHUNK, dim]
         weights = jnp.where((pairs >= 0) & kept[pairs], column_weights[columns], 0.0)
         ridge = regularization / row_weights.at[rows].get(mode="fill", fill_value=1.0)
@@ -326,39 +340,17 @@ def _improve(
 
         def normal(p: jax.Array) -> jax.Array:
             dots = jnp.einsum("cwd,cd->cw", own, p[owners])
+            dots = dots if k is None else k * dots
             observed = total(jnp.einsum("cw,cwd->cd", weights * dots, own))
             return p @ gram + ridge[:, None] * p + alpha * observed
 
-        right = (1 + alpha) * total(jnp.einsum("cw,cwd->cd", weights, own))
+        if k is None:
+            right = (1 + alpha) * total(jnp.einsum("cw,cwd->cd", weights, own))
+        else:
+            right = total(jnp.einsum("cw,cwd->cd", weights * (1 + alpha * k), own))
         any_pair = total(weights.max(axis=1)) > 0
         start = x.at[rows].get(mode="fill", fill_value=0.0) * any_pair[:, None]
-        solved = _conjugate_gradients(normal, right, start, steps)
+        solved = conjugate_gradients(normal, right, start, steps)
         return out.at[rows].set(solved, mode="drop"), None
 
     return jax.lax.scan(solve, jnp.zeros_like(x), blocks)[0]
-
-
-def _conjugate_gradients(normal: Any, right: jax.Array, x: jax.Array, steps: int) -> jax.Array:
-    """Solves ``normal(x) = right`` for every row at once, in so many steps or to ``_TOLERANCE``."""
-
-    def square(v: jax.Array) -> jax.Array:
-        return jnp.sum(v * v, axis=1, keepdims=True)
-
-    def ratio(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.where(b > 0, a / jnp.where(b > 0, b, 1.0), 0.0)
-
-    enough = (_TOLERANCE * jnp.finfo(right.dtype).eps) ** 2 * square(right)
-
-    def left(state: tuple[Any, ...]) -> jax.Array:
-        return (state[0] < steps) & jnp.any(state[4] > enough)
-
-    def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        done, x, residual, p, squared = state
-        product = normal(p)
-        length = ratio(squared, jnp.sum(p * product, axis=1, keepdims=True))
-        x, residual = x + length * p, residual - length * product
-        now = square(residual)
-        return done + 1, x, residual, residual + ratio(now, squared) * p, now
-
-    residual = right - normal(x)
-    return jax.lax.while_loop(left, step, (0, x, residual, residual, square(residual)))[1]

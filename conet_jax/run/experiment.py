@@ -172,7 +172,17 @@ def untuned(config: ConfigDict, dataset: Dataset) -> Experiment:
                 "process"
             )
         mesh = devices.one_device()
-    interactions = interactions_on(dataset, mesh, shared=model.shared_users)
+    avoid_seen = config.negatives_avoid_seen
+    if avoid_seen and (dataset.seen is None or isinstance(model, FittedModel)):
+        raise InputError(
+            "config.negatives_avoid_seen is True, but "
+            + (
+                "the data have no target pairs below a threshold: leave it out"
+                if dataset.seen is None
+                else f"config.model={config.model} samples no negatives: leave it out"
+            )
+        )
+    interactions = interactions_on(dataset, mesh, shared=model.shared_users, avoid_seen=avoid_seen)
     plan, sweep = None, None
     if isinstance(model, FittedModel):
         sweep = model.sweeper(interactions, sizes_of(dataset))
@@ -203,7 +213,7 @@ def check_cuts(config: ConfigDict, *parts: HeldOut) -> None:
 
 
 def interactions_on(
-    dataset: Dataset, mesh: jax.sharding.Mesh, *, shared: bool = False
+    dataset: Dataset, mesh: jax.sharding.Mesh, *, shared: bool = False, avoid_seen: bool = False
 ) -> dict[str, Interactions]:
     """Puts the training interactions of both domains on devices.
 
@@ -211,6 +221,7 @@ def interactions_on(
       dataset: the data.
       mesh: the devices.
       shared: leave out what users of one domain alone have.
+      avoid_seen: sample none of the target items that a user has rated below the threshold.
     """
     given = {}
     for domain, pairs in (("target", dataset.target), ("source", dataset.source)):
@@ -218,7 +229,13 @@ def interactions_on(
         if shared:  # users of both domains come first
             indptr = np.minimum(indptr, indptr[dataset.num_shared])
         items = pairs.indices[: indptr[-1]]
-        given[domain] = to_device(indptr, items, pairs.num_items, mesh)
+        weights = None if pairs.weights is None else pairs.weights[: indptr[-1]]
+        avoided = None
+        if avoid_seen and domain == "target":
+            avoided = dataset.seen.indptr, dataset.seen.indices
+        given[domain] = to_device(
+            indptr, items, pairs.num_items, mesh, weights=weights, avoided=avoided
+        )
     return given
 
 

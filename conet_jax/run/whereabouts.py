@@ -73,6 +73,11 @@ def find(
         named,
     ]
     found = [folder for folder in (looked if given is None else [first]) if _is_data(folder)]
+    if not found and first == "DIR":
+        raise InputError(
+            f"the data of {workdir} were in memory, in no folder: give them again by data=, or "
+            "name a folder that they were saved in by --data=DIR"
+        )
     if not found:
         raise InputError(
             f"the data of {workdir} are not in {first}{', nor next to the run' * (given is None)}: "

@@ -159,14 +159,14 @@ def load_for(config: ConfigDict, workdir: Path) -> Dataset:
 
 
 def restore(
-    workdir: str | Path, *, devices: int = 1, data: str | Path | None = None
+    workdir: str | Path, *, devices: int = 1, data: Dataset | str | Path | None = None
 ) -> tuple[Experiment, Params, dict[str, Any]]:
     """Loads a run's config, data and best parameters.
 
     Args:
       workdir: folder of a run with at least one epoch.
       devices: to load it on, see ``config.devices``; on one, tables are plain arrays.
-      data: folder of the run's data; by default where they were, or next to the run.
+      data: the run's data, or their folder; by default where they were, or next to the run.
 
     Returns:
       (experiment, best parameters, {"best_epoch": …}).
@@ -177,14 +177,23 @@ def restore(
     workdir = Path(workdir)
     stored, digest, found, _, place = _stored(workdir)
     config = ConfigDict(stored | {"devices": devices})
-    if folder := whereabouts.find(workdir, stored, place, digest, data):
-        config.data.dir = folder
-    dataset = load_dataset(config)
+    given = data is not None and not isinstance(data, str | Path)
+    if given:
+        dataset = data
+    else:
+        if folder := whereabouts.find(workdir, stored, place, digest, data):
+            config.data.dir = folder
+        dataset = load_dataset(config)
     if dataset.meta["hash"] != digest:
+        hashes = f"hash {dataset.meta['hash'][:12]}… instead of {digest[:12]}…"
+        if given:
+            raise InputError(
+                f"the data given are not those of {workdir}: {hashes}; give those that it was "
+                "fitted on"
+            )
         raise InputError(
-            f"the data in {config.data.dir} is not that of {workdir}: hash "
-            f"{dataset.meta['hash'][:12]}… instead of {digest[:12]}…; name another folder by "
-            "--data=DIR, or prepare it as it was: "
+            f"the data in {config.data.dir} is not that of {workdir}: {hashes}; name another "
+            "folder by --data=DIR, or prepare it as it was: "
             f"{whereabouts.command(stored, place)} --out={config.data.dir}"
         )
     experiment = untuned(config, dataset)

@@ -218,4 +218,4 @@ def _of_lists(lists: list[np.ndarray], like: Interactions) -> Interactions:
         "skipped": np.zeros(len(items)),  # for drawing negatives alone
     }
     arrays = {name: jnp.asarray(x, jnp.int32) for name, x in arrays.items()}
-    return like.replace(**arrays, max_degree=longest)
+    return like.replace(**arrays, max_degree=longest, weights=None, taken=None)

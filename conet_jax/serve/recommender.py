@@ -76,12 +76,12 @@ class User(NamedTuple):
         return "popularity" if self.source is None else "source items"
 
 
-def load(workdir: str | Path, *, data: str | Path | None = None) -> Recommender:
+def load(workdir: str | Path, *, data: Dataset | str | Path | None = None) -> Recommender:
     """Loads the best parameters of a run and makes them ready to rank.
 
     Args:
       workdir: folder of the run.
-      data: folder of its data; by default where they were, or next to the run.
+      data: its data, or their folder; by default where they were, or next to the run.
 
     Raises:
       InputError: see ``workdir.restore``.

@@ -96,11 +96,12 @@ def _shifted_views(table: jax.Array, users: int) -> jax.Array:
 def _shifted(interactions: Interactions) -> Interactions:
     """Gives each user the interactions of the next one, and the last those of the first."""
     indptr, items = np.asarray(interactions.indptr), np.asarray(interactions.items)
-    degrees = np.roll(np.diff(indptr), -1)
+    degrees, weights = np.roll(np.diff(indptr), -1), interactions.weights
     return to_device(
         np.concatenate([[0], np.cumsum(degrees)]),
         np.roll(items, -int(indptr[1])),
         interactions.num_items,
+        weights=None if weights is None else np.roll(np.asarray(weights), -int(indptr[1])),
     )
 
 

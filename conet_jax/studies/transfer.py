@@ -85,7 +85,8 @@ def other_source(dataset: Dataset) -> Dataset:
     degrees = np.diff(source.indptr)[giver]
     indptr = np.concatenate([[0], np.cumsum(degrees)]).astype(source.indptr.dtype)
     places = np.arange(indptr[-1]) - np.repeat(indptr[:-1] - source.indptr[giver], degrees)
-    swapped = UserItems(indptr, source.indices[places], source.num_items)
+    weights = None if source.weights is None else source.weights[places]
+    swapped = UserItems(indptr, source.indices[places], source.num_items, weights)
     digest = hashlib.sha256(f"{dataset.meta['hash']} other source".encode()).hexdigest()
     return dataset._replace(source=swapped, meta=dataset.meta | {"hash": digest})
 

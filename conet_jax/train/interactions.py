@@ -25,6 +25,8 @@ class Interactions:
       num_items: items of the domain.
       max_degree: interactions of the most active user.
       count: interactions of all users.
+      weights: f32[nnz], above 0, of mean 1 over the data's; None is 1 for each.
+      taken: these and what else is no negative, see ``to_device``; None is these alone.
     """
 
     users: jax.Array
@@ -35,6 +37,8 @@ class Interactions:
     num_items: int = flax.struct.field(pytree_node=False)
     max_degree: int = flax.struct.field(pytree_node=False)
     count: int = flax.struct.field(pytree_node=False)
+    weights: jax.Array | None = None
+    taken: "Interactions | None" = None
 
     @property
     def num_users(self) -> int:
@@ -44,13 +48,23 @@ class Interactions:
     def specs(self) -> "Interactions":
         """Returns what ``devices.mapped`` must know of each array."""
         starts = None if self.starts is None else devices.SAME
+        weights = None if self.weights is None else devices.SPLIT
         return self.replace(
-            **dict.fromkeys(("users", "items", "indptr", "skipped"), devices.SPLIT), starts=starts
+            **dict.fromkeys(("users", "items", "indptr", "skipped"), devices.SPLIT),
+            starts=starts,
+            weights=weights,
+            taken=None if self.taken is None else self.taken.specs(),
         )
 
 
 def to_device(
-    indptr: np.ndarray, indices: np.ndarray, num_items: int, mesh: jax.sharding.Mesh | None = None
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    num_items: int,
+    mesh: jax.sharding.Mesh | None = None,
+    *,
+    weights: np.ndarray | None = None,
+    avoided: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Interactions:
     """Puts CSR interactions on the device, or on several by user.
 
@@ -59,6 +73,9 @@ def to_device(
       indices: int32[nnz], strictly increasing within a user.
       num_items: items of the domain.
       mesh: the devices, see ``devices``; None is one.
+      weights: f32[nnz], above 0; they are divided by their mean.
+      avoided: CSR (indptr, indices) of pairs that are no negatives either; those of a user who
+        would have no negative left do not count.
 
     Returns:
       ``Interactions``.
@@ -79,7 +96,13 @@ def to_device(
         raise ValueError(f"user {user} has all {num_items} items: there is no negative to draw")
     skipped = indices - (np.arange(len(indices)) - indptr[users])
     arrays, starts = (users, indices, indptr, skipped), None
+    if weights is not None and len(weights):
+        weights = np.asarray(weights, np.float64)
+        # The ratio of the least to the largest may be below float32.
+        weights = np.maximum(weights / weights.mean(), _LEAST_WEIGHT).astype(np.float32)
     if mesh is not None and mesh.size > 1:
+        if weights is not None:
+            weights = devices.put(_parted(weights, users, mesh.size), mesh, devices.SPLIT)
         arrays = devices.put(_by_device(*arrays, mesh.size), mesh, devices.SPLIT)
         starts = devices.put(indptr.astype(np.int32), mesh, devices.SAME)
     return Interactions(
@@ -88,7 +111,40 @@ def to_device(
         num_items=int(num_items),
         max_degree=int(degrees.max(initial=0)),
         count=len(indices),
+        weights=None if weights is None else jnp.asarray(weights),
+        taken=None if avoided is None else _taken(indptr, indices, *avoided, num_items, mesh),
     )
+
+
+_LEAST_WEIGHT = 1e-30
+
+
+def _taken(
+    indptr: np.ndarray,
+    indices: np.ndarray,
+    avoided_indptr: np.ndarray,
+    avoided: np.ndarray,
+    num_items: int,
+    mesh: jax.sharding.Mesh | None,
+) -> Interactions:
+    """Positives and what is avoided, where a negative is left."""
+    degrees, more = np.diff(indptr), np.diff(avoided_indptr)
+    users = [np.repeat(np.arange(len(count)), count) for count in (degrees, more)]
+    left = (degrees + more < num_items)[users[1]]
+    keys = np.concatenate(
+        [users[0] * num_items + indices, (users[1] * num_items + avoided.astype(np.int64))[left]]
+    )
+    keys = np.unique(keys)
+    starts = np.searchsorted(keys, np.arange(len(indptr)) * num_items)
+    return to_device(starts, keys % num_items, num_items, mesh)
+
+
+def _parted(values: np.ndarray, users: np.ndarray, n: int, padding: int = 0) -> np.ndarray:
+    """The values of each of n devices, padded to equal lengths, one device's after the other's."""
+    longest = int(np.bincount(users % n, minlength=n).max(initial=0))
+    parts = (values[users % n == device] for device in range(n))
+    each = [np.pad(own, (0, longest - len(own)), constant_values=padding) for own in parts]
+    return np.concatenate(each)
 
 
 def _by_device(
@@ -96,22 +152,18 @@ def _by_device(
 ) -> tuple[np.ndarray, ...]:
     """The arrays of each of n devices, of which device u % n holds user u as its user u // n."""
     rows = -(-(len(indptr) - 1) // n)
-    longest = int(np.bincount(users % n, minlength=n).max(initial=0))
-    parts = []
+    pointers = []
     for device in range(n):
-        own = users % n == device
-        padding = (0, longest - int(own.sum()))
         degrees = np.diff(indptr)[device::n]
         degrees = np.pad(degrees, (0, rows - len(degrees)))
-        parts.append(
-            (
-                np.pad(users[own] // n, padding, constant_values=rows),
-                np.pad(items[own], padding),
-                np.concatenate([[0], np.cumsum(degrees)]),
-                np.pad(skipped[own], padding),
-            )
-        )
-    return tuple(np.concatenate(arrays).astype(np.int32) for arrays in zip(*parts, strict=True))
+        pointers.append(np.concatenate([[0], np.cumsum(degrees)]))
+    arrays = (
+        _parted(users // n, users, n, padding=rows),
+        _parted(items, users, n),
+        np.concatenate(pointers),
+        _parted(skipped, users, n),
+    )
+    return tuple(x.astype(np.int32) for x in arrays)
 
 
 def lists_of(interactions: Interactions, users: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -127,6 +179,23 @@ def positives_at(interactions: Interactions, rows: jax.Array) -> tuple[jax.Array
         return interactions.users[rows], interactions.items[rows]
     users = jnp.searchsorted(interactions.starts, rows, side="right").astype(jnp.int32) - 1
     return users, positive_at(interactions, users, rows - interactions.starts[users])
+
+
+def weights_at(interactions: Interactions, rows: jax.Array) -> jax.Array:
+    """Weights f32[n] at some rows of the list of all; for data that have weights."""
+    if interactions.starts is None:
+        return interactions.weights[rows]
+    users = jnp.searchsorted(interactions.starts, rows, side="right").astype(jnp.int32) - 1
+    return weight_at(interactions, users, rows - interactions.starts[users])
+
+
+def weight_at(interactions: Interactions, users: jax.Array, place: jax.Array) -> jax.Array:
+    """The weight of each user's positive at a place [n] of its list."""
+
+    def answer(users: jax.Array, place: jax.Array) -> jax.Array:
+        return interactions.weights[interactions.indptr[users] + place]
+
+    return devices.ask(answer, users, place)
 
 
 def positive_at(interactions: Interactions, users: jax.Array, place: jax.Array) -> jax.Array:

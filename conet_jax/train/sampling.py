@@ -3,7 +3,8 @@
 An epoch is a function of (key, epoch): any chunk of its steps can be made on its own, from
 ``fold_in`` of the epoch and the step, so a run resumes from its state and its position alone and
 memory is that of a chunk. Nothing here looks at held-out items: negatives are uniform over the
-items that are not training positives of the user.
+items that are not training positives of the user, or not what the user rated below the threshold
+either (``config.negatives_avoid_seen``).
 
 On several devices (``devices``) a batch is the same one; each device makes its part of it, and
 asks those that hold the users for their items.
@@ -23,6 +24,8 @@ from conet_jax.train.interactions import (
     past_positives,
     positive_at,
     positives_at,
+    weight_at,
+    weights_at,
 )
 
 PAIRINGS = ("random", "same_user", "views")
@@ -219,7 +222,8 @@ def sample_step(
     Returns:
       ``Batch`` of ``plan.batch_examples`` examples a domain, or of this device's part of them; in
       the last step the surplus positions have weight 0, and so have those of a part that is not
-      full because the batch does not divide by the devices.
+      full because the batch does not divide by the devices. The weight of an observed pair is that
+      of the data, if they have weights; all other examples weigh 1.
     """
     epoch_key = jax.random.fold_in(key, epoch)
     permutation_key, step_root = jax.random.split(epoch_key)
@@ -267,7 +271,10 @@ def sample_step(
         return Batch(target, None, history, jnp.asarray(0.0), keys["model"])
     cross = jnp.asarray(1.0)
     if plan.pairing == "same_user":
-        source = _partners(keys["partner"], interactions["source"], target, plan.negatives)
+        counted = ((positions < plan.lengths[0]) & inside).astype(float)
+        source = _partners(
+            keys["partner"], interactions["source"], target.users, counted, plan.negatives
+        )
         return Batch(target, source, None, cross, keys["model"])
     source = listed("source")
     if plan.surplus == "alone":
@@ -303,21 +310,28 @@ def _listed_examples(
         index = jax.vmap(lambda k, p: permute(k, p, length))(key_of(repetition), positions % length)
     row, which = index // plan.examples_a_positive, index % plan.examples_a_positive
     users, positives = positives_at(interactions, row)
-    drawn = negatives(negative_key, interactions, users)
+    drawn = negatives(negative_key, interactions.taken or interactions, users)
     if plan.pairing == "pairs":
+        if interactions.weights is not None:
+            weights = weights * weights_at(interactions, row)
         return Examples(users, positives, jnp.ones_like(weights), weights, drawn)
     labels = (which == 0).astype(float)
+    if interactions.weights is not None:
+        weights = weights * jnp.where(labels > 0, weights_at(interactions, row), 1.0)
     items = jnp.where(labels > 0, positives, drawn)
     folds = row % plan.folds if plan.folds else None
     return Examples(users, items, labels, weights, folds=folds)
 
 
 def _partners(
-    key: jax.Array, source: Interactions, target: Examples, num_negatives: int
+    key: jax.Array,
+    source: Interactions,
+    users: jax.Array,
+    weights: jax.Array,
+    num_negatives: int,
 ) -> Examples:
     """For each target example an item of the same user: positive w.p. 1 / (1 + negatives)."""
     label_key, rank_key = jax.random.split(key)
-    users = target.users
     _, degree = lists_of(source, users)
     share = 1.0 / (1 + num_negatives)
     positive = devices.draw(lambda u: jax.random.bernoulli(label_key, share, u.shape), users)
@@ -328,7 +342,10 @@ def _partners(
         positive_at(source, users, jnp.where(positive, rank, 0)),
         past_positives(source, users, rank),
     )
-    return Examples(users, items, positive.astype(float), target.weights)
+    if source.weights is not None:
+        own = weight_at(source, users, jnp.where(positive, rank, 0))
+        weights = weights * jnp.where(positive, own, 1.0)
+    return Examples(users, items, positive.astype(float), weights)
 
 
 def _history(key: jax.Array, interactions: Interactions, users: jax.Array, length: int) -> History:
