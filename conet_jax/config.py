@@ -125,8 +125,8 @@ FIELDS: dict[str, Field] = {
     "l1": _number(0.0, 0),  # lambda of Eq. 8, against the mean loss per example in nats
     "l1_method": _one_of("subgradient", "proximal", "group"),  # sign(H) in the gradient; a proximal
     # step, which reaches exact zeros; group lasso on the rows of the H^l, proximal
-    "l2": _number(0.0, 0),  # half of it weighs the squared norm of the H^l; in bprmf, cmf and fm of
-    # the rows that an example reads
+    "l2": _number(0.0, 0),  # half of it weighs the squared norm of the H^l; in bprmf, cmf, fm and
+    # lightgcn of the rows that an example reads
     "dropout": _number(0.0, 0, 0.99),  # rate on the merged embedding, in training
     "cmf_loss": _one_of("logistic", "squared"),
     "negative_weight": _number(1.0, 0, above=True),  # cmf: weight of a negative's squared error
@@ -134,6 +134,7 @@ FIELDS: dict[str, Field] = {
     "pairing": _one_of("same_user", "random"),  # which source example meets a target example
     "surplus": _one_of("repeat", "alone"),  # random: the shorter domain is repeated, or the rest of
     # the longer one is trained alone
+    "graph_layers": _integer(3, 0),  # lightgcn: layers of its propagation
     "history_length": _integer(32, 1),  # fm: at most so many of a user's source items a step
     "negatives": _integer(1, 1),  # sampled negatives per positive, Sec. 3.1
     "batch_size": _integer(128, 1),  # positives per step and domain, Sec. 3.1
@@ -155,6 +156,8 @@ FIELDS: dict[str, Field] = {
     "on_nonfinite": _one_of("stop", "rollback"),  # of a loss, gradient or score: or back to the
     # last checkpoint, and on at half the learning rate, five times at most
 }
+# Fields of models that came later: a stored config without them does not read them.
+_LATER = ("graph_layers",)
 # Fields that may differ between a workdir and the command that resumes it; of ``eval_k`` all but
 # the first, see ``differences``.
 FREE_FIELDS = (
@@ -284,7 +287,7 @@ def completed(stored: dict[str, Any]) -> dict[str, Any]:
             "it is of version 0.1, whose models have other parameters: train it again, or read it "
             "with that version"
         )
-    stored = {"ials_trials": 0} | stored
+    stored = {"ials_trials": 0, **{name: FIELDS[name].default for name in _LATER}} | stored
     if isinstance(stored.get("eval_k"), int):  # one cut-off, once
         return stored | {"eval_k": (stored["eval_k"],)}
     return stored

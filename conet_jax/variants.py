@@ -116,6 +116,10 @@ REFERENCES = {
     "ials_joined": Variant(
         "implicit ALS of both domains joined", _LINEAR | {"model": "ials", "joined": True}
     ),
+    "lightgcn": Variant(
+        "LightGCN, on the target domain alone",
+        _TARGET_ALONE | _LINEAR | {"model": "lightgcn", "batch_size": 2048, "l2": 1e-4},
+    ),
     "ease": Variant("EASE of the target", _TARGET_ALONE | {"model": "ease"}),
     "ease_joined": Variant("EASE of both domains joined", {"model": "ease", "joined": True}),
 }

@@ -1147,6 +1147,12 @@ MESSAGES = [
         lambda: fit_lib.fit(popular(), "w", dataset=data(), quiet=True, start_from="x"),
     ),
     (
+        "--start_from=x: config.model=lightgcn learns all users and items of one graph",
+        lambda: fit_lib.fit(
+            changed("lightgcn", eval_k=(1,)), "w", dataset=data(), quiet=True, start_from="x"
+        ),
+    ),
+    (
         "--start_from=run is a run of config.model=popularity: expected config.model=mlp",
         lambda: earlier.load(run(), untuned(changed("mlp"), data())),
     ),

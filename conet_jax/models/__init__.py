@@ -16,6 +16,7 @@ NAMES = (
     "bprmf",
     "cmf",
     "fm",
+    "lightgcn",
     "ials",
     "ease",
     "popularity",

@@ -64,6 +64,11 @@ def load(workdir: str | Path, experiment: Experiment) -> Earlier:
             f"--start_from={workdir}: config.model={experiment.config.model} has a closed form, "
             "so there is nothing to start from"
         )
+    if experiment.model.graph is not None:
+        raise InputError(
+            f"--start_from={workdir}: config.model={experiment.config.model} learns all users and "
+            "items of one graph at once, so it does not go on with other data: train it anew"
+        )
     there, params, progress = restore(workdir)
     _check(workdir, there, experiment)
     old, params = for_inference(there, params)

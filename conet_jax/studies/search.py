@@ -75,6 +75,7 @@ SPACES: dict[str, Space] = {
     "popularity": {},
     "ials": _IALS,
     "ials_joined": _IALS,
+    "lightgcn": {"learning_rate": Range(1e-3, 1e-2), **_TRAINED, "l2": Range(1e-4, 1e-1)},
     "ease": _EASE,
     "ease_joined": _EASE,
 }
