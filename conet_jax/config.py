@@ -108,6 +108,7 @@ FIELDS: dict[str, Field] = {
     "ials_trials": _integer(32, 0, 10_000),  # points of the search for these three, run/tune.py; 0
     # takes them as they are
     "ease_regularization": _number(100.0, 0, above=True),  # lambda of Steck 2019
+    "ease_source_weight": _number(0.2, 0, above=True),  # ease_bridged: of the source's items
     "max_items": _integer(20_000, 1),  # ease refuses more
     "ials_sweeps": _integer(15, 1),  # recipe: of the factorisation of all training pairs
     "folds": Field(  # recipe: parts of the training pairs; 0 is factors that have seen the pair
@@ -157,7 +158,7 @@ FIELDS: dict[str, Field] = {
     # last checkpoint, and on at half the learning rate, five times at most
 }
 # Fields of models that came later: a stored config without them does not read them.
-_LATER = ("graph_layers",)
+_LATER = ("graph_layers", "ease_source_weight")
 # Fields that may differ between a workdir and the command that resumes it; of ``eval_k`` all but
 # the first, see ``differences``.
 FREE_FIELDS = (

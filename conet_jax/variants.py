@@ -122,6 +122,9 @@ REFERENCES = {
     ),
     "ease": Variant("EASE of the target", _TARGET_ALONE | {"model": "ease"}),
     "ease_joined": Variant("EASE of both domains joined", {"model": "ease", "joined": True}),
+    "ease_bridged": Variant(
+        "EASE of the target with the source as a bridge", {"model": "ease_bridged"}
+    ),
 }
 PUBLISHED = {
     "published": Variant(

@@ -1261,6 +1261,10 @@ MESSAGES = [
         lambda: initial_state(make_experiment(changed("ease", max_items=3), data())),
     ),
     (
+        "ease_bridged inverts a matrix .*take another model",
+        lambda: initial_state(make_experiment(changed("ease_bridged", max_items=1), data())),
+    ),
+    (
         "--coordinator, --num_processes and --process_id come together",
         lambda: processes.start("a:1", 2, None),
     ),

@@ -19,6 +19,7 @@ NAMES = (
     "lightgcn",
     "ials",
     "ease",
+    "ease_bridged",
     "popularity",
 )
 MODELS = {name: import_module(f"{__name__}.{name}") for name in NAMES}

@@ -78,6 +78,7 @@ SPACES: dict[str, Space] = {
     "lightgcn": {"learning_rate": Range(1e-3, 1e-2), **_TRAINED, "l2": Range(1e-4, 1e-1)},
     "ease": _EASE,
     "ease_joined": _EASE,
+    "ease_bridged": {**_EASE, "ease_source_weight": Range(0.02, 1.0)},
 }
 # Of a variant without an entry: what every model that is trained by gradients has.
 SPACES |= {name: _SCRATCH for name in METHODS if name not in SPACES}
