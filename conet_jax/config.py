@@ -108,6 +108,8 @@ FIELDS: dict[str, Field] = {
     "ials_trials": _integer(32, 0, 10_000),  # points of the search for these three, run/tune.py; 0
     # takes them as they are
     "ease_regularization": _number(100.0, 0, above=True),  # lambda of Steck 2019
+    "map_hidden": _integer(0, 0),  # emcdr: hidden units of the map to the target; 0 is linear
+    "map_ridge": _number(0.01, 0, above=True),  # emcdr: of the map's weights, factors of size 1
     "ease_source_weight": _number(0.2, 0, above=True),  # ease_bridged: of the source's items
     "max_items": _integer(20_000, 1),  # ease refuses more
     "ials_sweeps": _integer(15, 1),  # recipe: of the factorisation of all training pairs
@@ -158,7 +160,7 @@ FIELDS: dict[str, Field] = {
     # last checkpoint, and on at half the learning rate, five times at most
 }
 # Fields of models that came later: a stored config without them does not read them.
-_LATER = ("graph_layers", "ease_source_weight")
+_LATER = ("graph_layers", "map_hidden", "map_ridge", "ease_source_weight")
 # Fields that may differ between a workdir and the command that resumes it; of ``eval_k`` all but
 # the first, see ``differences``.
 FREE_FIELDS = (

@@ -122,6 +122,14 @@ REFERENCES = {
     ),
     "ease": Variant("EASE of the target", _TARGET_ALONE | {"model": "ease"}),
     "ease_joined": Variant("EASE of both domains joined", {"model": "ease", "joined": True}),
+    "emcdr": Variant(
+        "EMCDR: factors of each domain, and a linear map for users of the source alone",
+        _LINEAR | {"model": "emcdr"},
+    ),
+    "emcdr_mlp": Variant(
+        "EMCDR with a hidden layer in its map",
+        _LINEAR | {"model": "emcdr", "map_hidden": 128},  # twice the factors, as its authors have
+    ),
     "ease_bridged": Variant(
         "EASE of the target with the source as a bridge", {"model": "ease_bridged"}
     ),

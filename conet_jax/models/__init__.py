@@ -20,6 +20,7 @@ NAMES = (
     "ials",
     "ease",
     "ease_bridged",
+    "emcdr",
     "popularity",
 )
 MODELS = {name: import_module(f"{__name__}.{name}") for name in NAMES}

@@ -17,7 +17,12 @@ from conet_jax.run import tune
 from conet_jax.run.experiment import Experiment, for_inference
 from conet_jax.run.workdir import restore
 
-_IDS = {"user": "user_ids", "target_item": "target_item_ids", "source_item": "source_item_ids"}
+_IDS = {
+    "user": "user_ids",
+    "target_item": "target_item_ids",
+    "source_item": "source_item_ids",
+    "source_user": "user_ids",  # of emcdr
+}
 
 
 class Rows(NamedTuple):
