@@ -194,8 +194,10 @@ def default_config(variant: str = "") -> ConfigDict:
     config = ConfigDict({name: field.default for name, field in FIELDS.items()})
     config.update(VARIANTS[variant].changes)
     config.variant = variant
-    config.data = ConfigDict({"dir": "", "drop": 0})  # dir: folder made by launch/prepare.py; drop:
-    # training interactions of the target removed from each user at random, at least one is left
+    # dir: folder made by launch/prepare.py; drop: training interactions of the target removed from
+    # each user at random, at least one is left; cold: users to test on, and as many to validate on,
+    # from whom all are taken, drawn by cold_seed.
+    config.data = ConfigDict({"dir": "", "drop": 0, "cold": 0, "cold_seed": 0})
     return config
 
 
@@ -240,15 +242,17 @@ def validate(config: ConfigDict) -> None:
 
 
 def _validate_data(data: Any) -> None:
-    known = {"dir", "prepare", "synthetic", "drop"}
+    known = {"dir", "prepare", "synthetic", "drop", "cold", "cold_seed"}
     if not isinstance(data, ConfigDict) or set(data) - known:
         fields = sorted(data) if isinstance(data, ConfigDict) else data
         raise InputError(
-            f"config.data is {fields!r}: expected fields dir, prepare, synthetic or drop"
+            f"config.data is {fields!r}: expected fields dir, prepare, synthetic, drop, cold or "
+            "cold_seed"
         )
-    drop = _integer(0, 0)
-    if not drop.fits(data.get("drop", 0)):
-        raise InputError(f"config.data.drop is {data.drop!r}: expected {drop.expected}")
+    count = _integer(0, 0)
+    for field in ("drop", "cold", "cold_seed"):
+        if not count.fits(data.get(field, 0)):
+            raise InputError(f"config.data.{field} is {data[field]!r}: expected {count.expected}")
     for field in ("dir", "prepare"):
         if not isinstance(data.get(field, ""), str):
             raise InputError(f"config.data.{field} is {data[field]!r}: expected text")
@@ -291,6 +295,8 @@ def completed(stored: dict[str, Any]) -> dict[str, Any]:
             "with that version"
         )
     stored = {"ials_trials": 0, **{name: FIELDS[name].default for name in _LATER}} | stored
+    if isinstance(stored.get("data"), dict):
+        stored = stored | {"data": {"cold": 0, "cold_seed": 0} | stored["data"]}
     if isinstance(stored.get("eval_k"), int):  # one cut-off, once
         return stored | {"eval_k": (stored["eval_k"],)}
     return stored

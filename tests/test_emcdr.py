@@ -145,7 +145,7 @@ def test_newcomers_with_the_source_items_of_a_user_get_that_users_row():
     _, params, _ = fitted(sweeps=400)
     config = default_config("emcdr")
     config.update(layers=LAYERS, ials_regularization=LAMBDA, ials_alpha=ALPHA, map_ridge=RIDGE)
-    experiment = SimpleNamespace(config=config, model=None)
+    experiment = SimpleNamespace(config=config, model=emcdr.build(emcdr.Options()))
     found = newcomers.of(experiment, jax.tree.map(np.float32, params))
     assert found.domains == ("source",)
     rows = found.embed({"source": [LISTS["source"][u] for u in NO_TARGET], "target": [[], []]})

@@ -49,6 +49,7 @@ from conet_jax.data import (
     synthetic,
 )
 from conet_jax.data.assemble import from_arrays
+from conet_jax.data.cold_users import make_cold
 from conet_jax.data.load import check_users, load_dataset
 from conet_jax.data.types import Dataset, HeldOut, check_indices
 from conet_jax.devices import processes
@@ -608,6 +609,10 @@ MESSAGES = [
     ("unknown config field config.lr;", lambda: config.validate(changed(lr=1))),
     ("config.data is 3: expected fields dir", lambda: config.validate(changed(data=3))),
     ("config.data.drop is -1: expected a whole number", lambda: valid(**{"data.drop": -1})),
+    (
+        "config.data.cold is 9, but the data have 12 test and 12 validation users: expected so few",
+        lambda: make_cold(data(), 9),
+    ),
     (
         "config.data.dir is 5: expected text",
         lambda: config.validate(changed(data=ConfigDict({"dir": 5}))),
