@@ -22,6 +22,8 @@ from conet_jax.train import ranking
 from conet_jax.variants import PUBLISHED, VARIANTS
 
 METHODS = tuple(name for name in VARIANTS if name not in PUBLISHED)
+# EMCDR is implicit ALS of the target for every user with a target pair: it is for config.data.cold.
+DEFAULT_METHODS = tuple(name for name in METHODS if not name.startswith("emcdr"))
 
 
 class Range(NamedTuple):
