@@ -51,7 +51,7 @@ from conet_jax.data import (
 from conet_jax.data.assemble import from_arrays
 from conet_jax.data.cold_users import make_cold
 from conet_jax.data.load import check_users, load_dataset
-from conet_jax.data.types import Dataset, HeldOut, check_indices
+from conet_jax.data.types import Dataset, HeldOut, UserItems, check_indices
 from conet_jax.devices import processes
 from conet_jax.errors import Diverged, InputError
 from conet_jax.files import check_frames_path, make_folder, write_frames
@@ -1264,6 +1264,13 @@ MESSAGES = [
     (
         "EASE inverts a matrix .*take another model",
         lambda: initial_state(make_experiment(changed("ease", max_items=3), data())),
+    ),
+    (
+        "config.model=emcdr learns its map on users .* in both domains, and there are none",
+        lambda: make_experiment(
+            changed("emcdr"),
+            data()._replace(source=UserItems(np.zeros(13, int), np.zeros(0, int), 5)),
+        ),
     ),
     (
         "ease_bridged inverts a matrix .*take another model",

@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from conet_jax.errors import InputError
 from conet_jax.models import factors, ials
 from conet_jax.models.base import FittedModel, Params, Sizes
 
-_STEPS = 200  # of Adam an epoch, from the map of the last
+_STEPS = 50  # of Adam an epoch, from the map of the last
 _RATE = 1e-2
 
 
@@ -87,13 +89,23 @@ def _of_source(sizes: Sizes) -> Sizes:
 
 
 def sweeper(interactions: Any, sizes: Sizes, options: Options) -> Any:
-    """Returns the sweep, Params -> Params."""
+    """Returns the sweep, Params -> Params.
+
+    Raises:
+      InputError: no user has pairs in both domains.
+    """
     alone = options.alone
     target = cache(lambda: ials.matrix(interactions, sizes, joined=False))
     source = cache(
         lambda: ials.matrix({"target": interactions["source"]}, _of_source(sizes), joined=False)
     )
     has = {d: jnp.diff(interactions[d].indptr) > 0 for d in ("target", "source")}
+    both = np.flatnonzero(has["target"] & has["source"])
+    if not len(both):
+        raise InputError(
+            "config.model=emcdr learns its map on users with training pairs in both domains, and "
+            "there are none: expected some; take another model, or a smaller config.data.cold"
+        )
 
     def sweep(params: Params) -> Params:
         tables = params.tables
@@ -101,9 +113,8 @@ def sweeper(interactions: Any, sizes: Sizes, options: Options) -> Any:
         own = ials.sweep(target(), own, alone)
         other = {"user": tables["source_user"], "target_item": tables["source_item"]}
         other = ials.sweep(source(), other, alone)
-        both = has["target"] & has["source"]
         fit = _fit_network if options.map_hidden else _fit_linear
-        dense = fit(params.dense, other["user"], own["user"], both, options.map_ridge)
+        dense = fit(params.dense, other["user"][both], own["user"][both], options.map_ridge)
         mapped = jnp.where(has["source"][:, None], mapping(dense, other["user"]), 0.0)
         user = jnp.where(has["target"][:, None], own["user"], mapped)
         source_tables = {"source_user": other["user"], "source_item": other["target_item"]}
@@ -125,45 +136,39 @@ def _forward(weights: dict[str, jax.Array], x: jax.Array) -> jax.Array:
     return x
 
 
-def _scaled(x: jax.Array, both: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Rows of the users of both domains over their root mean square, others zero; and that."""
-    x = jnp.where(both[:, None], x, 0.0)
-    count = jnp.maximum(both.sum(), 1) * x.shape[1]
-    scale = jnp.sqrt(jnp.sum(x * x) / count)
+def _scaled(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Entries over their root mean square, and that; 1 where all are zero."""
+    scale = jnp.sqrt(jnp.sum(x * x) / x.size)
     scale = jnp.where(scale > 0, scale, 1.0)
     return x / scale, scale
 
 
 @jax.jit
 def _fit_linear(
-    dense: dict[str, jax.Array], x: jax.Array, y: jax.Array, both: jax.Array, ridge: jax.Array
+    dense: dict[str, jax.Array], x: jax.Array, y: jax.Array, ridge: jax.Array
 ) -> dict[str, jax.Array]:
-    """The linear map in closed form; the bias is not penalised."""
+    """The linear map of rows x to rows y, in closed form; the bias is not penalised."""
     del dense
-    (x, scale_in), (y, scale_out) = _scaled(x, both), _scaled(y, both)
-    count = jnp.maximum(both.sum(), 1)
-    mean_in, mean_out = x.sum(0) / count, y.sum(0) / count
-    x = jnp.where(both[:, None], x - mean_in[None, :], 0.0)
-    y = jnp.where(both[:, None], y - mean_out[None, :], 0.0)
-    system = x.T @ x / count + ridge * jnp.eye(x.shape[1])
-    weights = jnp.linalg.solve(system, x.T @ y / count)
+    (x, scale_in), (y, scale_out) = _scaled(x), _scaled(y)
+    mean_in, mean_out = x.mean(0), y.mean(0)
+    x, y = x - mean_in[None, :], y - mean_out[None, :]
+    system = x.T @ x / len(x) + ridge * jnp.eye(x.shape[1])
+    weights = jnp.linalg.solve(system, x.T @ y / len(x))
     bias = mean_out - mean_in @ weights
     return {"W_0": weights, "b_0": bias, "scales": jnp.stack([scale_in, scale_out])}
 
 
 @jax.jit
 def _fit_network(
-    dense: dict[str, jax.Array], x: jax.Array, y: jax.Array, both: jax.Array, ridge: jax.Array
+    dense: dict[str, jax.Array], x: jax.Array, y: jax.Array, ridge: jax.Array
 ) -> dict[str, jax.Array]:
     """Steps of Adam on the map with a hidden layer, from where it is."""
-    (x, scale_in), (y, scale_out) = _scaled(x, both), _scaled(y, both)
-    count = jnp.maximum(both.sum(), 1)
+    (x, scale_in), (y, scale_out) = _scaled(x), _scaled(y)
     adam = optax.adam(_RATE)
 
     def loss(weights: dict[str, jax.Array]) -> jax.Array:
-        errors = jnp.where(both[:, None], _forward(weights, x) - y, 0.0)
         squares = sum(jnp.sum(weights[name] ** 2) for name in ("W_0", "W_1"))
-        return jnp.sum(errors**2) / count + ridge * squares
+        return jnp.sum((_forward(weights, x) - y) ** 2) / len(x) + ridge * squares
 
     def step(state: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
         weights, moments = state
