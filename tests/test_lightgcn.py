@@ -23,7 +23,7 @@ from test_baselines import (
 
 from conet_jax.models import lightgcn
 from conet_jax.train import sampling
-from conet_jax.train.chunk import train_chunk
+from conet_jax.train.chunk import train_chunk, train_population
 from conet_jax.train.interactions import to_device
 from conet_jax.train.state import Settings, init_state
 from conet_jax.train.step import joint_objective
@@ -158,3 +158,31 @@ def test_steps_are_dense_adam_through_the_whole_graph():
     assert len(batches) > 2
     np.testing.assert_allclose(found[1], losses, rtol=1e-9)
     assert_trees_close(found[0], dense, 1e-8)
+
+
+def test_a_population_on_one_graph_is_its_single_runs():
+    with jax.enable_x64(True):
+        interactions = both_domains()
+        plan = sampling.plan_epoch(
+            interactions, domains=MODEL.domains, pairing=MODEL.pairing, batch_size=8
+        )
+        static = dict(model=MODEL, plan=plan, settings=Settings(), num_steps=plan.steps)
+        at, keys = jnp.int32(0), jax.random.split(jax.random.key(1), 2)
+        hypers = [on_device(hyper_of(l2)._replace(learning_rate=0.05)) for l2 in (0.0, L2)]
+        hypers = [jax.tree.map(jnp.asarray, hyper) for hyper in hypers]
+        params = [on_device(random_params(MODEL, seed)) for seed in range(2)]
+        states = [init_state(MODEL, own, Settings()) for own in params]
+        together, _ = train_population(
+            jax.tree.map(lambda *x: jnp.stack(x), *states),
+            interactions,
+            keys,
+            at,
+            at,
+            jax.tree.map(lambda *x: jnp.stack(x), *hypers),
+            **static,
+        )
+        for member, (state, hyper) in enumerate(zip(states, hypers, strict=True)):
+            alone, _ = train_chunk(state, interactions, keys[member], at, at, hyper, **static)
+            own = jax.tree.map(lambda x, at=member: x[at], together.dense)
+            assert_trees_close(own, alone.dense, 1e-10)
+        assert np.abs(own["user"] - params[1].dense["user"]).max() > 0.01  # it was trained
