@@ -320,7 +320,7 @@ def differences(
       >>> differences({"l1": 0.1, "epochs": 3}, here)
       ['config.l1 is 0.1 there and 0.2 here']
     """
-    there, here = flatten(completed(stored)), flatten(config.to_dict())
+    there, here = flatten(completed(stored)), flatten(completed(config.to_dict()))
     found = [
         f"config.{field} is {there.get(field)!r} there and {here.get(field)!r} here"
         for field in sorted(there.keys() | here.keys())

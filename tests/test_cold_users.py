@@ -1,9 +1,13 @@
 """Users whose target pairs are taken away, against sets of pairs in plain Python."""
 
+import json
+
 import numpy as np
 import pytest
 from helpers import MEDIUM, tiny
+from ml_collections import ConfigDict
 
+from conet_jax.config import default_config, differences
 from conet_jax.data import store, synthetic
 from conet_jax.data.cold_users import make_cold
 from conet_jax.data.load import load_dataset
@@ -53,6 +57,18 @@ def test_the_seed_draws_the_users(whole, cold):
     np.testing.assert_array_equal(again.test.users, cold.test.users)
     assert set(other.test.users) != set(cold.test.users)
     assert len({whole.meta["hash"], cold.meta["hash"], other.meta["hash"]}) == 3
+
+
+def test_a_config_stored_before_there_were_such_fields_is_the_same_config():
+    config = default_config("recipe")
+    stored = json.loads(config.to_json())
+    for name in ("cold", "cold_seed"):
+        del stored["data"][name]
+    for name in ("graph_layers", "map_hidden", "map_ridge", "ease_source_weight"):
+        del stored[name]
+    assert differences(stored, config) == differences(stored, ConfigDict(stored)) == []
+    config.data.cold = 9
+    assert differences(stored, config) == ["config.data.cold is 0 there and 9 here"]
 
 
 def test_a_run_on_cold_users_finds_its_data_again(whole, tmp_path):
