@@ -168,6 +168,7 @@ class ConfigFile(NamedTuple):
       get_config: the file's function.
       given: config fields of the command line by dotted name.
       sweep: the file's ``sweep(add)``, None if it has none.
+      published: the file's ``PUBLISHED``, figures of others on its data.
     """
 
     config: Any
@@ -176,6 +177,7 @@ class ConfigFile(NamedTuple):
     get_config: Callable[[str], Any]
     given: dict[str, Any]
     sweep: Callable[[Callable[..., None]], None] | None
+    published: tuple[Any, ...] = ()
 
 
 def config_file(flag: Any) -> ConfigFile:
@@ -193,7 +195,13 @@ def config_file(flag: Any) -> ConfigFile:
     path = console.unpackaged(path)
     given = dict(config_flags.get_override_values(holder))
     return ConfigFile(
-        config, path, variant, module.get_config, given, getattr(module, "sweep", None)
+        config,
+        path,
+        variant,
+        module.get_config,
+        given,
+        getattr(module, "sweep", None),
+        getattr(module, "PUBLISHED", ()),
     )
 
 

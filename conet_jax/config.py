@@ -108,6 +108,9 @@ FIELDS: dict[str, Field] = {
     "ials_trials": _integer(32, 0, 10_000),  # points of the search for these three, run/tune.py; 0
     # takes them as they are
     "ease_regularization": _number(100.0, 0, above=True),  # lambda of Steck 2019
+    "map_hidden": _integer(0, 0),  # emcdr: hidden units of the map to the target; 0 is linear
+    "map_ridge": _number(0.01, 0, above=True),  # emcdr: of the map's weights, factors of size 1
+    "ease_source_weight": _number(0.2, 0, above=True),  # ease_bridged: of the source's items
     "max_items": _integer(20_000, 1),  # ease refuses more
     "ials_sweeps": _integer(15, 1),  # recipe: of the factorisation of all training pairs
     "folds": Field(  # recipe: parts of the training pairs; 0 is factors that have seen the pair
@@ -126,8 +129,8 @@ FIELDS: dict[str, Field] = {
     "l1": _number(0.0, 0),  # lambda of Eq. 8, against the mean loss per example in nats
     "l1_method": _one_of("subgradient", "proximal", "group"),  # sign(H) in the gradient; a proximal
     # step, which reaches exact zeros; group lasso on the rows of the H^l, proximal
-    "l2": _number(0.0, 0),  # half of it weighs the squared norm of the H^l; in bprmf, cmf and fm of
-    # the rows that an example reads
+    "l2": _number(0.0, 0),  # half of it weighs the squared norm of the H^l; in bprmf, cmf, fm and
+    # lightgcn of the rows that an example reads
     "dropout": _number(0.0, 0, 0.99),  # rate on the merged embedding, in training
     "cmf_loss": _one_of("logistic", "squared"),
     "negative_weight": _number(1.0, 0, above=True),  # cmf: weight of a negative's squared error
@@ -135,6 +138,7 @@ FIELDS: dict[str, Field] = {
     "pairing": _one_of("same_user", "random"),  # which source example meets a target example
     "surplus": _one_of("repeat", "alone"),  # random: the shorter domain is repeated, or the rest of
     # the longer one is trained alone
+    "graph_layers": _integer(3, 0),  # lightgcn: layers of its propagation
     "history_length": _integer(32, 1),  # fm: at most so many of a user's source items a step
     "negatives": _integer(1, 1),  # sampled negatives per positive, Sec. 3.1
     "negatives_avoid_seen": _boolean(False),  # none is a target item that its user has rated below
@@ -158,6 +162,8 @@ FIELDS: dict[str, Field] = {
     "on_nonfinite": _one_of("stop", "rollback"),  # of a loss, gradient or score: or back to the
     # last checkpoint, and on at half the learning rate, five times at most
 }
+# Fields of models that came later: a stored config without them does not read them.
+_LATER = ("graph_layers", "map_hidden", "map_ridge", "ease_source_weight")
 # Fields that may differ between a workdir and the command that resumes it; of ``eval_k`` all but
 # the first, see ``differences``.
 FREE_FIELDS = (
@@ -191,8 +197,10 @@ def default_config(variant: str = "") -> ConfigDict:
     config = ConfigDict({name: field.default for name, field in FIELDS.items()})
     config.update(VARIANTS[variant].changes)
     config.variant = variant
-    config.data = ConfigDict({"dir": "", "drop": 0})  # dir: folder made by launch/prepare.py; drop:
-    # training interactions of the target removed from each user at random, at least one is left
+    # dir: folder made by launch/prepare.py; drop: training interactions of the target removed from
+    # each user at random, at least one is left; cold: users to test on, and as many to validate on,
+    # from whom all are taken, drawn by cold_seed.
+    config.data = ConfigDict({"dir": "", "drop": 0, "cold": 0, "cold_seed": 0})
     return config
 
 
@@ -237,15 +245,17 @@ def validate(config: ConfigDict) -> None:
 
 
 def _validate_data(data: Any) -> None:
-    known = {"dir", "prepare", "synthetic", "drop"}
+    known = {"dir", "prepare", "synthetic", "drop", "cold", "cold_seed"}
     if not isinstance(data, ConfigDict) or set(data) - known:
         fields = sorted(data) if isinstance(data, ConfigDict) else data
         raise InputError(
-            f"config.data is {fields!r}: expected fields dir, prepare, synthetic or drop"
+            f"config.data is {fields!r}: expected fields dir, prepare, synthetic, drop, cold or "
+            "cold_seed"
         )
-    drop = _integer(0, 0)
-    if not drop.fits(data.get("drop", 0)):
-        raise InputError(f"config.data.drop is {data.drop!r}: expected {drop.expected}")
+    count = _integer(0, 0)
+    for field in ("drop", "cold", "cold_seed"):
+        if not count.fits(data.get(field, 0)):
+            raise InputError(f"config.data.{field} is {data[field]!r}: expected {count.expected}")
     for field in ("dir", "prepare"):
         if not isinstance(data.get(field, ""), str):
             raise InputError(f"config.data.{field} is {data[field]!r}: expected text")
@@ -288,7 +298,9 @@ def completed(stored: dict[str, Any]) -> dict[str, Any]:
             "with that version"
         )
     later = {"ials_trials": 0, "neighbours": 0, "negatives_avoid_seen": False}
-    stored = later | stored
+    stored = later | {name: FIELDS[name].default for name in _LATER} | stored
+    if isinstance(stored.get("data"), dict):
+        stored = stored | {"data": {"cold": 0, "cold_seed": 0} | stored["data"]}
     if isinstance(stored.get("eval_k"), int):  # one cut-off, once
         return stored | {"eval_k": (stored["eval_k"],)}
     return stored
@@ -312,7 +324,7 @@ def differences(
       >>> differences({"l1": 0.1, "epochs": 3}, here)
       ['config.l1 is 0.1 there and 0.2 here']
     """
-    there, here = flatten(completed(stored)), flatten(config.to_dict())
+    there, here = flatten(completed(stored)), flatten(completed(config.to_dict()))
     found = [
         f"config.{field} is {there.get(field)!r} there and {here.get(field)!r} here"
         for field in sorted(there.keys() | here.keys())

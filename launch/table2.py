@@ -1,7 +1,7 @@
 """The paper's Table 2, and more, on one data set: searches, trains and tests every method.
 
 python launch/table2.py --config=configs/NAME.py --workdir=DIR [--methods=a,b] [--seeds=5]
-    [--trials=8] [--drop=1,2] [--config.data.dir=DIR]
+    [--trials=8] [--drop=1,2] [--config.data.dir=DIR] [--config.data.cold=600]
 
 Each method gets the same number of trials on validation, then a run a seed of the best one, then
 one test a run. Interrupted, the same command goes on where it was; processes may share a workdir
@@ -26,7 +26,10 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of all that is written; required.", required=True
 )
 _METHODS = flags.DEFINE_list(
-    "methods", None, "Variants to run; by default all but those of the authors' code."
+    "methods",
+    None,
+    "Variants to run; by default all but those of the authors' code and emcdr, emcdr_mlp, which "
+    "differ from ials for users without target pairs alone (--config.data.cold=600).",
 )
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Runs a method, of seeds 0, 1, ….", lower_bound=1)
 _TRIALS = flags.DEFINE_integer("trials", 8, "Trials of each search.", lower_bound=1)
@@ -68,8 +71,9 @@ def main() -> None:
         seeds=_SEEDS.value,
         trials=_TRIALS.value,
         keep_checkpoints=_KEEP.value,
+        published=file.published,
     )
-    methods = search.METHODS if _METHODS.value is None else _METHODS.value
+    methods = search.DEFAULT_METHODS if _METHODS.value is None else _METHODS.value
     table2.run(plan, methods, drops, _DROP_METHODS.value)
 
 

@@ -49,8 +49,9 @@ from conet_jax.data import (
     synthetic,
 )
 from conet_jax.data.assemble import from_arrays
+from conet_jax.data.cold_users import make_cold
 from conet_jax.data.load import check_users, load_dataset
-from conet_jax.data.types import Dataset, HeldOut, check_indices
+from conet_jax.data.types import Dataset, HeldOut, UserItems, check_indices
 from conet_jax.devices import processes
 from conet_jax.errors import Diverged, InputError
 from conet_jax.files import check_frames_path, make_folder, write_frames
@@ -610,6 +611,10 @@ MESSAGES = [
     ("config.data is 3: expected fields dir", lambda: config.validate(changed(data=3))),
     ("config.data.drop is -1: expected a whole number", lambda: valid(**{"data.drop": -1})),
     (
+        "config.data.cold is 9, but the data have 12 test and 12 validation users: expected so few",
+        lambda: make_cold(data(), 9),
+    ),
+    (
         "config.data.dir is 5: expected text",
         lambda: config.validate(changed(data=ConfigDict({"dir": 5}))),
     ),
@@ -1162,6 +1167,12 @@ MESSAGES = [
         lambda: fit_lib.fit(popular(), "w", dataset=data(), quiet=True, start_from="x"),
     ),
     (
+        "--start_from=x: config.model=lightgcn learns all users and items of one graph",
+        lambda: fit_lib.fit(
+            changed("lightgcn", eval_k=(1,)), "w", dataset=data(), quiet=True, start_from="x"
+        ),
+    ),
+    (
         "--start_from=run is a run of config.model=popularity: expected config.model=mlp",
         lambda: earlier.load(run(), untuned(changed("mlp"), data())),
     ),
@@ -1284,6 +1295,17 @@ MESSAGES = [
     (
         "EASE inverts a matrix .*take another model",
         lambda: initial_state(make_experiment(changed("ease", max_items=3), data())),
+    ),
+    (
+        "config.model=emcdr learns its map on users .* in both domains, and there are none",
+        lambda: make_experiment(
+            changed("emcdr"),
+            data()._replace(source=UserItems(np.zeros(13, int), np.zeros(0, int), 5)),
+        ),
+    ),
+    (
+        "ease_bridged inverts a matrix .*take another model",
+        lambda: initial_state(make_experiment(changed("ease_bridged", max_items=1), data())),
     ),
     (
         "--coordinator, --num_processes and --process_id come together",

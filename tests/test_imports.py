@@ -79,7 +79,7 @@ def room_of(module: str) -> str:
 # From the bottom up. A room imports itself and what stands before it.
 ROOMS = ("data", "devices", "models", "train", "run", "studies", "serve")
 # Besides, everyone may import these, which import no room.
-GROUND = ("", "console", "errors", "files", "streams", "variants", *LIFTED)
+GROUND = ("", "console", "errors", "files", "published", "streams", "variants", *LIFTED)
 # The config asks the models to check their own fields; no model knows the config.
 CONFIG = {"config": ("models",), "cli": ("config", "run")}
 SYSTEM = ("os", "pathlib", "json", "subprocess", "polars", "absl")

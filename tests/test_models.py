@@ -371,7 +371,7 @@ def test_weights_and_penalties_of_a_model_enter_the_joint_objective_as_eq_7_says
     def weights(rows, batch):
         return {"target": batch.target.weights * (1 + rows["target_item"][:, 0] ** 2)}
 
-    def penalties(rows, hyper):
+    def penalties(dense, rows, batch, hyper):
         return {"source": hyper.l2 * (rows["source_item"] ** 2).sum(axis=1)}
 
     model = plain._replace(weights=weights, penalties=penalties, penalty=None)

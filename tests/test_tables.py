@@ -19,6 +19,7 @@ from conet_jax.config import default_config, validate
 from conet_jax.data import synthetic
 from conet_jax.data.load import drop_interactions, load_dataset
 from conet_jax.errors import InputError
+from conet_jax.published import Figure, Protocol
 from conet_jax.run.fit import fit
 from conet_jax.studies import full_run, markdown, population, search, statistics, table2, tables
 
@@ -94,7 +95,7 @@ def test_method_whose_trials_all_failed_is_a_dash_with_its_reason():
     assert report["search"][1]["failed"] == 1 and report["search"][1]["overrides"] is None
 
 
-def a_report(methods, drops=(0,)):
+def a_report(methods, drops=(0,), **fields):
     data = synthetic.dataset(
         num_users=40,
         num_target_items=130,
@@ -105,7 +106,41 @@ def a_report(methods, drops=(0,)):
         seed=0,
     )[0]
     datasets = {drop: drop_interactions(data, drop) if drop else data for drop in drops}
-    return tables.report("x", datasets, methods, seeds=2, trials=1, k=10, command="python")
+    return tables.report(
+        "x", datasets, methods, seeds=2, trials=1, k=10, command="python", **fields
+    )
+
+
+def test_published_figures_are_rows_of_their_own_without_tests():
+    protocol = Protocol("a paper", "another draw", "99 negatives", "the best epoch on test")
+    others = (Figure("LightGCN", 0.4, 0.25, 0.2, protocol), Figure("B", 0.3, 0.2, 0.1, protocol))
+    report = a_report({"mlp": method(0.2, 0.3), "recipe_mlp": method(0.3)}, published=others)
+    assert [row["method"] for row in report["comparison"]] == ["mlp", "recipe_mlp"]
+    lines = markdown.page(report).splitlines()
+    first = lines[: next(at for at, line in enumerate(lines) if line.startswith("## Search"))]
+    rows = {line.split("|")[1].strip(): line for line in first if line.startswith("| ")}
+    head = [cell.strip() for cell in rows["method"].split("|")]
+    cells = [cell.strip() for cell in rows["LightGCN (published)"].split("|")]
+    found = {name: cell for name, cell in zip(head, cells, strict=True) if cell not in ("", "-")}
+    assert found == {
+        "method": "LightGCN (published)",
+        "all HR@10": "0.4000",
+        "all NDCG@10": "0.2500",
+        "all MRR@10": "0.2000",
+    }
+    said = [line for line in lines if line.startswith("Published: a paper. Data: another draw.")]
+    assert len(said) == 1 and "the best epoch on test" in said[0]
+
+
+@pytest.mark.parametrize("name", ["phone_sport", "sport_phone"])
+def test_configs_have_published_figures_in_the_order_of_their_table(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert [figure.method for figure in module.PUBLISHED][:3] == ["BPR", "LightGCN", "CoNet"]
+    for figure in module.PUBLISHED:
+        assert 0 < figure.mrr < figure.ndcg < figure.hit_ratio < 1
+    validate(module.get_config("recipe"))
 
 
 def test_cold_groups_share_out_the_users_and_average_them():
@@ -465,13 +500,15 @@ def test_printed_command_makes_the_same_run(finished, tmp_path):
 
 
 def test_commands_quote_what_a_shell_would_read(file):
-    command = a_study(file, given={"layers": (8, 4)}, workdir=Path("a b")).command(search.METHODS)
+    command = a_study(file, given={"layers": (8, 4)}, workdir=Path("a b")).command(
+        search.DEFAULT_METHODS
+    )
     assert "'--config.layers=(8, 4)'" in command and "'--workdir=a b'" in command
 
 
 def test_command_of_a_table_names_its_methods_where_they_are_not_all(file):
     plan = a_study(file)
-    assert "--methods" not in plan.command(list(search.METHODS))
+    assert "--methods" not in plan.command(list(search.DEFAULT_METHODS))
     assert plan.command(["ease", "mlp"]).endswith(" --methods=ease,mlp")
 
 

@@ -1,24 +1,29 @@
 """The data set of a config: loaded or made, thinned, checked."""
 
-import hashlib
 import inspect
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from conet_jax.data.cold_users import hash_after, make_cold
 from conet_jax.data.types import HELD_OUT, Dataset, held_out_parts, trained_items, warm
 from conet_jax.errors import InputError
 
 
 def load_dataset(config: ConfigDict) -> Dataset:
-    """Loads the prepared data of a config, or makes its synthetic data; less ``config.data.drop``.
+    """Loads the prepared data of a config, or makes its synthetic data.
+
+    Less what ``config.data.cold`` and ``config.data.drop`` take away.
 
     Raises:
-      InputError: there is no prepared data; the message is the command that makes it.
+      InputError: there is no prepared data; the message is the command that makes it. Or it has too
+        few users for ``config.data.cold``.
     """
-    dataset, count = _whole_dataset(config), config.data.get("drop", 0)
-    return drop_interactions(dataset, count) if count else dataset
+    dataset, data = _whole_dataset(config), config.data
+    if data.get("cold", 0):
+        dataset = make_cold(dataset, data.cold, data.get("cold_seed", 0))
+    return drop_interactions(dataset, data.drop) if data.get("drop", 0) else dataset
 
 
 def drop_interactions(dataset: Dataset, count: int) -> Dataset:
@@ -49,13 +54,8 @@ def drop_interactions(dataset: Dataset, count: int) -> Dataset:
     counts["target_density"] = counts["target_interactions"] / (
         dataset.num_users * target.num_items
     )
-    digest = hash_after_drop(dataset.meta["hash"], count)
+    digest = hash_after(dataset.meta["hash"], {"drop": count})
     return dataset._replace(target=target, meta=dataset.meta | {"counts": counts, "hash": digest})
-
-
-def hash_after_drop(digest: str, count: int) -> str:
-    """Returns the hash of data less ``count`` interactions a user, from the hash of it all."""
-    return hashlib.sha256(f"{digest} drop {count}".encode()).hexdigest() if count else digest
 
 
 def _whole_dataset(config: ConfigDict) -> Dataset:

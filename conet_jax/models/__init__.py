@@ -16,8 +16,11 @@ NAMES = (
     "bprmf",
     "cmf",
     "fm",
+    "lightgcn",
     "ials",
     "ease",
+    "ease_bridged",
+    "emcdr",
     "popularity",
 )
 MODELS = {name: import_module(f"{__name__}.{name}") for name in NAMES}

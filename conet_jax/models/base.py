@@ -69,6 +69,7 @@ class Batch(NamedTuple):
       source_history: what ``target.users`` have in the source (``pairing: context``), else None.
       cross: f32[], 1, or 0 in a step of one domain alone, where nothing crosses.
       key: PRNG key of the step, for dropout; None when pairs are scored.
+      graph: what ``Model.graph`` makes of all training interactions, else None.
     """
 
     target: Examples
@@ -76,6 +77,7 @@ class Batch(NamedTuple):
     source_history: History | None
     cross: jax.Array
     key: jax.Array | None
+    graph: Any = None
 
 
 class Hyper(NamedTuple):
@@ -113,7 +115,8 @@ class Model(NamedTuple):
         have nothing that could cross.
       weights: (rows, batch) -> {domain: f32[n]}, weights of the examples; None is those of the
         batch.
-      penalties: (rows, hyper) -> {domain: f32[n]}, what an example's loss is penalised by.
+      penalties: (dense, rows, batch, hyper) -> {domain: f32[n]}, what an example's loss is
+        penalised by.
       penalty: (dense, hyper) -> f32[], against the mean loss per example, where something crosses.
       diagnostics: (dense, rows, batch) -> {name: f32[]}, what crosses between the towers.
       l1_mask: dense -> pytree of bools, the parameters under the lasso (the H^l of Eq. 8).
@@ -123,6 +126,8 @@ class Model(NamedTuple):
       fixed_tables: whether the tables stay as they start, and the rest alone is trained.
       folds: parts of the training pairs, of which an example's is known to the model; 0 is none.
       copies: name of a table -> its rows for each user or item, beside each other.
+      graph: None, or interactions by domain -> a pytree that ``losses`` finds in each batch, of a
+        model whose every example depends on all training interactions; trained on one device.
       logits: whether scores are logits: their sigmoid is the probability that a pair is an observed
         one, among observed pairs and sampled negatives as in training. Else they only order.
     """
@@ -147,6 +152,7 @@ class Model(NamedTuple):
     fixed_tables: bool = False
     folds: int = 0
     copies: Callable[[str], int] = lambda table: 1
+    graph: Callable[..., Any] | None = None
     logits: bool = True
     closed_form: bool = False  # never: see ``FittedModel``
 
@@ -180,6 +186,7 @@ class FittedModel(NamedTuple):
     start: None = None
     fixed_tables: bool = False
     copies: Callable[[str], int] = lambda table: 1
+    graph: None = None
     logits: bool = False
 
 

@@ -5,7 +5,7 @@ of u gives the loss -log(sigmoid(score_ui - score_uj)) + l2 / 2 (|p_u|^2 + |q_i|
 """
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,10 @@ def example_losses(
     return {"target": losses.bpr_loss(*margins, reduction="none")}
 
 
-def penalties(rows: dict[str, jax.Array], hyper: Hyper) -> dict[str, jax.Array]:
+def penalties(
+    dense: Any, rows: dict[str, jax.Array], batch: Batch, hyper: Hyper
+) -> dict[str, jax.Array]:
     """Returns l2 / 2 times the squared norm of the rows that a pair reads."""
+    del dense, batch
     norms = sum(map(factors.squared_norm, (rows["user"], *rows["target_item"])))
     return {"target": hyper.l2 / 2 * norms}

@@ -72,17 +72,37 @@ def sweeper(interactions: Any, sizes: Sizes, options: Options) -> Any:
         pairs = [(interactions["target"], 0)]
         if options.joined:
             pairs.append((interactions["source"], sizes.target_items))
-        gram = np.zeros((num_items, num_items), np.float32)
         users = np.concatenate([np.asarray(p.users) for p, _ in pairs])
         items = np.concatenate([np.asarray(p.items) + at for p, at in pairs])
-        order = np.argsort(users, kind="stable")
-        starts = np.flatnonzero(np.diff(users[order], prepend=-1))
-        for own in np.split(items[order], starts[1:]):
-            gram[np.ix_(own, own)] += 1
-        weights = _closed_form(jnp.asarray(gram), options.ease_regularization, sizes.target_items)
+        counts = jnp.asarray(gram(users, items, num_items))
+        weights = _closed_form(counts, options.ease_regularization, sizes.target_items)
         return Params({"target_item": weights}, {})
 
     return sweep
+
+
+def gram(rows: np.ndarray, columns: np.ndarray, size: int) -> np.ndarray:
+    """X^T X of a matrix of ones and zeros: how many rows hold both of two columns.
+
+    Args:
+      rows: int[nnz], rows of the ones.
+      columns: int[nnz], their columns.
+      size: number of columns.
+
+    Returns:
+      f32[size, size].
+
+    Example:
+      >>> print(gram(np.array([0, 0, 1]), np.array([0, 1, 1]), 2))
+      [[1. 1.]
+       [1. 2.]]
+    """
+    counts = np.zeros((size, size), np.float32)
+    order = np.argsort(rows, kind="stable")
+    starts = np.flatnonzero(np.diff(rows[order], prepend=-1))
+    for own in np.split(columns[order], starts[1:]):
+        counts[np.ix_(own, own)] += 1
+    return counts
 
 
 @partial(jax.jit, static_argnums=2)

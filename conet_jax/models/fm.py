@@ -108,8 +108,11 @@ def example_losses(
     return cross_entropies({"target": logits(dense, rows, batch.source_history.mask)}, batch)
 
 
-def penalties(rows: dict[str, jax.Array], hyper: Hyper) -> dict[str, jax.Array]:
+def penalties(
+    dense: Any, rows: dict[str, jax.Array], batch: Batch, hyper: Hyper
+) -> dict[str, jax.Array]:
     """Returns l2 / 2 times the squared norm of the rows of the user and the item."""
+    del dense, batch
     norms = factors.squared_norm(rows["user"]) + factors.squared_norm(rows["target_item"])
     return {"target": hyper.l2 / 2 * norms}
 

@@ -17,7 +17,12 @@ from conet_jax.run import tune
 from conet_jax.run.experiment import Experiment, for_inference
 from conet_jax.run.workdir import restore
 
-_IDS = {"user": "user_ids", "target_item": "target_item_ids", "source_item": "source_item_ids"}
+_IDS = {
+    "user": "user_ids",
+    "target_item": "target_item_ids",
+    "source_item": "source_item_ids",
+    "source_user": "user_ids",  # of emcdr
+}
 
 
 class Rows(NamedTuple):
@@ -63,6 +68,11 @@ def load(workdir: str | Path, experiment: Experiment) -> Earlier:
         raise InputError(
             f"--start_from={workdir}: config.model={experiment.config.model} has a closed form, "
             "so there is nothing to start from"
+        )
+    if experiment.model.graph is not None:
+        raise InputError(
+            f"--start_from={workdir}: config.model={experiment.config.model} learns all users and "
+            "items of one graph at once, so it does not go on with other data: train it anew"
         )
     there, params, progress = restore(workdir)
     _check(workdir, there, experiment)

@@ -165,7 +165,7 @@ def untuned(config: ConfigDict, dataset: Dataset) -> Experiment:
     memory.forget_programs()
     model = models.build(config)
     mesh = devices.mesh(config.devices)
-    if isinstance(model, FittedModel):
+    if isinstance(model, FittedModel) or model.graph is not None:
         if jax.process_count() > 1:
             raise InputError(
                 f"config.model is {config.model!r}, which is fitted on one device: expected one "

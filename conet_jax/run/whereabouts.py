@@ -7,7 +7,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from conet_jax import files
-from conet_jax.data.load import PREPARE, hash_after_drop
+from conet_jax.data.cold_users import hash_after
+from conet_jax.data.load import PREPARE
 from conet_jax.data.types import Dataset
 from conet_jax.errors import InputError
 
@@ -84,8 +85,8 @@ def find(
             "name their folder by --data=DIR, or make them again: "
             f"{command(config, place)} --out={first}"
         )
-    drop = config["data"].get("drop", 0)
-    return next((folder for folder in found if _hash(folder, drop) == digest), found[0])
+    data = config["data"]
+    return next((folder for folder in found if _hash(folder, data) == digest), found[0])
 
 
 def command(config: dict[str, Any], place: dict[str, str]) -> str:
@@ -97,8 +98,8 @@ def _is_data(folder: str | Path) -> bool:
     return (Path(folder) / _JSON).is_file()
 
 
-def _hash(folder: str, drop: int) -> str | None:
+def _hash(folder: str, data: dict[str, Any]) -> str | None:
     try:
-        return hash_after_drop(files.read_json(Path(folder) / _JSON)["hash"], drop)
+        return hash_after(files.read_json(Path(folder) / _JSON)["hash"], data)
     except (OSError, ValueError, LookupError, TypeError):
         return None  # damaged: who loads it says so

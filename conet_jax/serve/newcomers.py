@@ -5,6 +5,7 @@ What a model makes of them depends on what a user is to it:
 - Factors of implicit ALS, and the views of the recipe: solved for from the items as in the fit,
   with the items' factors as they are.
 - EASE: the items themselves, which is what it scores for anyone.
+- EMCDR: the source's factors, solved for from the source items, and through its map.
 - A trained embedding: predicted from the user's source history by a linear map, fitted on the users
   of both domains (Man et al. 2017, *Cross-domain recommendation: an embedding and mapping
   approach*, EMCDR). Target items are of no use to it.
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from conet_jax import models
-from conet_jax.models import history, ials, neighbours, recipe
+from conet_jax.models import emcdr, history, ials, neighbours, recipe
 from conet_jax.models.base import Model, Params
 from conet_jax.run.experiment import Experiment
 from conet_jax.train import ranking
@@ -69,6 +70,12 @@ def of(experiment: Experiment, params: Params) -> Newcomers | None:
         embed = _views(params.tables, options, views, experiment.interactions)
         near, size = neighbours.of_lists(params.tables, fitted), config.neighbours
         return Newcomers(fitted, lambda lists: {"user": embed(lists), **near(lists, size)})
+    if config.model == "emcdr":
+        solve = solver(params.tables, models.options(emcdr, config).alone, ("source",))
+        return Newcomers(
+            ("source",),
+            lambda lists: {"user": np.asarray(emcdr.mapping(params.dense, solve(lists)))},
+        )
     if {"user", "source_item"} <= params.tables.keys():
         embed = mapped(params, experiment.interactions)
         return Newcomers(("source",), lambda lists: {"user": embed(lists)})

@@ -89,7 +89,7 @@ def _comparison_lines(report: dict[str, Any]) -> list[str]:
     return [
         f"## Test, {report['data']['test_users']:,} users",
         "",
-        *table(head, [_comparison_cells(row) for row in rows]),
+        *table(head, [_comparison_cells(row) for row in (*rows, *report["others"])]),
         "",
         "Warm: test items with a training pair among candidates with one; all: as published. Mean "
         "± sample standard deviation over seeds; without ± one run, deterministic or of one seed. "
@@ -99,6 +99,17 @@ def _comparison_lines(report: dict[str, Any]) -> list[str]:
         "with the 95% interval of a paired bootstrap over users. Paper: HR / NDCG / MRR at 10 of "
         "its Table 2, on its own data; its MRR gives a miss 1/11.",
         *(f"\n{row['method']} failed: {row['failed']}" for row in rows if "failed" in row),
+        *_protocol_lines(report["others"]),
+    ]
+
+
+def _protocol_lines(rows: list[Row]) -> list[str]:
+    """What the rows of others rest on, each protocol once."""
+    protocols = {tuple(row["protocol"].values()): row["protocol"] for row in rows}
+    return [
+        f"\nPublished: {p['source']}. Data: {p['data']}. Protocol: {p['ranking']}. Epoch: "
+        f"{p['chosen']}; ours is the best on warm validation. Not runs of ours, so without tests."
+        for p in protocols.values()
     ]
 
 

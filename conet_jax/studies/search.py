@@ -22,6 +22,8 @@ from conet_jax.train import ranking
 from conet_jax.variants import PUBLISHED, VARIANTS
 
 METHODS = tuple(name for name in VARIANTS if name not in PUBLISHED)
+# EMCDR is implicit ALS of the target for every user with a target pair: it is for config.data.cold.
+DEFAULT_METHODS = tuple(name for name in METHODS if not name.startswith("emcdr"))
 
 
 class Range(NamedTuple):
@@ -50,6 +52,12 @@ _RECIPE = {"learning_rate": Range(1e-3, 6e-3), "dropout": Range(0.0, 0.3, log=Fa
 _RECIPE_BOTH = {**_RECIPE, **_BOTH}
 _IALS = {"layers": ((64, 32), (128, 64), (256, 128))}  # 32, 64, 128 factors
 _EASE = {"ease_regularization": Range(3.0, 3000.0)}
+_EMCDR = {
+    **_IALS,
+    "ials_regularization": Range(10.0, 1000.0),
+    "ials_alpha": Range(5.0, 500.0),
+    "map_ridge": Range(1e-3, 1.0),
+}
 SPACES: dict[str, Space] = {
     "recipe": {**_RECIPE_BOTH, "l1": Range(1e-6, 1e-4)},
     "recipe_conet": _RECIPE_BOTH,
@@ -75,8 +83,12 @@ SPACES: dict[str, Space] = {
     "popularity": {},
     "ials": _IALS,
     "ials_joined": _IALS,
+    "emcdr": _EMCDR,
+    "emcdr_mlp": _EMCDR,
+    "lightgcn": {"learning_rate": Range(1e-3, 1e-2), **_TRAINED, "l2": Range(1e-4, 1e-1)},
     "ease": _EASE,
     "ease_joined": _EASE,
+    "ease_bridged": {**_EASE, "ease_source_weight": Range(0.02, 1.0)},
 }
 # Of a variant without an entry: what every model that is trained by gradients has.
 SPACES |= {name: _SCRATCH for name in METHODS if name not in SPACES}

@@ -24,6 +24,7 @@ from conet_jax.data.load import check_users, load_dataset
 from conet_jax.data.types import Dataset, warm_users
 from conet_jax.errors import InputError
 from conet_jax.files import make_folder, make_report_folder, write_text
+from conet_jax.published import Figure
 from conet_jax.run import lock
 from conet_jax.studies import full_run, markdown, runner, search, tables
 from conet_jax.studies.points import command, described
@@ -45,6 +46,7 @@ class Study(NamedTuple):
       seeds: runs a method, of seeds 0, 1, ….
       trials: trials a method.
       keep_checkpoints: whether a run's checkpoints stay once it has its result.
+      published: figures of others (``published.Figure``) for rows of their own.
     """
 
     file: str
@@ -54,6 +56,7 @@ class Study(NamedTuple):
     seeds: int = 5
     trials: int = 8
     keep_checkpoints: bool = True
+    published: tuple[Figure, ...] = ()
 
     def config(self, method: str, **fields: Any) -> ConfigDict:
         """Returns the config of a method under fields by dotted name."""
@@ -65,14 +68,14 @@ class Study(NamedTuple):
     def command(self, methods: Sequence[str]) -> str:
         """Returns the command that makes the table of these methods."""
         last = [f"--workdir={self.workdir}", f"--seeds={self.seeds}", f"--trials={self.trials}"]
-        if set(methods) != set(search.METHODS):
+        if set(methods) != set(search.DEFAULT_METHODS):
             last.append(f"--methods={','.join(methods)}")
         return command("table2", self.file, self.given, *last)
 
 
 def run(
     study: Study,
-    methods: Sequence[str] = search.METHODS,
+    methods: Sequence[str] = search.DEFAULT_METHODS,
     drops: Sequence[int] = (),
     drop_methods: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -115,6 +118,7 @@ def run(
         trials=study.trials,
         k=study.config("recipe").eval_k[0],
         command=study.command(list(done)),
+        published=() if study.config("recipe").data.get("cold", 0) else study.published,
     )
     text = markdown.page(report)
     _publish(study.workdir / "table2.json", json.dumps(report, indent=2, allow_nan=False) + "\n")

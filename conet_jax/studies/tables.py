@@ -11,6 +11,7 @@ import numpy as np
 
 from conet_jax import metrics
 from conet_jax.data.types import Dataset, warm_users
+from conet_jax.published import Figure
 from conet_jax.studies import search, statistics
 from conet_jax.studies.statistics import spread_of
 
@@ -82,6 +83,7 @@ def report(
     trials: int,
     k: int,
     command: str,
+    published: Sequence[Figure] = (),
 ) -> dict[str, Any]:
     """Returns all tables as numbers.
 
@@ -93,6 +95,7 @@ def report(
       trials: trials a method.
       k: the cut of the metrics.
       command: that makes the tables.
+      published: figures of others; of a cut other than 10 none are shown.
 
     Returns:
       What ``markdown.page`` prints, for JSON.
@@ -112,6 +115,7 @@ def report(
         "command": command,
         "best_baseline": best_baseline(tested, k),
         "comparison": comparison(methods, k),
+        "others": [figure_row(figure) for figure in published if k == 10],
         "recommended": recommended(tested),
         "search": chosen(methods, k),
         "cold": {
@@ -163,6 +167,17 @@ def comparison(methods: dict[str, Method], k: int) -> list[Row]:
         }
         rows.append(row)
     return rows
+
+
+def figure_row(figure: Figure) -> Row:
+    """Returns the row of a published figure: nobody's test, all test items."""
+    values = {name: getattr(figure, name) for name in ("hit_ratio", "ndcg", "mrr")}
+    return {
+        "method": f"{figure.method} (published)",
+        "paper": {},
+        "published": {name: {"mean": value, "std": None} for name, value in values.items()},
+        "protocol": figure.protocol._asdict(),
+    }
 
 
 def recommended(tested: dict[str, Runs]) -> list[Row]:

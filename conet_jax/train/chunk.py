@@ -49,12 +49,18 @@ def run_steps(
     steps = first_step + jnp.arange(num_steps, dtype=jnp.int32)
     batches = jax.vmap(lambda s: sampling.sample_step(key, epoch, s, interactions, plan))(steps)
     wanted = jax.vmap(lambda batch: wanted_rows(model, batch, num_rows))(batches)
+    graph = None if model.graph is None else model.graph(interactions)  # once, not every step
 
     def run(state: TrainState, *, all_fit: bool) -> Any:
-        rows_read = jax.vmap(lambda rows: plan_rows(rows, num_rows, all_fit=all_fit))(wanted)
+        plan_each = jax.vmap(
+            lambda rows: plan_rows(rows, num_rows, all_fit=all_fit), axis_size=num_steps
+        )  # there may be no table
+        rows_read = plan_each(wanted)
 
         def body(state: TrainState, step: tuple[Batch, dict[str, devices.Route]]) -> Any:
-            return train_step(state, *step, hyper, model=model, settings=settings)
+            batch, rows_read = step
+            batch = batch._replace(graph=graph)
+            return train_step(state, batch, rows_read, hyper, model=model, settings=settings)
 
         return jax.lax.scan(body, state, (batches, rows_read))
 

@@ -60,7 +60,7 @@ def joint_objective(
     """
     alpha = {"target": hyper.target_weight, "source": 1.0 - hyper.target_weight}
     each = model.losses(dense, rows, batch, hyper)
-    penalised = model.penalties(rows, hyper) if model.penalties else {}
+    penalised = model.penalties(dense, rows, batch, hyper) if model.penalties else {}
     weights = model.weights(rows, batch) if model.weights else {}
     value, sums = jnp.zeros(()), {}
     for domain in model.domains:

@@ -1,0 +1,76 @@
+"""Users whose target pairs are taken away: what a model makes of those of the source alone."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from conet_jax.data.types import Dataset, HeldOut
+from conet_jax.errors import InputError
+
+
+def make_cold(dataset: Dataset, count: int, seed: int = 0) -> Dataset:
+    """Takes all target training pairs from some users, and holds out items of these alone.
+
+    ``count`` of the users with a test item are drawn, and as many others with a validation item.
+    All their target pairs go from training; test and validation rank the one item and the
+    candidates that each had there. Epochs and trials are then chosen on cold users as well. What is
+    held out of all other users stays out of training, and is not ranked.
+
+    Args:
+      dataset: the data.
+      count: users to test on.
+      seed: of the draw.
+
+    Returns:
+      Data with a hash and counts of its own.
+
+    Raises:
+      InputError: there are not so many users, or nobody would be left to train on.
+    """
+    rng = np.random.default_rng(seed)
+    tested = rng.permutation(dataset.test.users)[:count]
+    valid = rng.permutation(np.setdiff1d(dataset.valid.users, tested))[:count]
+    cold = np.concatenate([tested, valid])
+    degrees = np.diff(dataset.target.indptr).astype(np.int64)
+    keep = ~np.isin(np.arange(dataset.num_users), cold)
+    if min(len(tested), len(valid)) < count or not (degrees * keep).any():
+        raise InputError(
+            f"config.data.cold is {count:,}, but the data have {len(dataset.test.users):,} test "
+            f"and {len(dataset.valid.users):,} validation users: expected so few that as many of "
+            "either can be taken, and others are left"
+        )
+    target = dataset.target._replace(
+        indptr=np.concatenate([[0], np.cumsum(degrees * keep)]).astype(dataset.target.indptr.dtype),
+        indices=dataset.target.indices[np.repeat(keep, degrees)],
+    )
+    counts = dict(dataset.meta["counts"]) | {"test_users": count, "valid_users": count}
+    counts["target_interactions"] -= int(degrees[~keep].sum())
+    counts["target_density"] = counts["target_interactions"] / (
+        dataset.num_users * target.num_items
+    )
+    digest = hash_after(dataset.meta["hash"], {"cold": count, "cold_seed": seed})
+    return dataset._replace(
+        target=target,
+        valid=_of(dataset.valid, valid),
+        test=_of(dataset.test, tested),
+        meta=dataset.meta | {"counts": counts, "hash": digest},
+    )
+
+
+def _of(held_out: HeldOut, users: np.ndarray) -> HeldOut:
+    return HeldOut(*(values[np.isin(held_out.users, users)] for values in held_out))
+
+
+def hash_after(digest: str, data: Mapping[str, Any]) -> str:
+    """Returns the hash of data as fields of ``config.data`` leave it, from the hash of it all."""
+    if cold := data.get("cold", 0):
+        digest = _hash(f"{digest} cold {cold} {data.get('cold_seed', 0)}")
+    if drop := data.get("drop", 0):
+        digest = _hash(f"{digest} drop {drop}")
+    return digest
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
