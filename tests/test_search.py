@@ -114,7 +114,7 @@ def test_value_of_a_trial_is_the_validation_of_the_run(data, tmp_path):
     trial = search.evaluate(config, data)
     result = fit(config, tmp_path / "run", dataset=data, quiet=True)
     assert without_seconds(trial) == {
-        name: result[name] for name in ("valid", "best_epoch", "epochs")
+        name: result[name] for name in ("valid", "valid_warm", "best_epoch", "epochs")
     }
 
 
