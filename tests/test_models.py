@@ -12,7 +12,7 @@ import pytest
 
 from conet_jax import losses, models
 from conet_jax.config import default_config
-from conet_jax.models import conet, mlp, towers, two_towers
+from conet_jax.models import conet, mlp, neighbours, towers, two_towers
 from conet_jax.models.base import Batch, Examples, Hyper, Params, Sizes, facing, one_domain
 from conet_jax.train.interactions import to_device
 from conet_jax.train.step import joint_objective
@@ -162,10 +162,21 @@ def options_of(case):
 
 
 def random_params(build, seed=0):
-    """Parameters of a model's structure, float64, large enough for every term to matter."""
+    """Parameters of a model's structure, float64, large enough for every term to matter.
+
+    Tables of ids, those of neighbours, are not drawn: they are of ``both_domains``.
+    """
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda: build.init(jax.random.key(0), SIZES))
-    return jax.tree.map(lambda x: rng.normal(size=x.shape) * 0.7, shapes)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape) * 0.7, shapes)
+    of = [d for d in ("target", "source") if f"{d}_neighbours" in params.tables]
+    if not of:
+        return params
+    domains = ("target", "source")[: params.dense["v_target"].shape[0]]
+    size = params.tables["user_items"].shape[1] // (2 * len(domains))
+    near = neighbours.fit(both_domains(), SIZES, domains, size, of)
+    near = {name: table.astype(float) for name, table in near.items()}
+    return params._replace(tables=params.tables | near)
 
 
 def random_batch(pairing, seed=1, cross=1.0):
@@ -490,7 +501,8 @@ def test_scores_are_the_logits_whose_losses_training_minimises(name):
     params = random_params(model)
     users, items = (x.ravel() for x in np.mgrid[: SIZES.users, : SIZES.target_items])
     ones = np.ones(users.shape)
-    target, source = Examples(users, items, ones, ones), Examples(users, 0 * items, ones, ones)
+    target = Examples(users, items, 0 * ones, ones)  # none is observed, as at inference
+    source = target._replace(items=0 * items)
     batch = Batch(target, source, None, np.asarray(float(model.inference == "cross")), KEY)
     if len(model.domains) == 1:
         batch = batch._replace(source=None)
@@ -503,7 +515,7 @@ def test_scores_are_the_logits_whose_losses_training_minimises(name):
             )
             rows["source_item"] = jnp.asarray(means[users])
         each = np.asarray(model.losses(p.dense, rows, b, hyper())["target"])
-        logits = -np.log(np.expm1(each))  # the inverse of log(1 + exp(-logit))
+        logits = np.log(np.expm1(each))  # the inverse of log(1 + exp(logit))
         projected = model.project(p, both_domains())
         listed = jnp.asarray(items.reshape(SIZES.users, -1))
         scores = model.scores(projected, jnp.arange(SIZES.users), listed)
