@@ -149,4 +149,4 @@ def test_newcomers_with_the_source_items_of_a_user_get_that_users_row():
     found = newcomers.of(experiment, jax.tree.map(np.float32, params))
     assert found.domains == ("source",)
     rows = found.embed({"source": [LISTS["source"][u] for u in NO_TARGET], "target": [[], []]})
-    np.testing.assert_allclose(rows, params.tables["user"][NO_TARGET], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(rows["user"], params.tables["user"][NO_TARGET], rtol=1e-3, atol=1e-5)

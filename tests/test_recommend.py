@@ -270,7 +270,7 @@ def test_embedding_of_a_newcomer_is_ridge_regression_on_source_profiles(data, va
     )[0]
     items = np.array([3, 8, 60])
     expected = profile(items) / scale @ solution
-    found = recommender.newcomers.embed({"target": [[]], "source": [items]})[0]
+    found = recommender.newcomers.embed({"target": [[]], "source": [items]})["user"][0]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -278,7 +278,7 @@ def test_newcomer_with_a_trained_user_s_embedding_and_source_items_gets_that_use
     recommender = made(data)
     users = [recommend.User(f"new{row}", None, row_of(data.source, row)) for row in (4, 9)]
     own = np.asarray(recommender.params.tables["user"])[[4, 9]]
-    known = newcomers.Newcomers(("source",), lambda lists: own)
+    known = newcomers.Newcomers(("source",), lambda lists: {"user": own})
     recommender = recommender._replace(newcomers=known)
     frame = recommend.recommend(recommender, users, k=5)
     assert lists_of(frame, data.target_item_ids) == brute_force(
@@ -389,7 +389,7 @@ def test_newcomers_are_explained_by_what_their_embedding_is_made_from(data):
     chosen = np.array(lists_of(frame, data.target_item_ids)[0])
     without_each = [items, items[[1, 2]], items[[0, 2]], items[[0, 1]]]
     vectors = recommender.newcomers.embed({"target": [items[:0]] * 4, "source": without_each})
-    scores = vectors @ np.asarray(recommender.params.tables["target_item"])[chosen].T
+    scores = vectors["user"] @ np.asarray(recommender.params.tables["target_item"])[chosen].T
     falls = scores[0] - scores[1:]
     best = falls.argmax(0)
     weight = falls.max(0)
@@ -446,7 +446,7 @@ def test_factors_of_a_newcomer_are_the_least_squares_solution_for_its_items(data
         rcond=None,
     )[0]
     lists = {domain: [items] for domain, items in given.items()}
-    found = recommender.newcomers.embed(lists)[0]
+    found = recommender.newcomers.embed(lists)["user"][0]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
     user = recommend.find_users(
         recommender, ["new"], target={"new": given["target"]}, source={"new": given["source"]}
@@ -677,7 +677,8 @@ def test_views_made_from_a_user_s_items_are_those_of_the_fit(data, of_views):
         {d: [row_of(getattr(data, d), u) for u in range(USERS)] for d in ("target", "source")}
     )
     fitted = np.asarray(params.tables["user"]).reshape(USERS, 3, 10)[:, 2]
-    np.testing.assert_allclose(views, fitted, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(views["user"], fitted, rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(views["user_items"], params.tables["user_items"])
     # Scores for inference are those of the model with all its folds.
     users, items = jnp.arange(USERS), jnp.broadcast_to(jnp.arange(7), (USERS, 7))
     own = params._replace(dense=recommender.params.dense)
@@ -685,7 +686,7 @@ def test_views_made_from_a_user_s_items_are_those_of_the_fit(data, of_views):
         experiment.model.project(own, experiment.interactions), users, items
     )
     np.testing.assert_allclose(
-        recommender.model.scores(recommender.projected, users, items), scores, rtol=1e-6
+        recommender.model.scores(recommender.projected, users, items), scores, rtol=1e-6, atol=1e-6
     )
 
 
@@ -699,8 +700,10 @@ def test_views_explain_by_the_source_items_and_rank_for_newcomers(data, of_views
     lists = [items, *(np.delete(items, at) for at in range(len(items)))]
     both = {"target": [row_of(data.target, 5)] * len(lists), "source": lists}
     rows = recommender.newcomers.embed(both)
-    tables = {**recommender.params.tables, "user": jnp.asarray(rows)}
-    projected = recommender.model.project(recommender.params._replace(tables=tables), {})
+    tables = recommender.params.tables | {name: jnp.asarray(own) for name, own in rows.items()}
+    projected = recommender.model.project(
+        recommender.params._replace(tables=tables), recommender.interactions
+    )
     listed = jnp.broadcast_to(jnp.asarray(chosen), (len(lists), len(chosen)))
     scores = np.asarray(recommender.model.scores(projected, jnp.arange(len(lists)), listed))
     falls = scores[0] - scores[1:]
@@ -719,7 +722,7 @@ def test_newcomer_of_one_domain_has_the_view_of_what_is_given_and_an_empty_one(
     _, _, recommender = of_views
     own = {domain: row_of(getattr(data, domain), 5) for domain in ("target", "source")}
     lists = {domain: [x if domain == given else x[:0]] for domain, x in own.items()}
-    of_both, of_source = recommender.newcomers.embed(lists)[0].reshape(2, 5)
+    of_both, of_source = recommender.newcomers.embed(lists)["user"][0].reshape(2, 5)
     fitted = np.asarray(recommender.params.tables["user"])[5].reshape(2, 5)
     degrees = {d: np.diff(getattr(data, d).indptr) for d in own}
     if given == "source":  # the view from the source is that of the user who has the same items
@@ -741,7 +744,8 @@ def test_one_tower_on_factors_of_the_target_ranks_for_newcomers_by_target_items(
     params = experiment.params(initial_state(experiment))
     recommender = recommend.prepare(experiment, params)
     lists = {"target": [row_of(data.target, u) for u in range(USERS)], "source": [[]] * USERS}
-    fitted = recommender.params.tables["user"]
-    np.testing.assert_allclose(recommender.newcomers.embed(lists), fitted, rtol=1e-3, atol=1e-4)
+    found, fitted = recommender.newcomers.embed(lists), recommender.params.tables
+    np.testing.assert_allclose(found["user"], fitted["user"], rtol=1e-3, atol=1e-4)
+    np.testing.assert_array_equal(found["user_items"], fitted["user_items"])
     with pytest.raises(InputError, match="--include_cold"):
         recommend.recommend(recommender, [], include_cold=True)

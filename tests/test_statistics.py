@@ -1,12 +1,9 @@
 """Paired tests against SciPy and written-out formulas, and where they degenerate."""
 
-import sys
-
 import numpy as np
 import pytest
 from scipy import stats
 
-from conet_jax.errors import InputError
 from conet_jax.studies import statistics
 
 
@@ -73,9 +70,3 @@ def test_other_shapes_are_refused(shapes):
     for test in (statistics.paired_t_test, statistics.paired_bootstrap):
         with pytest.raises(ValueError, match="the same two users or more"):
             test(ours, theirs)
-
-
-def test_missing_scipy_ends_in_the_command_that_helps(monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy", None)
-    with pytest.raises(InputError, match=r'pip install "conet-jax\[stats\]"'):
-        statistics.paired_t_test(*pairs())

@@ -520,12 +520,6 @@ def test_study_of_an_unknown_method_is_refused(file):
             table2.run(a_study(file), methods, [1], drop_methods)
 
 
-def test_study_without_scipy_is_refused_at_once(file, monkeypatch):
-    monkeypatch.setitem(sys.modules, "scipy", None)
-    with pytest.raises(InputError, match="SciPy"):
-        make(a_study(file))
-
-
 # The command.
 
 
