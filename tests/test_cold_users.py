@@ -41,6 +41,14 @@ def test_cold_users_have_no_target_pair_and_all_others_theirs(whole, cold):
     assert counts[0] - counts[1] == len(whole.target.indices) - len(cold.target.indices) > COLD
 
 
+def test_weights_go_with_their_pairs(whole, cold):
+    weights = np.arange(1.0, 1 + len(whole.target.indices), dtype=np.float32)
+    weighted = make_cold(whole._replace(target=whole.target._replace(weights=weights)), COLD)
+    gone = [*cold.test.users, *cold.valid.users]
+    users = np.repeat(np.arange(whole.num_users), np.diff(whole.target.indptr))
+    np.testing.assert_array_equal(weighted.target.weights, weights[~np.isin(users, gone)])
+
+
 @pytest.mark.parametrize("part", ["valid", "test"])
 def test_cold_users_keep_their_held_out_item_and_its_candidates(whole, cold, part):
     found, all_of_them = getattr(cold, part), getattr(whole, part)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from conet_jax.data.types import Dataset, HeldOut
+from conet_jax.data.types import Dataset, HeldOut, thinned
 from conet_jax.errors import InputError
 
 
@@ -41,21 +41,13 @@ def make_cold(dataset: Dataset, count: int, seed: int = 0) -> Dataset:
             f"and {len(dataset.valid.users):,} validation users: expected so few that as many of "
             "either can be taken, and others are left"
         )
-    target = dataset.target._replace(
-        indptr=np.concatenate([[0], np.cumsum(degrees * keep)]).astype(dataset.target.indptr.dtype),
-        indices=dataset.target.indices[np.repeat(keep, degrees)],
-    )
-    counts = dict(dataset.meta["counts"]) | {"test_users": count, "valid_users": count}
-    counts["target_interactions"] -= int(degrees[~keep].sum())
-    counts["target_density"] = counts["target_interactions"] / (
-        dataset.num_users * target.num_items
-    )
     digest = hash_after(dataset.meta["hash"], {"cold": count, "cold_seed": seed})
-    return dataset._replace(
-        target=target,
+    left = thinned(dataset, np.repeat(keep, degrees), digest)
+    counts = left.meta["counts"] | {"test_users": count, "valid_users": count}
+    return left._replace(
         valid=_of(dataset.valid, valid),
         test=_of(dataset.test, tested),
-        meta=dataset.meta | {"counts": counts, "hash": digest},
+        meta=left.meta | {"counts": counts},
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from conet_jax.data.cold_users import hash_after, make_cold
-from conet_jax.data.types import HELD_OUT, Dataset, held_out_parts, trained_items, warm
+from conet_jax.data.types import HELD_OUT, Dataset, held_out_parts, thinned, trained_items, warm
 from conet_jax.errors import InputError
 
 
@@ -46,16 +46,7 @@ def drop_interactions(dataset: Dataset, count: int) -> Dataset:
     gone = np.minimum(count, np.maximum(degrees - 1, 0))
     keep = np.ones(len(users), bool)
     keep[shuffled[np.arange(len(users)) - target.indptr[users] < gone[users]]] = False
-    indptr = np.concatenate([[0], np.cumsum(degrees - gone)]).astype(target.indptr.dtype)
-    weights = None if target.weights is None else target.weights[keep]
-    target = target._replace(indptr=indptr, indices=target.indices[keep], weights=weights)
-    counts = dict(dataset.meta["counts"])
-    counts["target_interactions"] -= int(gone.sum())
-    counts["target_density"] = counts["target_interactions"] / (
-        dataset.num_users * target.num_items
-    )
-    digest = hash_after(dataset.meta["hash"], {"drop": count})
-    return dataset._replace(target=target, meta=dataset.meta | {"counts": counts, "hash": digest})
+    return thinned(dataset, keep, hash_after(dataset.meta["hash"], {"drop": count}))
 
 
 def _whole_dataset(config: ConfigDict) -> Dataset:

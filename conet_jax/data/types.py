@@ -22,6 +22,12 @@ class UserItems(NamedTuple):
     num_items: int
     weights: np.ndarray | None = None  # f32[nnz], above 0, of data with a column of weights
 
+    def kept(self, keep: np.ndarray) -> "UserItems":
+        """Returns these without the pairs where ``keep`` bool[nnz] is False."""
+        before = np.concatenate([[0], np.cumsum(keep)]).astype(self.indptr.dtype)
+        weights = None if self.weights is None else self.weights[keep]
+        return UserItems(before[self.indptr], self.indices[keep], self.num_items, weights)
+
 
 class HeldOut(NamedTuple):
     """Leave-one-out: one item a user against its candidates."""
@@ -177,3 +183,19 @@ def content_hash(dataset: Dataset) -> str:
         digest.update(f"{name} {values.dtype.str} {values.shape}".encode())
         digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()
+
+
+def thinned(dataset: Dataset, keep: np.ndarray, digest: str) -> Dataset:
+    """Returns data without the target's training pairs where ``keep`` bool[nnz] is False.
+
+    Args:
+      dataset: the data.
+      keep: of each training pair of the target.
+      digest: the hash of what is left.
+    """
+    target, counts = dataset.target.kept(keep), dict(dataset.meta["counts"])
+    counts["target_interactions"] -= int((~keep).sum())
+    counts["target_density"] = counts["target_interactions"] / (
+        dataset.num_users * target.num_items
+    )
+    return dataset._replace(target=target, meta=dataset.meta | {"counts": counts, "hash": digest})

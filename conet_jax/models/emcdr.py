@@ -58,11 +58,7 @@ def build(options: Options) -> FittedModel:
         domains=("target", "source"),
         inference="cross",
         init=lambda key, sizes: init(key, sizes, options),
-        project=lambda params, interactions: {
-            "user": params.tables["user"],
-            "item": params.tables["target_item"],
-            "item_bias": jnp.zeros(params.tables["target_item"].shape[0]),
-        },
+        project=ials.project,
         scores=factors.scores,
         sweeper=lambda interactions, sizes: sweeper(interactions, sizes, options),
     )

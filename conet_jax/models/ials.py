@@ -76,14 +76,17 @@ def build(options: Options) -> FittedModel:
         domains=("target", "source") if options.joined else ("target",),
         inference="cross" if options.joined else "target",
         init=lambda key, sizes: init(key, sizes, options),
-        project=lambda params, interactions: {
-            "user": params.tables["user"],
-            "item": params.tables["target_item"],
-            "item_bias": jnp.zeros(params.tables["target_item"].shape[0]),
-        },
+        project=project,
         scores=factors.scores,
         sweeper=lambda interactions, sizes: sweeper(interactions, sizes, options),
     )
+
+
+def project(params: Params, interactions: Any) -> dict[str, jax.Array]:
+    """Returns the factors of users and target items; there are no biases."""
+    del interactions
+    user, item = params.tables["user"], params.tables["target_item"]
+    return {"user": user, "item": item, "item_bias": jnp.zeros(len(item))}
 
 
 def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
