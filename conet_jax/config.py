@@ -105,8 +105,8 @@ FIELDS: dict[str, Field] = {
     "ials_regularization": _number(200.0, 0, above=True),  # lambda of Hu, Koren, Volinsky 2008
     "ials_alpha": _number(50.0, 0, above=True),  # confidence of a pair above that of the others
     "ials_source_weight": _number(0.2, 0, above=True),  # of the source's squared errors, if joined
-    "ials_trials": _integer(32, 0, 10_000),  # points of the search for these three, run/tune.py; 0
-    # takes them as they are
+    "ials_trials": _integer(32, 0, 10_000),  # points of the search for these three (and then for
+    # neighbour_weight), run/tune.py; 0 takes them as they are
     "ease_regularization": _number(100.0, 0, above=True),  # lambda of Steck 2019
     "map_hidden": _integer(0, 0),  # emcdr: hidden units of the map to the target; 0 is linear
     "map_ridge": _number(0.01, 0, above=True),  # emcdr: of the map's weights, factors of size 1
@@ -120,6 +120,7 @@ FIELDS: dict[str, Field] = {
     ),
     "fold_sweeps": _integer(4, 1),  # recipe: sweeps without each fold, from the factors of all
     "neighbours": _integer(32, 0, 1000),  # recipe: of an item in each domain; 0 is none
+    "neighbour_weight": _number(2.0, 0),  # recipe: start of v, for the item's own domain
     "inner_weight": _number(5.0, -math.inf),  # recipe: start of every w in w^T (p_u * q_i)
     "output_bias": _number(-2.5, -math.inf),  # recipe: start of the towers' output bias
     "output_scale": _number(0.1, 0),  # recipe: factor on the towers' output weights at the start
@@ -162,8 +163,11 @@ FIELDS: dict[str, Field] = {
     "on_nonfinite": _one_of("stop", "rollback"),  # of a loss, gradient or score: or back to the
     # last checkpoint, and on at half the learning rate, five times at most
 }
-# Fields of models that came later: a stored config without them does not read them.
-_LATER = ("graph_layers", "map_hidden", "map_ridge", "ease_source_weight")
+# Fields that came later, with what they were before; of those of other models, and of a start that
+# has happened, a stored config without them reads none.
+_LATER = {"ials_trials": 0, "neighbours": 0, "negatives_avoid_seen": False}
+_UNREAD = "graph_layers", "map_hidden", "map_ridge", "ease_source_weight", "neighbour_weight"
+_LATER |= {name: FIELDS[name].default for name in _UNREAD}
 # Fields that may differ between a workdir and the command that resumes it; of ``eval_k`` all but
 # the first, see ``differences``.
 FREE_FIELDS = (
@@ -233,9 +237,8 @@ def validate(config: ConfigDict) -> None:
     from conet_jax import models  # with JAX, which --help does without
 
     models.check(config)
-    factorisation = models.factorisation(config)
-    if config.ials_trials and factorisation is not None:
-        for name in factorisation.constants():
+    if config.ials_trials:
+        for name in models.tuned_fields(config):
             if config[name] != FIELDS[name].default:
                 raise InputError(
                     f"config.{name} is {config[name]!r}, but config.ials_trials="
@@ -297,8 +300,7 @@ def completed(stored: dict[str, Any]) -> dict[str, Any]:
             "it is of version 0.1, whose models have other parameters: train it again, or read it "
             "with that version"
         )
-    later = {"ials_trials": 0, "neighbours": 0, "negatives_avoid_seen": False}
-    stored = later | {name: FIELDS[name].default for name in _LATER} | stored
+    stored = _LATER | stored
     if isinstance(stored.get("data"), dict):
         stored = stored | {"data": {"cold": 0, "cold_seed": 0} | stored["data"]}
     if isinstance(stored.get("eval_k"), int):  # one cut-off, once

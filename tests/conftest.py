@@ -10,11 +10,13 @@ import tempfile
 # Before jax is imported; child processes inherit it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # Nearly all of the time of these tests is compilation, often of the same program.
+    # Nearly all of the time of these tests is compilation, often of the same program ...
     _cache = tempfile.mkdtemp(prefix="conet_jax-compiled-")
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+# ... which takes half as long to slower code. 0 is what users have; .ci/run --slow asks for it.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import pytest
@@ -32,18 +34,6 @@ def data_dir() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; CONET_DATA names its folder")
     return folder
-
-
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """Compiles quickly to slow code: for modules that spend nearly all of their time compiling."""
-    # Programs in memory are found without regard to this setting. Were those of the modules before
-    # kept, a program would round another way once make_task has forgotten it on the way.
-    jax.config.update("jax_disable_most_optimizations", True)
-    jax.clear_caches()
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-    jax.clear_caches()
 
 
 @pytest.fixture

@@ -46,10 +46,6 @@ SLOTS = 4  # of a history
 ALPHA, L2, NEGATIVE_WEIGHT = 0.7, 0.3, 0.4
 
 
-# Nearly all of the time here is compilation.
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 # What an example costs, one at a time: (loss, squared norms of the rows under l2).
 
 

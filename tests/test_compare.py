@@ -16,8 +16,6 @@ from conet_jax.errors import InputError
 from conet_jax.run.fit import fit
 from conet_jax.studies import compare
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def config_of(variant, **fields):
     return tiny(variant, layers=(8, 4), **{"epochs": 2} | fields)

@@ -25,9 +25,6 @@ from conet_jax.run.workdir import restore
 from conet_jax.studies import figures, population, sweep, table2
 from conet_jax.train.chunk import chunk_lengths, train_chunk
 
-# Nearly all of the time here is compilation.
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def data():

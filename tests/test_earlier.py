@@ -17,8 +17,6 @@ from conet_jax.run.fit import fit
 from conet_jax.run.start import initial_state
 from conet_jax.run.workdir import restore
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 RECIPE = dict(folds=2, ials_sweeps=4, fold_sweeps=1, ials_trials=4)
 
 

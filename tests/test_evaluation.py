@@ -18,10 +18,6 @@ from conet_jax.run import lists
 from conet_jax.train import full_ranking, ranking
 from conet_jax.train.interactions import to_device
 
-# Nearly all of the time here is compilation.
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 # A "model" whose logits are a table: the tests say what each score is.
 TABLE = Model(
     domains=("target",),

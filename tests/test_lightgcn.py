@@ -5,7 +5,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from test_baselines import (
     L2,
     SIZES,
@@ -30,8 +29,6 @@ from conet_jax.train.step import joint_objective
 
 DEPTH = 3
 MODEL = lightgcn.build(lightgcn.Options((6, 4), DEPTH))
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def dense_propagation(lists, depth=DEPTH):

@@ -40,10 +40,6 @@ CASES = {
 }
 
 
-# Nearly all of the time here is compilation.
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 # Eqs. 1-5, 7, 8, for one example at a time; every matrix as in the paper, acting on columns.
 
 

@@ -37,9 +37,6 @@ from conet_jax.train.chunk import train_chunk
 from conet_jax.train.interactions import to_device
 from conet_jax.train.state import largest_parameter, not_finite, settle_in_place
 
-# Nearly all of the time here is compilation.
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def data():

@@ -13,7 +13,6 @@ FOLDS, DIM = 3, 4
 SIZES = Sizes(40, 60, 50)
 OPTIONS = ials.Options((2 * DIM,), True, 1.0, 10.0, 0.5)
 VIEWS = (("target",), ("source",), ("target", "source"))
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def random_pairs(users, items, each, seed):

@@ -22,8 +22,6 @@ from conet_jax.train import ranking
 from conet_jax.train.chunk import chunk_lengths, chunk_program, run_steps
 from conet_jax.train.step import joint_objective
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def data():

@@ -21,7 +21,6 @@ from conet_jax.train.state import TABLE_ADAM
 
 LAYERS = (2 * DIM, 6, 5)
 NEAR = 3  # neighbours
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,6 @@ from conet_jax.serve.lists import top_k
 from conet_jax.studies import crossing
 from conet_jax.train.interactions import to_device
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
 USERS, ITEMS, SOURCE_ITEMS = 80, 150, 70
 ITEM_IDS = [f"t{n:03}" for n in range(ITEMS)]  # of the target
 

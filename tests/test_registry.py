@@ -24,8 +24,6 @@ ADDED = (
 KEYS = ["median@10", "hit_ratio@3"]
 HEADINGS = ["Median@10", "HR@3"]
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(autouse=True)
 def added(monkeypatch):

@@ -21,9 +21,6 @@ from conet_jax.train import ranking, sampling
 from conet_jax.train.interactions import _by_device, to_device
 from conet_jax.train.state import settled
 
-# Nearly all of the time here is compilation.
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def chi_square_deviate(observed, expected, lost=1):
     """Standard normal deviate of Pearson's statistic (Wilson and Hilferty)."""

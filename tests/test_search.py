@@ -15,9 +15,6 @@ from conet_jax.run.fit import fit
 from conet_jax.studies import search
 from conet_jax.train import ranking
 
-# Nearly all of the time here is compilation.
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def data():

@@ -13,8 +13,6 @@ from conet_jax.run.experiment import make_experiment
 from conet_jax.train import sampling
 from conet_jax.train.interactions import to_device
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def with_seen(data: Dataset, each: int = 60) -> Dataset:
     """Some items of each user, none liked, as rated below the threshold."""

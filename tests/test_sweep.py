@@ -34,9 +34,6 @@ SIZES = dict(
 )
 GRID = ["config.learning_rate=0.001,0.03,1e30", "config.l1=0,1e-3"]  # the last rate diverges
 
-# Nearly all of the time here is compilation.
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.fixture(scope="module")
 def data():

@@ -198,14 +198,16 @@ def quick(*names, of):
 
 
 @pytest.fixture
-def quick_compilation():
-    """Nearly all of the time is compilation; not where last bits are compared."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+def optimised():
+    """Programs as users have them."""
+    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()  # which know nothing of the setting
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", quick("subgradient", "proximal_clip_alone", of=RUNS))
 def test_steps_are_those_of_dense_adam_on_all_parameters(name):
     run = RUNS[name]
@@ -237,7 +239,6 @@ def dense_result(run, params, hyper):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
 def test_steps_in_float32_are_those_of_dense_adam_loosely():
     run, hyper = RUNS["subgradient"], hyper_of()
     expected, losses = dense_result(run, init_params(jax.random.key(0), model=run.model), hyper)
@@ -259,19 +260,8 @@ def assert_bits_equal(one, other):
     jax.tree.map(check, one, other)
 
 
-@pytest.mark.parametrize(
-    ("name", "disable_optimizations"),
-    [
-        ("subgradient", True),
-        pytest.param("subgradient", False, marks=pytest.mark.slow),
-        pytest.param("proximal_clip_alone", False, marks=pytest.mark.slow),
-    ],
-)
-def test_an_epoch_in_other_chunks_is_the_same_to_the_last_bit(name, disable_optimizations, request):
-    if disable_optimizations:
-        request.getfixturevalue("quick_compilation")
-    else:
-        jax.clear_caches()
+def in_other_chunks(name):
+    """Trains an epoch twice in a chunk and once in two: the same to the last bit."""
     run, hyper = RUNS[name], hyper_of()
     state, sums = train(run, state_of(run), hyper, [12])
     again, again_sums = train(run, state_of(run), hyper, [12])
@@ -279,7 +269,17 @@ def test_an_epoch_in_other_chunks_is_the_same_to_the_last_bit(name, disable_opti
     assert_bits_equal((state, sums), train(run, state_of(run), hyper, [7, 5]))
 
 
-@pytest.mark.usefixtures("quick_compilation")
+def test_an_epoch_in_other_chunks_is_the_same_to_the_last_bit():
+    in_other_chunks("subgradient")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
+@pytest.mark.parametrize("name", ["subgradient", "proximal_clip_alone"])
+def test_an_epoch_in_other_chunks_is_the_same_to_the_last_bit_in_programs_of_users(name):
+    in_other_chunks(name)
+
+
 def test_settling_on_the_way_changes_nothing_but_rounding():
     run = RUNS["subgradient"]
     with jax.enable_x64(True):
@@ -299,7 +299,6 @@ def test_settling_on_the_way_changes_nothing_but_rounding():
             np.testing.assert_array_equal(packed[:, : LAYERS[0] // 2], params[1].tables[name])
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("name", quick("subgradient", of=["subgradient", "proximal_skip_unequal"]))
 def test_a_population_is_its_single_runs(name):
     run = RUNS[name]
@@ -357,7 +356,6 @@ def cross_entries(state):
     return np.concatenate([np.ravel(h) for h in jax.tree.leaves(crossing(state.dense))])
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("method", quick("proximal", of=["subgradient", "proximal"]))
 def test_large_l1_empties_the_cross_connections(method):
     run = run_of(settings=dict(l1_method=method))

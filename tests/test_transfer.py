@@ -471,9 +471,7 @@ def untimed(report):
     return {name: value for name, value in report.items() if name != "times"}
 
 
-def test_study_leaves_a_report_and_done_again_trains_nothing(
-    tmp_path, monkeypatch, quick_compilation
-):
+def test_study_leaves_a_report_and_done_again_trains_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(transfer, "METHODS", ("recipe", "popularity"))
     monkeypatch.setattr(transfer, "MAX_TRIALS", 1)
     monkeypatch.setattr(transfer, "MAX_SEEDS", 1)

@@ -18,10 +18,10 @@ from conet_jax.models import ials
 from conet_jax.run import tune
 from conet_jax.run.experiment import fit_interactions, make_experiment, sizes_of
 from conet_jax.run.fit import fit
+from conet_jax.run.start import initial_state
 from conet_jax.run.workdir import restore
 from conet_jax.studies import search
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+from conet_jax.train import ranking
 
 CONSTANTS = {"ials_regularization", "ials_alpha", "ials_source_weight"}
 
@@ -65,7 +65,8 @@ def ndcg_of(config, data, constants):
 
     For towers the best under a weight of log(1 + training pairs).
     """
-    options = models.factorisation(config)._replace(**constants)
+    fields = models.factorisation(config).constants()
+    options = models.factorisation(config)._replace(**{name: constants[name] for name in fields})
     tables = ials.fit(fit_interactions(data), sizes_of(data), options, sweeps=config.ials_sweeps)
     x, y = (np.asarray(tables[name], np.float64) for name in ("user", "target_item"))
     kept, mask = warm(data.valid, trained_items(data.target))
@@ -87,13 +88,38 @@ def test_what_is_found_is_the_ndcg_of_a_fit_with_these_constants(data, variant):
     config = tuning(variant)
     best = found(config, data)
     weight = {"ials_source_weight"} if variant in ("ials_joined", "recipe") else set()
-    assert set(best.constants) == CONSTANTS - {"ials_source_weight"} | weight
+    near = {"neighbour_weight"} if variant.startswith("recipe") else set()
+    assert set(best.constants) == CONSTANTS - {"ials_source_weight"} | weight | near
     assert all(value == tune.rounded(value) for value in best.constants.values())
     given = {name: config[name] for name in best.constants}
     assert best.constants != given
     # Scores of f32 that tie here may not tie there.
     assert best.ndcg == pytest.approx(ndcg_of(config, data, best.constants), abs=2e-3)
     assert best.ndcg > ndcg_of(config, data, given)
+
+
+@pytest.mark.parametrize("variant", ["recipe_mlp", "recipe_joint_mlp", "recipe"])
+def test_the_weight_of_the_neighbours_is_the_best_at_the_start(data, variant):
+    """The start's own logits, ranked as validation is: the towers hardly speak yet."""
+    config = tuning(variant, output_scale=0.0)
+    constants = found(config, data).constants
+    assert constants["neighbour_weight"] in tune._WEIGHTS
+    values = {}
+    for weight in tune._WEIGHTS:
+        given = tune.resolved(config, constants | {"neighbour_weight": weight})
+        experiment = make_experiment(given, data)
+        params = experiment.params(initial_state(experiment))
+        _, (_, ranks) = ranking.rank_twice(
+            experiment.model,
+            params,
+            experiment.interactions,
+            data.valid,
+            experiment.trained_items("target"),
+        )
+        values[weight] = ranking.summarize(ranks, k=10)["ndcg@10"]
+    assert len(set(values.values())) > 1
+    # The start here has drawn factors of its own.
+    assert values[constants["neighbour_weight"]] > max(values.values()) - 0.01
 
 
 def test_one_trial_is_the_constants_as_given(data):
@@ -229,7 +255,8 @@ def test_members_of_a_population_share_the_constants(data):
     other = ConfigDict(config.to_dict() | {"seed": 1, "learning_rate": 0.1})
     member = experiment.member(other)
     assert member.config.seed == 1 and member.config.ials_trials == 0
-    assert {name: member.config[name] for name in CONSTANTS} == experiment.constants
+    found = experiment.constants
+    assert {name: member.config[name] for name in found} == found
     assert jax.random.key_data(member.key).tolist() != jax.random.key_data(experiment.key).tolist()
 
 

@@ -266,7 +266,6 @@ def test_arrays_can_hold_out_both():
     assert made.meta["counts"]["source_interactions"] == 20
 
 
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize(
     "part", ["valid", "test", "valid_source", "test_source", "test_target_only"]
 )

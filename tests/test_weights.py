@@ -31,8 +31,6 @@ from conet_jax.train import sampling
 from conet_jax.train.interactions import to_device
 from conet_jax.train.step import joint_objective
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def plays():
     """Rows (user, item, plays) of two domains, some pairs several times, and each pair's sum."""

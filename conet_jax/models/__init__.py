@@ -49,6 +49,14 @@ def factorisation(config: Any) -> Any:
     return getattr(options(MODELS[config.model], config), "factorisation", None)
 
 
+def tuned_fields(config: Any) -> tuple[str, ...]:
+    """Returns the config fields that a model's start tunes by itself (``run.tune``)."""
+    if (found := factorisation(config)) is None:
+        return ()
+    has_neighbours = getattr(options(MODELS[config.model], config), "neighbours", 0) > 0
+    return (*found.constants(), *["neighbour_weight"] * has_neighbours)
+
+
 def check(config: Any) -> None:
     """Raises ``InputError`` where the config names no model, or has fields that do not fit it.
 

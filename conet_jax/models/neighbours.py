@@ -35,7 +35,7 @@ from scipy import sparse
 from conet_jax.errors import InputError
 from conet_jax.models.base import Examples, Sizes
 
-_START = 5.0, 1.0  # of v, for the item's own domain and the other
+_OTHER = 0.2  # of the start of v: that of the other domain, where the item's own is 1
 _CHANCE = 2.0  # c
 _NOBODY = 1 << 24  # above it floats do not hold every whole number
 _PAIRS_AT_ONCE = 1 << 23  # pairs of items with a user in common, among which the nearest are chosen
@@ -52,10 +52,9 @@ def init(
     return {"user_items": jnp.zeros((sizes.users, width)), **items}
 
 
-def weights(domain: str, view: Sequence[str]) -> jax.Array:
-    """Returns v of a domain's items at the start, f32[domains of the view]."""
-    own, other = _START
-    return jnp.array([own if d == domain else other for d in view], float)
+def weights(domain: str, view: Sequence[str], own: float) -> jax.Array:
+    """Returns v of a domain's items at the start, f32[domains of the view]; ``own`` is its own."""
+    return jnp.array([own if d == domain else _OTHER * own for d in view], float)
 
 
 def fit(

@@ -47,6 +47,7 @@ class Options(NamedTuple):
       output_bias: start of the towers' output bias.
       output_scale: factor on the towers' output weights at the start, under "he".
       neighbours: of an item in each domain; 0 is none.
+      neighbour_weight: start of v, for the item's own domain.
     """
 
     layers: tuple[int, ...] = (128, 64, 32, 16)
@@ -66,6 +67,7 @@ class Options(NamedTuple):
     ials_alpha: float = 50.0
     ials_source_weight: float = 0.2
     neighbours: int = 32
+    neighbour_weight: float = 2.0
 
     @property
     def module(self) -> CoNet:
@@ -150,7 +152,7 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
     for domain, view in zip(DOMAINS, VIEWS, strict=True):
         dense[f"w_{domain}"] = jnp.full((dim,), options.inner_weight, float)
         if options.neighbours:
-            dense[f"v_{domain}"] = neighbours.weights(domain, view)
+            dense[f"v_{domain}"] = neighbours.weights(domain, view, options.neighbour_weight)
     return Params(tables, dense)
 
 

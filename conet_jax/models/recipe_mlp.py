@@ -41,6 +41,7 @@ class Options(NamedTuple):
     ials_alpha: float = 50.0
     ials_source_weight: float = 0.2
     neighbours: int = 32
+    neighbour_weight: float = 2.0
 
     @property
     def module(self) -> Tower:
@@ -96,7 +97,7 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
     dense = {"target": options.module.init(key, seen)["params"]}
     dense["w_target"] = jnp.full((dim,), options.inner_weight, float)
     if options.neighbours:
-        dense["v_target"] = neighbours.weights("target", options.domains)
+        dense["v_target"] = neighbours.weights("target", options.domains, options.neighbour_weight)
     return Params(tables, dense)
 
 

@@ -242,7 +242,7 @@ def _tuned(
         say(found_line(found["tuned"], seconds))
         return np.float32([*tune.constants(config, found["tuned"]).values()])
 
-    names = models.factorisation(config).constants()
+    names = models.tuned_fields(config)
     values = processes.agreed(find, np.zeros(len(names), np.float32))
     constants = dict(zip(names, map(tune.rounded, values), strict=True))
     return experiment.tuned(constants), seconds
