@@ -70,7 +70,7 @@ def _at_cuts() -> dict[str, dict[str, float]]:
     path, found = Path(_WORKDIR.value) / "ranks.npz", {}
     for split in (_SPLIT.value, f"{_SPLIT.value}_warm"):
         try:
-            _, ranks = read_ranks(path, split)
+            ranked = ranking.Ranked(*read_ranks(path, split))
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{path} cannot be read as the ranks of a finished run ({error}): go on with the "
@@ -78,13 +78,13 @@ def _at_cuts() -> dict[str, dict[str, float]]:
             ) from None
         found[split] = {}
         for text in _K.value:
-            fewest = int(ranks.candidates.min())
+            fewest = int(ranked.ranks.candidates.min())
             if not (text.isdigit() and 1 <= int(text) <= fewest):
                 raise InputError(
                     f"--k is {text!r}: expected whole numbers from 1 to {fewest}, the fewest "
                     "candidates of a user"
                 )
-            found[split] |= ranking.summarize(ranks, k=int(text))
+            found[split] |= ranked.summarize(k=int(text))
     return found
 
 

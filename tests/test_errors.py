@@ -1019,7 +1019,7 @@ MESSAGES = [
     ),
     ("not an array of type <i4", lambda: saved("test_users.npy", lambda x: x.astype(float))),
     ("target: row pointers that do not increase", lambda: saved("target_indptr.npy", np.flip)),
-    ("test: users that are not strictly increasing", lambda: saved("test_users.npy", np.flip)),
+    ("test: pairs that are not strictly increasing", lambda: saved("test_users.npy", np.flip)),
     ("seen: row pointers that do not increase", lambda: seen_broken()),
     ("user_ids: ids for 12 rows expected", lambda: saved("user_ids_offsets.npy", lambda x: x[1:])),
     ("user_ids: offsets that do not increase", lambda: saved("user_ids_offsets.npy", np.flip)),
@@ -1058,7 +1058,7 @@ MESSAGES = [
         lambda: atomic("target/target.user", lambda t: t + "\n"),
     ),
     (
-        "expected one item of each user that candidates.parquet has for test",
+        "expected an item for each list that candidates.parquet has for test",
         lambda: atomic("target/target.test.inter", lambda t: t[: t.rfind("\n", 0, -1) + 1]),
     ),
     ("a pair stands in the training data or another part", lambda: twice()),
