@@ -923,6 +923,18 @@ MESSAGES = [
         "synthetic target_interactions must be from 9",
         lambda: synthetic.generate(**SIZES | {"target_interactions": 1}, seed=0),
     ),
+    (
+        "--ratios is for --split=ratio: leave it out, or give both",
+        lambda: build("ax ay", "ax", ratios=(8, 1, 1)),
+    ),
+    (
+        "--ratios=8,1: expected three whole numbers from 1 to 1,000,000",
+        lambda: build("ax ay", "ax", split="ratio", ratios=["8", "1"]),
+    ),
+    (
+        "--ratios=0.8,0.1,0.1: expected three whole numbers",
+        lambda: from_arrays([0], [0], [0], [0], split="ratio", ratios=(0.8, 0.1, 0.1)),
+    ),
     # Time.
     (
         "--split=time and --cutoff=DATE go together: give both",
