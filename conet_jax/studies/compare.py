@@ -128,7 +128,7 @@ def report(
     if len(groups) > 1:
         lines += ["", *_tests(ndcg, k)]
     if items:
-        lines += ["Metrics above are means over items; gain and tests are over users' means."]
+        lines += ["", "The first table has means over items; gain and tests are over users' means."]
     return "\n".join(lines)
 
 
