@@ -83,7 +83,7 @@ from conet_jax.studies import (
     transfer,
     verdict,
 )
-from conet_jax.train import ranking
+from conet_jax.train import list_metrics, ranking
 from conet_jax.train.interactions import to_device
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -1522,6 +1522,10 @@ MESSAGES = [
         lambda: metrics.summarize_lists(ints() - 1, ints() - 1, ints() - 1),
     ),
     ("there is no user to average over", lambda: metrics.summarize(*[ints()[:0]] * 3, k=1)),
+    (
+        "there is no user to average over",
+        lambda: list_metrics.summarize(ints()[:0], ranking.Ranks(*[ints()[:0]] * 3), k=1),
+    ),
     (
         "user 0 has 1 candidates above and 1 tied of 1",
         lambda: metrics.summarize(*[ints()] * 3, k=1),
