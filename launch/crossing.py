@@ -23,7 +23,7 @@ def main() -> None:
     """Prints the table."""
     from conet_jax import metrics
     from conet_jax.run.workdir import restore
-    from conet_jax.studies import crossing
+    from conet_jax.studies import crossing, statistics
     from conet_jax.train import ranking
 
     cli.choose_platform(crossing.common_config(_WORKDIRS.value))
@@ -37,7 +37,8 @@ def main() -> None:
             arguments = crossing.switched(experiment.model, params, experiment.interactions, way)
             ranks = ranking.rank_held_out(experiment.model, *arguments, held_out)
             rows[way].append(ranking.summarize(ranks, k=k))
-            ndcg[way].append(metrics.ndcg(ranks.above, ranks.tied, k=k))
+            values = metrics.ndcg(ranks.above, ranks.tied, k=k)
+            ndcg[way].append(statistics.by_user(held_out.users, values))
     means = {way: np.mean(values, axis=0) for way, values in ndcg.items()}
     print(f"{_SPLIT.value} split, {len(means['on']):,} users, {len(rows['on'])} runs\n")
     print(crossing.report(rows, means, k))

@@ -129,9 +129,12 @@ _SEEN_ARE_NO_CANDIDATES = flags.DEFINE_boolean(
 _SPLIT = flags.DEFINE_enum(
     "split",
     "random",
-    ["random", "latest", "time"],
-    "Which item of a user is the test item: any, the one with the latest time, or the first from "
-    "--cutoff on.",
+    ["random", "latest", "time", "ratio"],
+    "Which item of a user is the test item: any, the one with the latest time, the first from "
+    "--cutoff on; or, with ratio, several by --ratios.",
+)
+_RATIOS = flags.DEFINE_list(
+    "ratios", None, "With --split=ratio: training, validation, test items; by default 8,1,1."
 )
 _KEEP_FUTURE = flags.DEFINE_boolean(
     "keep_future",
@@ -204,6 +207,7 @@ def main() -> None:
             cutoff=_CUTOFF.value,
             hold_out=_HOLD_OUT.value,
             users=_USERS.value,
+            ratios=_RATIOS.value,
         )
     listed = built.test.candidates.shape[1]  # given with the files, perhaps
     if listed <= _EVAL_K.value:
@@ -353,9 +357,10 @@ def _audit(meta: dict) -> list[str]:
         lines.append(
             f"  {audit['seen']:,} pairs below the threshold are kept as seen: never recommended"
         )
+    test, valid = (counts.get(f"{p}_pairs", counts[f"{p}_users"]) for p in ("test", "valid"))
     lines += [
-        f"  {counts['test_users']:,} test items, {audit['users_without_test']:,} users without; "
-        f"{counts['valid_users']:,} validation items, {audit['users_without_valid']:,} without",
+        f"  {test:,} test items, {audit['users_without_test']:,} users without; "
+        f"{valid:,} validation items, {audit['users_without_valid']:,} without",
     ]
     return lines
 

@@ -83,7 +83,7 @@ from conet_jax.studies import (
     transfer,
     verdict,
 )
-from conet_jax.train import ranking
+from conet_jax.train import list_metrics, ranking
 from conet_jax.train.interactions import to_device
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -923,6 +923,18 @@ MESSAGES = [
         "synthetic target_interactions must be from 9",
         lambda: synthetic.generate(**SIZES | {"target_interactions": 1}, seed=0),
     ),
+    (
+        "--ratios is for --split=ratio: leave it out, or give both",
+        lambda: build("ax ay", "ax", ratios=(8, 1, 1)),
+    ),
+    (
+        "--ratios=8,1: expected three whole numbers from 1 to 1,000,000",
+        lambda: build("ax ay", "ax", split="ratio", ratios=["8", "1"]),
+    ),
+    (
+        "--ratios=0.8,0.1,0.1: expected three whole numbers",
+        lambda: from_arrays([0], [0], [0], [0], split="ratio", ratios=(0.8, 0.1, 0.1)),
+    ),
     # Time.
     (
         "--split=time and --cutoff=DATE go together: give both",
@@ -1019,7 +1031,7 @@ MESSAGES = [
     ),
     ("not an array of type <i4", lambda: saved("test_users.npy", lambda x: x.astype(float))),
     ("target: row pointers that do not increase", lambda: saved("target_indptr.npy", np.flip)),
-    ("test: users that are not strictly increasing", lambda: saved("test_users.npy", np.flip)),
+    ("test: pairs that are not strictly increasing", lambda: saved("test_users.npy", np.flip)),
     ("seen: row pointers that do not increase", lambda: seen_broken()),
     ("user_ids: ids for 12 rows expected", lambda: saved("user_ids_offsets.npy", lambda x: x[1:])),
     ("user_ids: offsets that do not increase", lambda: saved("user_ids_offsets.npy", np.flip)),
@@ -1058,7 +1070,7 @@ MESSAGES = [
         lambda: atomic("target/target.user", lambda t: t + "\n"),
     ),
     (
-        "expected one item of each user that candidates.parquet has for test",
+        "expected an item for each list that candidates.parquet has for test",
         lambda: atomic("target/target.test.inter", lambda t: t[: t.rfind("\n", 0, -1) + 1]),
     ),
     ("a pair stands in the training data or another part", lambda: twice()),
@@ -1510,6 +1522,10 @@ MESSAGES = [
         lambda: metrics.summarize_lists(ints() - 1, ints() - 1, ints() - 1),
     ),
     ("there is no user to average over", lambda: metrics.summarize(*[ints()[:0]] * 3, k=1)),
+    (
+        "there is no user to average over",
+        lambda: list_metrics.summarize(ints()[:0], ranking.Ranks(*[ints()[:0]] * 3), k=1),
+    ),
     (
         "user 0 has 1 candidates above and 1 tied of 1",
         lambda: metrics.summarize(*[ints()] * 3, k=1),

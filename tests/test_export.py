@@ -199,7 +199,7 @@ def altered(folder, name, change):
     [
         ("target/target.train.inter", lambda t: t + t.splitlines()[1] + "\n", "stand there twice"),
         ("target/target.train.inter", lambda t: t + "a\tb\n", "id 'a' is not listed"),
-        ("target/target.test.inter", lambda t: "\n".join(t.splitlines()[:-1]), "one item of each"),
+        ("target/target.test.inter", lambda t: "\n".join(t.splitlines()[:-1]), "an item for each"),
         (
             "source/source.inter",
             lambda t: t.replace("item_id", "thing"),

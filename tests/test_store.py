@@ -137,7 +137,7 @@ EDITS = [
     ("source_indices", lambda a: a[::-1].copy(), "source: items of a user that are not strictly"),
     ("source_indices", lambda a: a.astype(np.int64), "source_indices.npy: not an array of type"),
     ("source_indices", lambda a: a.astype(object), "source_indices.npy: cannot be read"),
-    ("test_users", lambda a: a[::-1].copy(), "test: users that are not strictly increasing"),
+    ("test_users", lambda a: a[::-1].copy(), "test: pairs that are not strictly increasing"),
     ("test_users", put(-1, 20), "test: a user index out of range 0 .. 19"),
     ("test_items", put(0, 30), "test: a item index out of range 0 .. 29"),
     ("valid_candidates", put((0, 0), -5), "valid: a candidate index out of range"),

@@ -1,5 +1,7 @@
 """From pairs of integers to a data set: what is held out, candidates, counts, hash."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 
@@ -13,6 +15,7 @@ from conet_jax.data.types import (
     HeldOut,
     UserItems,
     content_hash,
+    held_out_counts,
 )
 from conet_jax.errors import InputError
 
@@ -33,6 +36,7 @@ def from_arrays(
     source_timestamps: np.ndarray | None = None,
     keep_future: bool = False,
     hold_out: str = "target",
+    ratios: Sequence[int] | None = None,
 ) -> Dataset:
     """Builds a data set from integer pairs, without filters; raw ids are the decimal numbers.
 
@@ -46,11 +50,12 @@ def from_arrays(
       num_source_items: likewise.
       candidates: as in ``build``.
       seed: as in ``build``.
-      split: ``random`` or ``latest``, as in ``build``.
+      split: ``random``, ``latest`` or ``ratio``, as in ``build``.
       target_timestamps: f64[n], needed for ``latest``.
       source_timestamps: f64[m], needed for ``latest`` without ``keep_future``.
       keep_future: as in ``build``.
       hold_out: as in ``build``.
+      ratios: as in ``build``.
 
     Returns:
       The data set; of pairs given twice the latest counts.
@@ -81,14 +86,18 @@ def from_arrays(
         pairs[domain], _ = merge(Pairs(users, items, own))
         ids.append(numbers(num_items))
     options = {"candidates": candidates, "seed": seed}
-    options |= split_options(split, keep_future=keep_future, hold_out=hold_out)
+    options |= split_options(split, keep_future=keep_future, hold_out=hold_out, ratios=ratios)
     return assemble(pairs, tuple(ids), {}, report={}, options=options)
 
 
-def split_options(split: str, *, keep_future: bool, hold_out: str) -> dict:
+def split_options(
+    how: str, *, keep_future: bool, hold_out: str, ratios: Sequence[int] | None
+) -> dict:
     """The options of a split as stored: what is as in the first version is not there."""
-    options: dict = {"split": split}
-    if split == "latest" and not keep_future:
+    options: dict = {"split": how}
+    if checked := split.checked_ratios(how, ratios):
+        options["ratios"] = list(checked)
+    if how == "latest" and not keep_future:
         options["keep_future"] = False
     if hold_out != "target":
         options["hold_out"] = hold_out
@@ -138,7 +147,7 @@ def assemble(
     indptr = {domain: _indptr(p.users, num_users) for domain, p in pairs.items()}
     train = {domain: np.ones(len(p.users), bool) for domain, p in pairs.items()}
     chosen = {"target": _choose(pairs, indptr, given, num_items, options, "target")}
-    if not (chosen["target"][0][:num_shared] >= 0).any():
+    if not (pairs["target"].users[chosen["target"][0]] < num_shared).any():
         raise InputError(
             "no user has a target item from --cutoff on that others had before it, so there is "
             "nothing to test on: take an earlier moment"
@@ -153,29 +162,31 @@ def assemble(
     if options["split"] == "latest":
         drop = options.get("keep_future") is False
         train["source"], time = moments.before_held_out(
-            pairs["target"], pairs["source"], indptr["target"], *chosen["target"], drop=drop
+            *(pairs["target"], pairs["source"], indptr["target"]),
+            np.concatenate(chosen["target"]),
+            drop=drop,
         )
         report = report | {"time": time}
     if options.get("hold_out") == "both":
         chosen["source"] = _choose(pairs, indptr, given, num_items, options, "source")
         if report.get("time", {}).get("future_dropped"):  # some of that is held out here
-            chosen["source"] = tuple(
-                np.where((at >= 0) & ~np.append(train["source"], True)[at], at, -1)
-                for at in chosen["source"]
-            )
-    for domain, (test_at, valid_at) in chosen.items():
-        valid_at[num_shared:] = -1
-        if domain == "source":
-            test_at[num_shared:] = -1
-        for at in (test_at, valid_at):
-            train[domain][at[at >= 0]] = False
+            chosen["source"] = tuple(at[~train["source"][at]] for at in chosen["source"])
+    alone = np.zeros(0, np.int64)  # test items of users of the target alone
+    for domain, at in chosen.items():
+        of_shared = [pairs[domain].users[part] < num_shared for part in at]
+        if domain == "target":
+            alone = at[0][~of_shared[0]]
+            train[domain][alone] = False
+        chosen[domain] = tuple(part[shared] for part, shared in zip(at, of_shared, strict=True))
+        for part in chosen[domain]:
+            train[domain][part] = False
     interactions = {
         domain: _interactions(take(p, train[domain]), num_users, num_items[domain])
         for domain, p in pairs.items()
     }
     if options["split"] in ("latest", "time"):
         for domain, rows in train.items():
-            held = sum(int((at >= 0).sum()) for at in chosen.get(domain, ()))
+            held = sum(map(len, chosen.get(domain, ()))) + (len(alone) if domain == "target" else 0)
             left_out = int((~rows).sum()) - held
             report = report | {domain: report.get(domain, {}) | {"left_out_by_time": left_out}}
 
@@ -185,24 +196,21 @@ def assemble(
         touched["target"], _ = merge(Pairs(*both, None))
 
     def draw(domain: str, at: np.ndarray, purpose: str) -> HeldOut:
-        users, p = np.flatnonzero(at >= 0), touched[domain]
+        users, p = pairs[domain].users[at], touched[domain]
         size, count, rows = num_items[domain], options["candidates"], _indptr(p.users, num_users)
         _check_room(ids[0][users], size - np.diff(rows)[users], size, count, domain)
         rng = split.generator(seed, purpose)
         drawn = split.draw_candidates(rows, p.items, size, users, count, rng)
-        items = pairs[domain].items[at[users]]
-        return held_out_of(users, items, drawn, np.ones(drawn.shape, bool))
+        return held_out_of(users, pairs[domain].items[at], drawn, np.ones(drawn.shape, bool))
 
     parts = {}
-    for domain, (test_at, valid_at) in chosen.items():
+    for domain, (test, valid) in chosen.items():
         mark, words = ("", "") if domain == "target" else ("_source", "source ")
-        shared = np.where(np.arange(num_users) < num_shared, test_at, -1)
-        parts[f"valid{mark}"] = draw(domain, valid_at, f"{words}validation candidates")
+        parts[f"valid{mark}"] = draw(domain, valid, f"{words}validation candidates")
         parts[f"test{mark}"] = (
-            given[domain] if domain in given else draw(domain, shared, f"{words}test candidates")
+            given[domain] if domain in given else draw(domain, test, f"{words}test candidates")
         )
     if options.get("users") == "all":
-        alone = np.where(np.arange(num_users) < num_shared, -1, chosen["target"][0])
         parts["test_target_only"] = draw("target", alone, "target-only test candidates")
     made = from_split(interactions, parts, ids, report=report, options=options, only=only)
     if seen is None or not len(seen.users):
@@ -220,7 +228,7 @@ def _choose(
     options: dict,
     domain: str,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(test, valid): positions of a domain's held-out pairs, int[num_users], -1 for none."""
+    """(test, valid): positions int64[n] of a domain's held-out pairs, ascending."""
     p, rows, how, seed = pairs[domain], indptr[domain], options["split"], options["seed"]
     purpose = "held out" if domain == "target" else "held out of the source"
     if domain in given:
@@ -228,11 +236,15 @@ def _choose(
         wanted = given[domain].users.astype(np.int64) * num_items[domain] + given[domain].items
         test_at = np.full(len(rows) - 1, -1)
         test_at[given[domain].users] = np.searchsorted(keys, wanted)
-        return test_at, split.one_more(rows, test_at, seed=seed, purpose=purpose)
-    if how == "time":
-        return split.first_later(rows, p.times, cutoff=options["cutoff"], seed=seed)
-    how = "random" if how == "given" else how  # the other domain's are
-    return split.leave_one_out(rows, split=how, seed=seed, timestamps=p.times, purpose=purpose)
+        found = test_at, split.one_more(rows, test_at, seed=seed, purpose=purpose)
+    elif how == "ratio":
+        return split.by_ratios(rows, ratios=options["ratios"], seed=seed, purpose=purpose)
+    elif how == "time":
+        found = split.first_later(rows, p.times, cutoff=options["cutoff"], seed=seed)
+    else:
+        how = "random" if how == "given" else how  # the other domain's are
+        found = split.leave_one_out(rows, split=how, seed=seed, timestamps=p.times, purpose=purpose)
+    return tuple(at[at >= 0] for at in found)
 
 
 def _check_room(
@@ -290,7 +302,7 @@ def from_split(
         counts |= dict(zip(KINDS, (num_shared, *only), strict=True))
     report = report | {"cold": audit.coldness_of(parts, interactions)}
     for part in ("test", "valid"):
-        report[f"users_without_{part}"] = num_users - sum(only) - len(parts[part].users)
+        report[f"users_without_{part}"] = num_users - sum(only) - counts[f"{part}_users"]
     dataset = Dataset(
         **interactions,
         **parts,
@@ -312,7 +324,7 @@ def count(interactions: dict[str, UserItems], parts: dict[str, HeldOut]) -> dict
         counts[f"{domain}_items"] = rows.num_items
         counts[f"{domain}_interactions"] = number
         counts[f"{domain}_density"] = number / (num_users * rows.num_items)
-    return counts | {f"{part}_users": len(held.users) for part, held in parts.items()}
+    return counts | held_out_counts(parts)
 
 
 def _indptr(users: np.ndarray, num_users: int) -> np.ndarray:

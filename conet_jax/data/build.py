@@ -4,6 +4,8 @@ Strings become integers as early as possible; everything after that works on Num
 (user, item) pairs, sorted by user and then item (``assemble``).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import polars as pl
 
@@ -13,6 +15,7 @@ from conet_jax.data.core import Pairs, reduce, renumber, take
 from conet_jax.data.ncf import Given
 from conet_jax.data.ratings import Rated
 from conet_jax.data.readers import DomainRows
+from conet_jax.data.split import checked_ratios
 from conet_jax.data.twins import find_twins, share_in_source
 from conet_jax.data.types import DOMAINS, Dataset, HeldOut
 from conet_jax.errors import InputError
@@ -39,6 +42,7 @@ def build(
     hold_out: str = "target",
     users: str = "shared",
     seen_are_candidates: bool = True,
+    ratios: Sequence[int] | None = None,
 ) -> Dataset:
     """Builds one data set from the rows of two domains.
 
@@ -59,7 +63,8 @@ def build(
         by default. One who likes every item is removed in any case: there is no negative.
       split: ``random`` (the default) or ``latest``, see ``split.leave_one_out``, or ``time``:
         users, items and the core are those of the rows before ``cutoff``, see
-        ``split.first_later`` for the others.
+        ``split.first_later`` for the others; or ``ratio``, which holds out several items of a user,
+        see ``split.by_ratios``.
       candidates: negatives drawn for each held-out item.
       seed: of all draws.
       drop_twins: remove the source item of each pair of twins, after the core: the target and its
@@ -73,6 +78,8 @@ def build(
       users: ``shared``, those of both domains, or ``all``; then the core is over each domain's own
         users, and those of the target alone have test items of their own.
       seen_are_candidates: whether a target pair below the threshold may be a candidate.
+      ratios: of training, validation and test items, whole numbers, under ``ratio``; 8, 1, 1 by
+        default.
 
     Returns:
       The data set, the same for the same rows in any order.
@@ -94,6 +101,7 @@ def build(
     }
     reports: dict = {domain: rated[domain].report for domain in DOMAINS}
     _check_options(rows, split, keep_future, cutoff, users)
+    checked_ratios(split, ratios)
     shared, alone = _users(rated, reports, users)
     if not len(shared):
         liked = [f"{r.least:g} or more in {rows[d].name}" for d, r in rated.items() if r.least]
@@ -172,7 +180,7 @@ def build(
     if not seen_are_candidates:
         options["seen_are_candidates"] = False
     split = split if target.given is None else "given"
-    options |= split_options(split, keep_future=keep_future, hold_out=hold_out)
+    options |= split_options(split, keep_future=keep_future, hold_out=hold_out, ratios=ratios)
     made = assemble(
         pairs,
         (objects(known), *(objects(item_ids[domain]) for domain in DOMAINS)),

@@ -1,6 +1,7 @@
 """The data set of a config: loaded or made, thinned, checked."""
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -111,11 +112,17 @@ def known_items(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
     return np.searchsorted(users[order], np.arange(dataset.num_users + 1)), items[order]
 
 
-def touched_items(dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Target items of each user in all splits, as CSR (indptr, indices sorted within a user)."""
+def touched_items(
+    dataset: Dataset, parts: Sequence[str] = tuple(HELD_OUT)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Target items of each user in training and the held-out parts, all by default.
+
+    As CSR (indptr, indices sorted within a user).
+    """
     target = dataset.target
     users = np.repeat(np.arange(dataset.num_users), np.diff(target.indptr))
-    held = [h for part, h in held_out_parts(dataset).items() if HELD_OUT[part] == "target"]
+    held = held_out_parts(dataset)
+    held = [h for part, h in held.items() if HELD_OUT[part] == "target" and part in parts]
     users = np.concatenate([users, *(h.users for h in held)])
     items = np.concatenate([target.indices, *(h.items for h in held)])
     order = np.lexsort((items, users))

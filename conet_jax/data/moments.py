@@ -69,8 +69,7 @@ def before_held_out(
     target: Pairs,
     source: Pairs,
     indptr: np.ndarray,
-    test: np.ndarray,
-    valid: np.ndarray,
+    held: np.ndarray,
     *,
     drop: bool,
 ) -> tuple[np.ndarray, dict[str, int | bool]]:
@@ -83,8 +82,7 @@ def before_held_out(
       target: pairs with times.
       source: pairs, with times if some are to be dropped.
       indptr: int[num_users + 1], row pointers of the target.
-      test: int[num_users], positions of the test items among the target's pairs, -1 for none.
-      valid: int[num_users], of the validation items.
+      held: int[n], positions of what is held out among the target's pairs.
       drop: whether later rows are left out, or only counted.
 
     Returns:
@@ -105,8 +103,8 @@ def before_held_out(
                 "source has no timestamps: use --keep_future, or --split=random"
             )
         return keep, report
-    times = np.append(target.times, np.inf)  # at position -1
-    moment = times[np.where(valid >= 0, valid, test)]  # a test item is not earlier
+    moment = np.full(len(indptr) - 1, np.inf)
+    np.minimum.at(moment, target.users[held], target.times[held])
     keep = source.times < moment[source.users]
     one = _is_one_moment(target.times, source.times)
     drop = drop and not one

@@ -159,15 +159,16 @@ def load(directory: str | os.PathLike) -> Dataset:
         if part not in ("valid", "test") and not file.exists():
             continue
         rows, chosen = _rows(file, users, items[domain])
-        order = np.argsort(rows)
+        order = np.lexsort((chosen, rows))  # as they were written
         rows, chosen = rows[order], chosen[order]
         listed = candidates.filter(part=part)
         wanted = [users.get(user, -1) for user in listed["user_id"].to_list()]
-        if (np.diff(rows) == 0).any() or rows.tolist() != wanted:
-            raise InputError(
-                f"{file}: expected one item of each user that candidates.parquet has for {part}"
-            )
         keys = rows * sizes[domain] + chosen
+        if (np.diff(keys) == 0).any() or rows.tolist() != wanted:
+            raise InputError(
+                f"{file}: expected an item for each list that candidates.parquet has for {part}, "
+                "of the same users, and none twice"
+            )
         if np.isin(keys, positives[domain]).any():
             raise InputError(
                 f"{file}: a pair stands in the training data or another part too: expected each "

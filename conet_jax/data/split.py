@@ -1,8 +1,10 @@
-"""Which item of a user is held out, and against which candidates it is ranked.
+"""Which items of a user are held out, and against which candidates they are ranked.
 
 Rows of one domain are given as a CSR pair (``indptr``, ``items``), items strictly increasing within
 a user. Randomness is NumPy's PCG64, seeded by (seed, purpose), so that no draw depends on another.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -145,6 +147,89 @@ def one_more(
     return np.where(degree >= 3, starts + draw, -1)
 
 
+RATIOS = (8, 1, 1)  # of training, validation and test items, where none are asked for
+_LARGEST_RATIO = 1_000_000  # so that a ratio times a number of items is an int64
+
+
+def checked_ratios(split: str, ratios: Sequence[int | str] | None) -> tuple[int, ...] | None:
+    """The ratios of training, validation and test items, None under another split than ``ratio``.
+
+    Args:
+      split: its name.
+      ratios: three whole numbers, ``RATIOS`` if None.
+
+    Raises:
+      InputError: they are something else, or given with another split.
+
+    Example:
+      >>> checked_ratios("ratio", ["6", "2", "2"]), checked_ratios("random", None)
+      ((6, 2, 2), None)
+    """
+    if split != "ratio":
+        if ratios is not None:
+            raise InputError("--ratios is for --split=ratio: leave it out, or give both")
+        return None
+    texts = [str(ratio) for ratio in (RATIOS if ratios is None else ratios)]
+    whole = [int(text) for text in texts if text.isascii() and text.isdigit() and len(text) < 9]
+    if len(texts) != 3 or len(whole) != 3 or not 1 <= min(whole) <= max(whole) <= _LARGEST_RATIO:
+        raise InputError(
+            f"--ratios={','.join(texts)}: expected three whole numbers from 1 to "
+            f"{_LARGEST_RATIO:,}, of training, validation and test items, as 8,1,1"
+        )
+    return tuple(whole)
+
+
+def sizes_by_ratio(degrees: np.ndarray, ratios: Sequence[int]) -> np.ndarray:
+    """How many of a user's items go to training, validation and test: int64[3, users].
+
+    With a : b : c of n items, validation has floor(b n / (a + b + c)), test floor(c n / (a + b +
+    c)), and training the rest. Where that is none, test gets one of the training items, and then
+    validation, as long as two or more are there. So training keeps one in any case; a user with two
+    items gives a test item, one with three a validation item too, as under leave-one-out. RecBole
+    rounds in the same way.
+
+    Example:
+      >>> sizes_by_ratio(np.array([1, 2, 3, 10, 19, 20]), (8, 1, 1)).T.tolist()
+      [[1, 0, 0], [1, 0, 1], [1, 1, 1], [8, 1, 1], [17, 1, 1], [16, 2, 2]]
+    """
+    degrees = np.asarray(degrees, np.int64)
+    _, valid, test = (degrees * ratio // sum(ratios) for ratio in ratios)
+    train = degrees - valid - test
+    for part in (test, valid):
+        more = (part == 0) & (train >= 2)
+        part += more
+        train -= more
+    return np.stack([train, valid, test])
+
+
+def by_ratios(
+    indptr: np.ndarray, *, ratios: Sequence[int], seed: int, purpose: str = "held out"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Parts each user's items at random into training, validation and test.
+
+    Args:
+      indptr: int[num_users + 1], CSR row pointers.
+      ratios: of training, validation and test items, see ``sizes_by_ratio``.
+      seed: of the draws.
+      purpose: of the draws.
+
+    Returns:
+      (test, valid): int64[n] positions into the CSR data, ascending.
+
+    Example:
+      >>> test, valid = by_ratios(np.array([0, 10, 12]), ratios=(6, 2, 2), seed=0)
+      >>> (test < 10).sum(), (test >= 10).sum(), len(valid), len({*test, *valid})
+      (np.int64(2), np.int64(1), 2, 5)
+    """
+    degrees = np.diff(indptr).astype(np.int64)
+    users = np.repeat(np.arange(len(degrees)), degrees)
+    order = np.lexsort((generator(seed, purpose).random(len(users)), users))
+    place = np.arange(len(users)) - np.asarray(indptr, np.int64)[users]  # of those in order
+    train, valid, _ = sizes_by_ratio(degrees, ratios)[:, users]
+    is_test, is_train = place >= train + valid, place < train
+    return np.sort(order[is_test]), np.sort(order[~is_test & ~is_train])
+
+
 def draw_candidates(
     indptr: np.ndarray,
     items: np.ndarray,
@@ -163,7 +248,8 @@ def draw_candidates(
       indptr: int[num_users + 1], CSR row pointers of the touched items.
       items: int[nnz], strictly increasing within a user.
       num_items: items of the domain.
-      users: int[n], whose candidates are wanted; each must have ``count`` untouched items.
+      users: int[n], whose candidates are wanted, a user once or more; each must have ``count``
+        untouched items.
       count: candidates a user.
       rng: where the draws come from.
 

@@ -283,7 +283,8 @@ def _held_out_problem(held: HeldOut, num_users: int, num_items: int) -> str | No
     ):
         if values.size and not 0 <= values.min() <= values.max() < size:
             return f"a {what} index out of range 0 .. {size - 1}"
-    return None if (np.diff(held.users) > 0).all() else "users that are not strictly increasing"
+    pairs = held.users.astype(np.int64) * num_items + held.items
+    return None if (np.diff(pairs) > 0).all() else "pairs that are not strictly increasing"
 
 
 def _kinds_problem(

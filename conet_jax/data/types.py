@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import reduce
 from typing import NamedTuple
 
@@ -30,10 +31,10 @@ class UserItems(NamedTuple):
 
 
 class HeldOut(NamedTuple):
-    """Leave-one-out: one item a user against its candidates."""
+    """Held-out pairs, each against its own candidates: one a user, or more by ``--split=ratio``."""
 
-    users: np.ndarray  # int32[n], strictly increasing
-    items: np.ndarray  # int32[n], the held-out positive
+    users: np.ndarray  # int32[n], increasing; a user stands there once for each held-out item
+    items: np.ndarray  # int32[n], the held-out positive, strictly increasing within a user
     candidates: np.ndarray  # int32[n, c], negatives
     mask: np.ndarray  # bool[n, c], False where a candidate does not count
 
@@ -96,6 +97,32 @@ def held_out_parts(dataset: Dataset) -> dict[str, HeldOut]:
     return {part: held for part, held in parts.items() if held is not None}
 
 
+def held_out_counts(parts: Mapping[str, HeldOut]) -> dict[str, int]:
+    """Users of each held-out part, and its pairs where these are more.
+
+    Example:
+      >>> none = np.zeros((2, 0), np.int32)
+      >>> one, two = (HeldOut(np.array(u), np.arange(2), none, none > 0) for u in ([0, 1], [3, 3]))
+      >>> held_out_counts({"valid": one, "test": two})
+      {'valid_users': 2, 'test_users': 1, 'test_pairs': 2}
+    """
+    counts = {}
+    for part, held in parts.items():
+        counts |= {f"{part}_{what}": number for what, number in users_and_pairs(held.users).items()}
+    return counts
+
+
+def users_and_pairs(users: np.ndarray) -> dict[str, int]:
+    """The number of distinct ``users``, and that of all where it is another.
+
+    Example:
+      >>> users_and_pairs(np.array([0, 4, 4])), users_and_pairs(np.array([0, 4]))
+      ({'users': 2, 'pairs': 3}, {'users': 2})
+    """
+    distinct = len(np.unique(users))
+    return {"users": distinct} | ({} if distinct == len(users) else {"pairs": len(users)})
+
+
 def warm(held_out: HeldOut, trained: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """What is left of held-out items among items with training pairs alone.
 
@@ -104,7 +131,7 @@ def warm(held_out: HeldOut, trained: np.ndarray) -> tuple[np.ndarray, np.ndarray
     flattered, or wronged.
 
     Args:
-      held_out: n users and their items.
+      held_out: n pairs.
       trained: bool[items], whether an item has a training pair.
 
     Returns:
@@ -122,8 +149,8 @@ def warm(held_out: HeldOut, trained: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def warm_users(*datasets: Dataset) -> np.ndarray:
-    """Returns the users whose test item has a training pair in each of the data sets, int[n]."""
-    found = [d.test.users[warm(d.test, trained_items(d.target))[0]] for d in datasets]
+    """Returns the users of whom a test item has a training pair in all of the data sets, int[n]."""
+    found = [np.unique(d.test.users[warm(d.test, trained_items(d.target))[0]]) for d in datasets]
     return reduce(np.intersect1d, found)
 
 

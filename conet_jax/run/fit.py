@@ -267,10 +267,10 @@ def _finish(
             parts[split],
             experiment.trained_items(HELD_OUT[split]),
         )
-        for name, (users, ranks) in ((split, everything), (f"{split}_warm", warm)):
-            metrics[name] = ranking.summarize(ranks, k=config.eval_k)
-            arrays[f"{name}_users"] = users
-            arrays |= {f"{name}_{field}": value for field, value in ranks._asdict().items()}
+        for name, ranked in ((split, everything), (f"{split}_warm", warm)):
+            metrics[name] = ranked.summarize(k=config.eval_k)
+            arrays[f"{name}_users"] = ranked.users
+            arrays |= {f"{name}_{field}": value for field, value in ranked.ranks._asdict().items()}
     plain = jax.eval_shape(experiment.params, experiment.abstract_state())
     result = {
         **metrics,

@@ -28,7 +28,7 @@ def measure(experiment: Experiment, params: Params) -> dict[str, Any]:
       Diverged: a score is NaN or infinite.
     """
     dataset, k = experiment.dataset, experiment.config.eval_k[0]
-    users = sample(dataset.test.users)
+    users = sample(np.unique(dataset.test.users))
     listed = full_ranking.best_items(
         experiment.model,
         params,

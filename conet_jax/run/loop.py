@@ -231,8 +231,8 @@ def validate(experiment: Experiment, params: Params, row: dict[str, Any]) -> lis
         experiment.dataset.valid,
         experiment.trained_items(),
     )
-    row["valid"] = ranking.summarize(everything.ranks, k=config.eval_k)
-    row["valid_warm"] = ranking.summarize(warm.ranks, k=config.eval_k)
+    row["valid"] = everything.summarize(k=config.eval_k)
+    row["valid_warm"] = warm.summarize(k=config.eval_k)
     ranks = everything.ranks
     diagnostics = {}
     if experiment.plan is not None:

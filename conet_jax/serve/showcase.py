@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from conet_jax.data.types import Dataset, warm_users
+from conet_jax.data.types import Dataset, trained_items, warm, warm_users
 from conet_jax.serve.explain import SOURCE_ITEMS
 from conet_jax.serve.recommend import Recommender, User, load, recommend
 
@@ -72,7 +72,8 @@ def _example(
 ) -> dict[str, Any]:
     dataset = ours.dataset
     test = dataset.test
-    held_out = int(test.items[np.flatnonzero(test.users == row)[0]])
+    is_warm, _ = warm(test, trained_items(dataset.target))
+    held_out = int(test.items[np.flatnonzero((test.users == row) & is_warm)[0]])  # of several, one
     name = dataset.target_item_ids[held_out]
     found: dict[str, Any] = {
         "user": str(dataset.user_ids[row]) if show_names else f"user {number}",

@@ -13,11 +13,12 @@ import numpy as np
 
 from conet_jax import config as config_lib
 from conet_jax import metrics
+from conet_jax.data.types import users_and_pairs
 from conet_jax.errors import InputError
 from conet_jax.run.workdir import read_ranks, read_result, stored_config
 from conet_jax.studies import tables
 from conet_jax.studies.markdown import difference_cells, mean_cell, table
-from conet_jax.studies.statistics import spread_of
+from conet_jax.studies.statistics import by_user, spread_of
 from conet_jax.train.ranking import Ranks
 
 # Fields that name a run, or leave its result as it is.
@@ -31,7 +32,7 @@ class Run(NamedTuple):
       workdir: its folder.
       config: fields by dotted name; of ``eval_k`` the first.
       result: contents of result.json.
-      users: int[n], of the held-out items.
+      users: int[n], of the held-out items, a user for each.
       ranks: of the held-out items.
     """
 
@@ -105,7 +106,8 @@ def report(
     for number, group in enumerate(groups, 1):
         summaries = [metrics.summarize(*run.ranks, k=k) for run in group]
         spreads = [spread_of([summary[name] for summary in summaries]) for name in names]
-        ndcg.append(np.mean([metrics.ndcg(*run.ranks[:2], k=k) for run in group], axis=0))
+        values = np.mean([metrics.ndcg(*run.ranks[:2], k=k) for run in group], axis=0)
+        ndcg.append(by_user(first.users, values))
         rows.append(
             [
                 str(number),
@@ -119,9 +121,14 @@ def report(
             ]
         )
     counts = f"{len(runs)} runs on data {first.result['dataset']['hash'][:12]}"
-    lines = [f"{counts}, {split} split, {len(first.users):,} users.", "", *table(head, rows)]
+    found = users_and_pairs(first.users)
+    items = f", {found['pairs']:,} items" if "pairs" in found else ""
+    whose = f"{counts}, {split} split, {found['users']:,} users{items}."
+    lines = [whose, "", *table(head, rows)]
     if len(groups) > 1:
         lines += ["", *_tests(ndcg, k)]
+    if items:
+        lines += ["", "The first table has means over items; gain and tests are over users' means."]
     return "\n".join(lines)
 
 

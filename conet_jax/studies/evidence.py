@@ -8,7 +8,7 @@ import numpy as np
 from conet_jax import metrics
 from conet_jax.errors import InputError
 from conet_jax.run.workdir import read_ranks
-from conet_jax.studies import verdict
+from conet_jax.studies import statistics, verdict
 from conet_jax.studies.runner import Record
 
 RECIPE, CONTROL, JOINED = "recipe", "recipe_other", "ials_joined"
@@ -81,14 +81,16 @@ def baseline_of(done: dict[str, Runs]) -> str:
 def ndcg_of(path: Path, split: str, k: int) -> np.ndarray:
     """Reads the NDCG of each user of a split, f64[users], from a run's ranks.npz.
 
+    That of a user with several held-out items is their mean.
+
     Raises:
       InputError: the file cannot be read.
     """
     try:
-        _, ranks = read_ranks(path, split)
+        users, ranks = read_ranks(path, split)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read as the ranks of a run ({error}); take {path.parent} away, and "
             "it is made again"
         ) from None
-    return metrics.ndcg(ranks.above, ranks.tied, k=k)
+    return statistics.by_user(users, metrics.ndcg(ranks.above, ranks.tied, k=k))

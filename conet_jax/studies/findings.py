@@ -23,7 +23,7 @@ from conet_jax.studies.evidence import (
     compare,
     cut,
 )
-from conet_jax.studies.statistics import spread_of
+from conet_jax.studies.statistics import by_user, spread_of
 from conet_jax.studies.transfer import MAX_TRIALS, Work
 from conet_jax.train import ranking
 from conet_jax.variants import VARIANTS
@@ -148,7 +148,8 @@ def carried(recipe: Runs, k: int) -> Json:
             given = crossing.switched(model, params, experiment.interactions, way)
             held_out = experiment.dataset.test
             _, warm = ranking.rank_twice(model, *given, held_out, trained)
-            ndcg[way].append(metrics.ndcg(warm.ranks.above, warm.ranks.tied, k=k))
+            values = metrics.ndcg(warm.ranks.above, warm.ranks.tied, k=k)
+            ndcg[way].append(by_user(warm.users, values))
     stacked = {way: np.stack(values) for way, values in ndcg.items()}
     rows = [
         {
@@ -245,7 +246,7 @@ def beware(dataset: Dataset) -> list[str]:
             f"the target alone, {users['source_only']:,} in the source alone (before items and "
             "users with few interactions were left out)."
         )
-    if meta["options"].get("split") == "random":
+    if meta["options"].get("split") in ("random", "ratio"):
         lines.append(
             "Dates: the test items were drawn at random, so that training may know what came "
             "later. --split=latest of launch/prepare.py holds out the last ones."

@@ -12,7 +12,7 @@ from conet_jax.errors import InputError
 from conet_jax.run import jax_settings
 from conet_jax.run.fit import fit
 from conet_jax.run.workdir import read_ranks, read_result
-from conet_jax.studies import runner
+from conet_jax.studies import runner, statistics
 from conet_jax.studies.runner import Record
 
 
@@ -62,7 +62,7 @@ def plan(config: ConfigDict, dataset: Dataset, folder: Path, command: str) -> ru
 
 
 def test_ndcg(run: runner.Run, dataset: Dataset, users: np.ndarray) -> np.ndarray:
-    """Returns the warm test NDCG of some users, f64[users].
+    """Returns the warm test NDCG of some users, f64[users], a mean where a user has several items.
 
     Args:
       run: a full run.
@@ -75,11 +75,12 @@ def test_ndcg(run: runner.Run, dataset: Dataset, users: np.ndarray) -> np.ndarra
     path = run.path.with_name("ranks.npz")
     try:
         found, ranks = read_ranks(path, "test_warm")
-        if not np.array_equal(found, warm_users(dataset)):
+        if not np.array_equal(np.unique(found), warm_users(dataset)):
             raise ValueError("it is not of the data's test users")
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read as the ranks of this study's data ({error}); take "
             f"{path.parent} away, and it is made again"
         ) from None
-    return metrics.ndcg(ranks.above, ranks.tied, k=run.config.eval_k[0])[np.isin(found, users)]
+    ndcg = metrics.ndcg(ranks.above, ranks.tied, k=run.config.eval_k[0])
+    return statistics.by_user(found, ndcg)[np.isin(np.unique(found), users)]

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from conet_jax import metrics
 from conet_jax.data.load import load_dataset
-from conet_jax.data.types import Dataset
+from conet_jax.data.types import Dataset, users_and_pairs
 from conet_jax.files import make_report_folder, write_json, write_text
 from conet_jax.run import lock, loop
 from conet_jax.run.experiment import make_experiment
@@ -185,7 +185,7 @@ def _report(
         if len(runs) > 1
         else None,
         "runs": runs,
-        "test_users": len(dataset.test.users),
+        **{f"test_{what}": n for what, n in users_and_pairs(dataset.test.users).items()},
         "config": json.loads(config.to_json()),
         "dataset_hash": dataset.meta["hash"],
         "versions": versions(),
@@ -202,6 +202,12 @@ def _each(table: dict[str, dict[str, Any]], function: Any) -> dict[str, dict[str
         row: {metric: function(values) for metric, values in cells.items()}
         for row, cells in table.items()
     }
+
+
+def _whom(result: dict[str, Any]) -> str:
+    """The test users, or their items where these are more."""
+    users = f"{result['test_users']:,} test users"
+    return f"{result['test_pairs']:,} items of {users}" if "test_pairs" in result else users
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -221,7 +227,7 @@ def markdown(result: dict[str, Any]) -> str:
     seeds = f"mean ± standard deviation of {len(runs)} seeds" if std else "one seed"
     lines += [
         "",
-        f"The same trained models in every row; means over {result['test_users']:,} test users, "
+        f"The same trained models in every row; means over {_whom(result)}, "
         f"{seeds}. Data {result['dataset_hash'][:12]}.",
         "",
         *(f"- {_note(run)}" for run in runs),

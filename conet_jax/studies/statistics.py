@@ -36,6 +36,21 @@ def spread_of(values: Sequence[float] | np.ndarray) -> dict[str, Any]:
     return {"mean": float(np.mean(values)), "std": std}
 
 
+def by_user(users: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Means over the held-out items of each user, f64[users], so that users are what is tested.
+
+    Args:
+      users: int[n], increasing, the user of each value.
+      values: f64[n].
+
+    Example:
+      >>> by_user(np.array([2, 5, 5]), np.array([0.5, 0.0, 1.0])).tolist()
+      [0.5, 0.5]
+    """
+    _, starts, counts = np.unique(users, return_index=True, return_counts=True)
+    return np.add.reduceat(values, starts) / counts if len(starts) else values
+
+
 def paired_t_test(ours: ArrayLike, theirs: ArrayLike) -> float:
     """Two-sided p of Student's paired t-test: P(|t| at least as large) with no difference.
 

@@ -132,7 +132,7 @@ def rank_full(
     users_at_once: int = 64,
     block: int = 512,
 ) -> Ranks:
-    """Ranks every held-out item against all items that its user has not touched in any split.
+    """Ranks every held-out item against all items that its user has not touched.
 
     With ``trained`` the catalogue is that of the items with a training pair (give such held-out
     items alone, see ``types.warm``).
@@ -142,7 +142,9 @@ def rank_full(
       params: settled parameters.
       interactions: training interactions by domain, for histories.
       held_out: n users and their items; its candidates are not read.
-      touched: (indptr int[users + 1], items int[nnz]), target items of each user in all splits.
+      touched: (indptr int[users + 1], items int[nnz]), target items of each user that are not
+        ranked against. Those of all splits leave none of the user's own, as drawn candidates do;
+        without the user's test items, one of these is ranked against the others, too.
       trained: bool[items], the items to rank against; None is all.
       users_at_once: users in a chunk on each device.
       block: items a block; no more than users_at_once x block scores exist at once on a device.
@@ -178,22 +180,25 @@ def rank_full(
     check_finite(finite, held_out.users)
     rows = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
     degrees = np.bincount(rows[trained[indices]], minlength=len(indptr) - 1)
-    return Ranks(above, tied, (trained.sum() - degrees[held_out.users]).astype(np.int32))
+    own = held_out.users.astype(np.int64) * num_items + held_out.items
+    itself = trained[held_out.items] & ~np.isin(own, rows * num_items + indices)
+    others = trained.sum() - degrees[held_out.users] - itself
+    return Ranks(above, tied, others.astype(np.int32))
 
 
 def _chunks(
     users: np.ndarray,
-    items: np.ndarray,
+    items: np.ndarray | None,
     touched: tuple[np.ndarray, np.ndarray],
     size: int,
     nothing: int,
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """Users of a chunk, then the chunk padded to ``size``: users, items, touched items [size, t].
 
-    ``nothing`` stands in ``touched`` where a user has fewer.
+    ``nothing`` stands in ``touched`` where a user has fewer; an item is among its own.
     """
     indptr, indices = touched
-    width = int(np.diff(indptr)[users].max(initial=1))
+    width = int(np.diff(indptr)[users].max(initial=1)) + (items is not None)
     width = 1 << (width - 1).bit_length()  # so that few shapes are compiled
     for first in range(0, len(users), size):
         some = users[first : first + size]
@@ -201,8 +206,11 @@ def _chunks(
         for row, user in enumerate(some):
             own = indices[indptr[user] : indptr[user + 1]]
             rows[row, : len(own)] = own
+        ranked = np.zeros_like(some) if items is None else items[first : first + size]
+        if items is not None:
+            rows[: len(some), -1] = ranked
         padding = (0, size - len(some))
-        yield len(some), np.pad(some, padding), np.pad(items[first : first + size], padding), rows
+        yield len(some), np.pad(some, padding), np.pad(ranked, padding), rows
 
 
 class Best(NamedTuple):
@@ -311,7 +319,7 @@ def best_items(
     given = devices.put(trained, mesh, SAME)
     size, nothing = users_at_once * mesh.size, num_items + block * mesh.size
     parts = []
-    for count, some, _, own in _chunks(users, users, touched, size, nothing):
+    for count, some, _, own in _chunks(users, None, touched, size, nothing):
         arguments = devices.put((some, own), mesh, SPLIT)
         best, finite = _best(projected, *arguments, given, model=model, k=k, block=block, mesh=mesh)
         parts.append((np.asarray(best)[:count], np.asarray(finite)[:count]))

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from conet_jax import devices, metrics
-from conet_jax.data.types import HeldOut, check_indices, warm
+from conet_jax.data.types import HeldOut, check_indices, users_and_pairs, warm
 from conet_jax.devices.axis import SAME, SPLIT
 from conet_jax.errors import Diverged
 from conet_jax.models.base import Model, Params
@@ -153,10 +153,14 @@ def rank_held_out(
 
 
 class Ranked(NamedTuple):
-    """Ranks of the held-out items of ``users`` int32[n]."""
+    """Ranks of the held-out items of ``users`` int32[n], a user for each."""
 
     users: np.ndarray
     ranks: Ranks
+
+    def summarize(self, *, k: int | Sequence[int]) -> dict[str, float]:
+        """Means over the items, see ``metrics.summarize``, and how many users they are of."""
+        return summarize(self.ranks, k=k) | users_and_pairs(self.users)
 
 
 def rank_twice(
