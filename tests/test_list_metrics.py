@@ -191,6 +191,9 @@ def test_a_result_counts_users_and_pairs(runs):
         held = getattr(data, part)
         assert result[part]["users"] == len(np.unique(held.users))
         assert result[part]["pairs"] == len(held.users)
+    held = data.test
+    cell = f"| test | {len(np.unique(held.users))} ({len(held.users)} items) |"
+    assert cell in (folder / "ials" / "result.md").read_text()
     assert result["lists"]["users"] == len(np.unique(data.test.users))
     rows = (folder / "ials" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(rows[0])["valid"]["pairs"] == len(data.valid.users)

@@ -69,6 +69,12 @@ def epoch_line(row: dict[str, Any], metric: str, better: bool) -> str:
     return f"epoch {row['epoch']:3d}  {losses}warm valid {metric} {value}  {rate}"
 
 
+def _users(metrics_of: dict[str, Any]) -> str:
+    """How many users, and how many held-out items where these are more."""
+    items = f" ({metrics_of['pairs']:,} items)" if "pairs" in metrics_of else ""
+    return f"{metrics_of['users']:,}{items}"
+
+
 def result_markdown(result: dict[str, Any]) -> str:
     """Returns a result as a small Markdown page."""
     first = ("test", "test_warm", "valid", "valid_warm")
@@ -82,7 +88,7 @@ def result_markdown(result: dict[str, Any]) -> str:
     lines = [f"# {result['config']['name']} {result['config']['variant']}".rstrip(), ""]
     for names in shown:
         rows = [
-            [f"{result[split]['users']:,}", *(f"{result[split][name]:.4f}" for name in names)]
+            [_users(result[split]), *(f"{result[split][name]:.4f}" for name in names)]
             for split in splits
         ]
         labels = [split.replace("_", ", ") for split in splits]
