@@ -273,7 +273,7 @@ def test_rollback_goes_on_from_the_checkpoint_at_a_smaller_rate(diverging, data,
         assert without_seconds(found) == without_seconds(json.loads(json.dumps(row)))
 
 
-@pytest.mark.parametrize("epoch", [1, 2, 3])
+@pytest.mark.parametrize("epoch", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
 def test_run_killed_around_a_rollback_ends_the_same(diverging, data, tmp_path, monkeypatch, epoch):
     config = config_of(on_nonfinite="rollback")
     whole = fit(config, tmp_path / "whole", dataset=data)

@@ -193,7 +193,7 @@ def test_failure_after_any_save_resumes_to_the_same_rows(finished, data, tmp_pat
     assert without_seconds(again) == without_seconds(rows)
 
 
-@pytest.mark.parametrize("variant", ["recipe", "lasso"])
+@pytest.mark.parametrize("variant", ["recipe", pytest.param("lasso", marks=pytest.mark.slow)])
 def test_population_that_settles_its_rows_is_its_runs_alone(variant, data, tmp_path, monkeypatch):
     monkeypatch.setattr(population, "SETTLE_STEP", 5)
     monkeypatch.setattr(

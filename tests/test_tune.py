@@ -98,7 +98,13 @@ def test_what_is_found_is_the_ndcg_of_a_fit_with_these_constants(data, variant):
     assert best.ndcg > ndcg_of(config, data, given)
 
 
-@pytest.mark.parametrize("variant", ["recipe_mlp", "recipe_joint_mlp", "recipe"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        "recipe",
+        *(pytest.param(f"recipe_{v}", marks=pytest.mark.slow) for v in ("mlp", "joint_mlp")),
+    ],
+)
 def test_the_weight_of_the_neighbours_is_the_best_at_the_start(data, variant):
     """The start's own logits, ranked as validation is: the towers hardly speak yet."""
     config = tuning(variant, output_scale=0.0)
@@ -261,7 +267,8 @@ def test_members_of_a_population_share_the_constants(data):
 
 
 @pytest.mark.parametrize(
-    "variant", ["ials", "ials_joined", pytest.param("recipe", marks=pytest.mark.slow)]
+    "variant",
+    ["ials_joined", *(pytest.param(v, marks=pytest.mark.slow) for v in ("ials", "recipe"))],
 )
 def test_small_data_are_not_below_popularity(variant, data_dir, tmp_path):
     """120 users: under the default constants, chosen on larger data, the recipe is near it."""
