@@ -14,8 +14,7 @@ take off what the factors make too much of it; so a point of theirs may do so to
 .2337 on validation, five seeds, where larger ones have .2380).
 
 Where a recipe has neighbours, the weight of their term at the start is chosen last: of ``_WEIGHTS``
-the best with these factors. It is 5 for one data set and 1 for another, and training hardly moves
-what starts far off.
+the best with these factors. It is 4 for books and 1 for phones (docs/recipe.md has the table).
 
 Nothing is drawn at random and the config's seed does not enter: runs that differ in it share the
 constants.
@@ -227,7 +226,8 @@ def _ranks_with_neighbours(
     size: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Candidates above and level with the first item under each weight, int[n, weights]."""
-    dots = inner_weight * jnp.einsum("nd,ncd->nc", x[users], y[items])
+    pairs = users, items  # by blocks: all of y[items] at once is gigabytes at the paper's size
+    dots = inner_weight * jax.lax.map(lambda at: y[at[1]] @ x[at[0]], pairs, batch_size=256)
     sums = neighbours.scores(projected, users, items, size)
     scores = dots[:, None] + jnp.array(_WEIGHTS)[None, :, None] * sums[:, None]
     first, others = scores[..., :1], scores[..., 1:]
