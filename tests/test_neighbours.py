@@ -67,9 +67,9 @@ def test_scores_are_v_times_the_sums_of_pairs_that_are_not_observed(interactions
     tables = fitted(interactions, SIZES, domains, size, ("target",))
     v = jnp.asarray(np.random.default_rng(0).normal(size=len(domains)), jnp.float32)
     projected = neighbours.project(tables, interactions, v, size, domains)
-    assert (projected["user_items"].shape[0], projected["item_neighbours"].shape[0]) == (40, 60)
+    assert (len(projected["user_ids"]), len(projected["item_ids"])) == (40, 60)
     users, items = jnp.arange(40), jnp.asarray(np.random.default_rng(1).integers(0, 60, (40, 7)))
-    found = neighbours.scores(projected, users, items, size)
+    found = neighbours.scores(projected, users, items)
     each = jnp.repeat(users, 7), items.reshape(-1)
     rows = tables["user_items"][each[0]], tables["target_neighbours"][each[1]]
     expected = neighbours.term(v, *rows, jnp.zeros(280), size)
@@ -85,7 +85,7 @@ def test_a_view_of_the_source_alone_reads_its_sum_alone(interactions):
     expected = 2.0 * neighbours.sums(*given, jnp.zeros(40), 4)[:, 1]
     np.testing.assert_allclose(neighbours.term(v, *given, jnp.zeros(40), 4), expected)
     projected = neighbours.project(tables, interactions, v, 4, BOTH, "source")
-    found = neighbours.scores(projected, users, items[:, None], 4)[:, 0]
+    found = neighbours.scores(projected, users, items[:, None])[:, 0]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -155,3 +155,22 @@ def test_tables_have_the_shapes_of_init(interactions):
 def test_more_items_than_floats_hold_are_refused():
     with pytest.raises(InputError, match="16,777,216"):
         neighbours.fit({}, Sizes(1, 1 << 24, 0), BOTH, 4, BOTH)
+
+
+@pytest.mark.parametrize("v", [(2.0, 0.4), (0.0, 1.5), (0.0, 0.0)])
+def test_sums_of_all_items_are_the_scores_of_each(interactions, v):
+    tables = fitted(interactions, SIZES, BOTH, 3, ("target",))
+    projected = neighbours.project(tables, interactions, jnp.asarray(v), 3, BOTH)
+    rest, sums = neighbours.apart(projected | {"user": 0, "item": 1})
+    assert rest == {"user": 0, "item": 1}
+    users = np.array([7, 0, 7, 39])
+    items = jnp.broadcast_to(jnp.arange(60), (4, 60))
+    expected = neighbours.scores(projected, jnp.asarray(users), items)
+    assert (np.ptp(expected) > 0.01) == any(v)
+    np.testing.assert_allclose(sums.of(users), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_of_a_model_without_neighbours_nothing_is_apart():
+    projected = {"user": jnp.ones((2, 3))}
+    assert neighbours.apart(projected) == (projected, None)
+    assert float(neighbours.scores(projected, jnp.arange(2), jnp.zeros((2, 5), int))) == 0

@@ -109,6 +109,8 @@ class Model(NamedTuple):
         others are dense.
       scores: (projected, users int32[n], items int32[n, c]) -> logits f32[n, c].
       inference: "target" or "cross": whether scores read the user's training items in the source.
+      linear: projected -> (f32[users, p], f32[items, p]), whose product is the part of the scores
+        that is cheap, less what ``neighbours.apart`` takes out; None of a model without such.
       source_face: (project, scores) of the source domain's items, see ``facing``; None for a model
         that cannot score them.
       shared_users: whether it learns from the pairs of users of both domains alone, since others
@@ -140,6 +142,7 @@ class Model(NamedTuple):
     project: Callable[..., Any]
     scores: Callable[..., jax.Array]
     inference: str = "target"
+    linear: Callable[[Any], tuple[jax.Array, jax.Array]] | None = None
     source_face: tuple[Callable[..., Any], Callable[..., jax.Array]] | None = None
     shared_users: bool = False
     weights: Callable[..., dict[str, jax.Array]] | None = None
@@ -169,6 +172,7 @@ class FittedModel(NamedTuple):
       scores: as in ``Model``; they only order.
       inference: as in ``Model``.
       closed_form: whether the first sweep is the last.
+      linear: as in ``Model``.
     """
 
     domains: tuple[str, ...]
@@ -178,6 +182,7 @@ class FittedModel(NamedTuple):
     scores: Callable[..., jax.Array]
     inference: str = "target"
     closed_form: bool = False
+    linear: Callable[[Any], tuple[jax.Array, jax.Array]] | None = None
     # What a model that is trained by gradients can be and this cannot.
     pairing: None = None
     source_face: None = None

@@ -39,6 +39,7 @@ def build(options: Options) -> Model:
             params.tables["user"], params.tables["target_item"]
         ),
         scores=factors.scores,
+        linear=factors.linear,
         logits=False,
     )
 

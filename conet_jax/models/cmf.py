@@ -43,6 +43,7 @@ def build(options: Options) -> Model:
             params.tables["user"], params.tables["target_item"]
         ),
         scores=factors.scores,
+        linear=factors.linear,
         source_face=(_project_source, factors.scores),
         logits=options.cmf_loss == "logistic",
     )

@@ -60,6 +60,7 @@ def build(options: Options) -> FittedModel:
         init=lambda key, sizes: init(key, sizes, options),
         project=ials.project,
         scores=factors.scores,
+        linear=factors.linear,
         sweeper=lambda interactions, sizes: sweeper(interactions, sizes, options),
     )
 

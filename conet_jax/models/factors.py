@@ -48,3 +48,11 @@ def scores(projected: dict[str, Any], users: jax.Array, items: jax.Array) -> jax
     """Scores f32[n, c] of users int32[n] for items int32[n, c]."""
     pairs = projected["user"][users], projected["item"][items]
     return jnp.einsum("nd,ncd->nc", *pairs) + projected["item_bias"][items]
+
+
+def linear(projected: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+    """Returns f32[users, dim + 1] and f32[items, dim + 1], whose product is ``scores``."""
+    users, items = projected["user"], projected["item"]
+    one = jnp.ones((len(users), 1), users.dtype)
+    biases = projected["item_bias"][:, None]
+    return jnp.concatenate([users, one], 1), jnp.concatenate([items, biases], 1)

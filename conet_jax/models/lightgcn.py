@@ -75,6 +75,7 @@ def build(options: Options) -> Model:
         penalties=penalties,
         project=lambda params, interactions: project(params, interactions, options),
         scores=factors.scores,
+        linear=factors.linear,
         logits=False,
     )
 

@@ -25,7 +25,7 @@ fewer.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -264,35 +264,98 @@ def project(
     """What ``scores`` of a domain's items reads.
 
     Returns:
-      ``user_items`` f32[users, domains 2 size]; ``item_neighbours`` f32[items, domains 2 size], of
-      ids and v_d n_ij / sqrt(n_i + c); ``places`` f32[ids], zero.
+      ``user_ids`` int32[users, domains size] and ``user_weights`` f32 of that shape, as in
+      ``user_items``; ``item_ids`` int32[items, domains size], the neighbours, and ``item_weights``,
+      v_d n_ij / sqrt(n_i + c); ``places`` f32[ids], zero.
     """
     near, degrees = tables[f"{domain}_neighbours"][:, :-1], tables[f"{domain}_neighbours"][:, -1]
     ids, common = _split(near, size)
     of_domain = jnp.zeros(ids.shape[1], v.dtype).at[-len(v) :].set(v)
     values = common * of_domain[None, :, None] / jnp.sqrt(degrees + _CHANCE)[:, None, None]
+    own, weights = _split(tables["user_items"], size)
     num_ids = sum(interactions[d].num_items for d in domains)
     return {
-        "user_items": tables["user_items"],
-        "item_neighbours": jnp.stack([ids, values], axis=2).reshape(near.shape),
+        "user_ids": own.reshape(len(own), -1).astype(jnp.int32),
+        "user_weights": weights.reshape(len(own), -1),
+        "item_ids": ids.reshape(len(ids), -1).astype(jnp.int32),
+        "item_weights": values.reshape(len(ids), -1),
         "places": jnp.zeros(num_ids),
     }
 
 
-def scores(
-    projected: dict[str, jax.Array], users: jax.Array, items: jax.Array, size: int
-) -> jax.Array:
+def scores(projected: dict[str, jax.Array], users: jax.Array, items: jax.Array) -> jax.Array:
     """Returns ``v^T s`` f32[n, c] of users int32[n] and items int32[n, c] that they do not have.
 
-    Each user's items are laid out over all ids, so that a neighbour is looked up by its id; one
-    user after the other, since that is much room.
+    Zero where ``projected`` is not, or no more (``apart``), of a model with neighbours. Each user's
+    items are laid out over all ids, so that a neighbour is looked up by its id; one user after the
+    other, since that is much room.
     """
+    if "item_ids" not in projected:
+        return jnp.zeros(())
 
     def of_user(at: jax.Array, out: jax.Array) -> jax.Array:
-        ids, weights = _split(projected["user_items"][users[at]][None], size)
-        places = projected["places"].at[ids.astype(int)].set(weights, mode="drop")
-        near, values = _split(projected["item_neighbours"][items[at]], size)
-        found = places.at[near.astype(int)].get(mode="fill", fill_value=0.0)
-        return out.at[at].set(jnp.sum(found * values, axis=(1, 2)))
+        ids, weights = projected["user_ids"][users[at]], projected["user_weights"][users[at]]
+        places = projected["places"].at[ids].set(weights, mode="drop")
+        near, values = projected["item_ids"][items[at]], projected["item_weights"][items[at]]
+        found = places.at[near].get(mode="fill", fill_value=0.0)
+        return out.at[at].set(jnp.sum(found * values, axis=1))
 
     return jax.lax.fori_loop(0, users.shape[0], of_user, jnp.zeros(items.shape))
+
+
+class Sums(NamedTuple):
+    """``v^T s`` of users and all items at once: a product of sparse matrices, on the host.
+
+    A user has few items, and these are neighbours of few: far fewer than all items have neighbours.
+
+    Attributes:
+      ids: int32[users, domains size], of ``project``.
+      weights: f32[users, domains size], likewise.
+      by_neighbour: [ids, items], ``item_weights`` of ``project`` by the neighbours' ids.
+    """
+
+    ids: np.ndarray
+    weights: np.ndarray
+    by_neighbour: sparse.csr_matrix
+
+    def of(self, users: np.ndarray) -> np.ndarray:
+        """The sums f32[n, items] of users int[n] and items that they do not have."""
+        ids = self.ids[users]
+        ends = np.cumsum([0, *(ids != _NOBODY).sum(axis=1)])
+        given = self.weights[users][ids != _NOBODY], ids[ids != _NOBODY], ends
+        own = sparse.csr_matrix(given, shape=(len(users), self.by_neighbour.shape[0]))
+        return (own @ self.by_neighbour).toarray()
+
+    def among(self, items: np.ndarray) -> "Sums":
+        """Those of items int[n] alone."""
+        return self._replace(by_neighbour=self.by_neighbour[:, items])
+
+
+def apart(
+    projected: dict[str, Any], of_items: Sums | None = None
+) -> tuple[dict[str, Any], Sums | None]:
+    """Takes the neighbours out of projected tables.
+
+    Args:
+      projected: from ``Model.project``.
+      of_items: of other users and the same items, if at hand.
+
+    Returns:
+      (the other tables, with which ``Model.scores`` is what it was less ``Sums.of``; the ``Sums``,
+      None of a model without neighbours).
+    """
+    if "item_ids" not in projected:
+        return projected, None
+    names = {"user_ids", "user_weights", "item_ids", "item_weights", "places"}
+    rest = {name: table for name, table in projected.items() if name not in names}
+    own = np.asarray(projected["user_ids"]), np.asarray(projected["user_weights"])
+    if of_items is not None:
+        return rest, Sums(*own, of_items.by_neighbour)
+    ids, weights = np.asarray(projected["item_ids"]), np.asarray(projected["item_weights"])
+    kept = (ids != _NOBODY) & (weights != 0)
+    columns = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)
+    by_neighbour = sparse.csr_matrix(
+        (weights[kept], (ids[kept], columns[kept])),
+        shape=(len(projected["places"]), len(ids)),
+    )
+    return rest, Sums(*own, by_neighbour)

@@ -116,6 +116,7 @@ def build(options: Options) -> Model:
         penalty=two_towers.penalty,
         project=partial(project, options=options),
         scores=partial(scores, options=options),
+        linear=linear,
         source_face=tuple(
             partial(face, options=options, domain="source") for face in (project, scores)
         ),
@@ -319,9 +320,14 @@ def scores(
     )[at]
     weighed = views[:, at] * dense[f"w_{domain}"][None, :]
     logits = logits + jnp.einsum("nd,ncd->nc", weighed, factors)
-    if options.neighbours:
-        logits = logits + neighbours.scores(projected, users, items, options.neighbours)
+    logits = logits + neighbours.scores(projected, users, items)
     return jnp.where(projected["item_warm"][items], logits, COLD)
+
+
+def linear(projected: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+    """What of ``scores`` of the target is w^T (view * item): f32[users, dim], f32[items, dim]."""
+    w = projected["dense"]["w_target"]
+    return projected["user_view"][:, 0] * w[None, :], projected["item_factors"]
 
 
 def diagnose(

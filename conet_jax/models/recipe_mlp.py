@@ -75,6 +75,7 @@ def build(options: Options) -> Model:
         weights=recipe.warm_weights,
         project=partial(project, options=options),
         scores=partial(scores, options=options),
+        linear=linear,
         diagnostics=lambda dense, rows, batch: diagnostics.of_towers(
             batch_logits(dense, rows, batch, None, options), batch
         ),
@@ -193,6 +194,10 @@ def scores(
     beside = dots[:, :, None] * projected["dots"][None, None, :]
     linear = jnp.einsum("nd,ncd->nc", views * projected["w"][None, :], factors)
     logits = towers.score_tower(options.module, projected, users, items, beside) + linear
-    if options.neighbours:
-        logits = logits + neighbours.scores(projected, users, items, options.neighbours)
+    logits = logits + neighbours.scores(projected, users, items)
     return jnp.where(projected["item_warm"][items], logits, recipe.COLD)
+
+
+def linear(projected: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+    """What of ``scores`` is w^T (view * item): f32[users, dim] and f32[items, dim]."""
+    return projected["user_view"] * projected["w"][None, :], projected["item_factors"]

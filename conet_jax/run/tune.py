@@ -23,7 +23,6 @@ constants.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -208,12 +207,12 @@ def _neighbour_weight(
     v = neighbours.weights("target", domains, 1.0)
     projected = neighbours.project(near, interactions, v, config.neighbours, domains)
     given = best.tables["user"], best.tables["target_item"], projected, config.inner_weight
-    above, tied = _ranks_with_neighbours(*given, users, items, mask, size=config.neighbours)
+    above, tied = _ranks_with_neighbours(*given, users, items, mask)
     values = _ndcgs(above, tied, mask, config.eval_k[0])
     return _WEIGHTS[int(np.argmax(values))]
 
 
-@partial(jax.jit, static_argnames="size")
+@jax.jit
 def _ranks_with_neighbours(
     x: jax.Array,
     y: jax.Array,
@@ -222,13 +221,11 @@ def _ranks_with_neighbours(
     users: jax.Array,
     items: jax.Array,
     mask: jax.Array,
-    *,
-    size: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Candidates above and level with the first item under each weight, int[n, weights]."""
     pairs = users, items  # by blocks: all of y[items] at once is gigabytes at the paper's size
     dots = inner_weight * jax.lax.map(lambda at: y[at[1]] @ x[at[0]], pairs, batch_size=256)
-    sums = neighbours.scores(projected, users, items, size)
+    sums = neighbours.scores(projected, users, items)
     scores = dots[:, None] + jnp.array(_WEIGHTS)[None, :, None] * sums[:, None]
     first, others = scores[..., :1], scores[..., 1:]
     above, tied = (others > first) & mask[:, None], (others == first) & mask[:, None]

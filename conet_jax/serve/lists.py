@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from conet_jax.models.base import Model
 from conet_jax.train.full_ranking import Best, keep_best, nothing_yet
 
-PAIRS_AT_ONCE = 1 << 13  # whose activations are alive at once; they stay in cache
+PAIRS_AT_ONCE = 1 << 12  # whose activations are alive at once; they stay in cache
 
 
 @partial(jax.jit, static_argnames=("model", "k"))
@@ -18,6 +18,7 @@ def top_k(
     users: jax.Array,
     items: jax.Array,
     left_out: jax.Array,
+    sums: jax.Array | None = None,
     *,
     model: Model,
     k: int,
@@ -27,8 +28,9 @@ def top_k(
     Args:
       projected: from ``Model.project``.
       users: int32[m].
-      items: int32[n], distinct, 0 < n.
+      items: int32[n], distinct, 0 < n; or int32[m, n], others for each user.
       left_out: bool[m, n], the items that a user must not get.
+      sums: f32[m, n], what each score has beside the model's; None is nothing.
       model: the model.
       k: at most n.
 
@@ -51,14 +53,17 @@ def top_k(
     m, n = left_out.shape
     block = min(n, max(1, PAIRS_AT_ONCE // m))
     padding = -n % block
-    items = jnp.pad(items.astype(jnp.int32), (0, padding))
+    items = jnp.atleast_2d(items.astype(jnp.int32))
+    sums = jnp.zeros((1, n)) if sums is None else sums
+    items, sums = (jnp.pad(x, ((0, 0), (0, padding))) for x in (items, sums))
     left_out = jnp.pad(left_out, ((0, 0), (0, padding)), constant_values=True)
 
     def body(best: Best, first: jax.Array) -> tuple[Best, None]:
-        listed = jax.lax.dynamic_slice_in_dim(items, first, block)
-        listed = jnp.broadcast_to(listed[None, :], (m, block))
-        out = jax.lax.dynamic_slice_in_dim(left_out, first, block, axis=1)
-        return keep_best(best, model.scores(projected, users, listed), ~out, listed), None
+        given = (items, sums, left_out)
+        of_block = (jax.lax.dynamic_slice_in_dim(x, first, block, axis=1) for x in given)
+        listed, beside, out = (jnp.broadcast_to(x, (m, block)) for x in of_block)
+        found = model.scores(projected, users, listed) + beside
+        return keep_best(best, found, ~out, listed), None
 
     firsts = block * jnp.arange((n + padding) // block, dtype=jnp.int32)
     best, _ = jax.lax.scan(body, nothing_yet(m, k), firsts)

@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 
 from conet_jax.errors import InputError
-from conet_jax.models import popularity
+from conet_jax.models import neighbours, popularity
 from conet_jax.serve import newcomers
 from conet_jax.serve.explain import items_of
 from conet_jax.serve.lists import top_k
 from conet_jax.serve.recommender import Recommender, User
+from conet_jax.serve.shortlist import Shortlist
 
 
 def rank(
@@ -18,6 +19,7 @@ def rank(
     items: np.ndarray,
     k: int,
     include_seen: bool,
+    shortlist: Shortlist | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ranks for users of one method.
 
@@ -27,6 +29,7 @@ def rank(
       items: int[n], rows of the items to choose from, ascending.
       k: at most n.
       include_seen: whether items that a user has may be among them.
+      shortlist: what to rank of the items, which are its catalogue; None is all.
 
     Returns:
       (rows int[users, k] of the best items, scores f32[users, k], -inf for none).
@@ -34,13 +37,13 @@ def rank(
     Raises:
       InputError: a score is not finite.
     """
-    model, projected = recommender.model, recommender.projected
+    model, projected, sums = recommender.model, recommender.projected, recommender.sums
     rows, method = np.arange(len(group)), group[0].method
     if method == "model":
         rows = np.array([user.row for user in group])
     elif method == "popularity":
         target = recommender.dataset.target
-        model = popularity.build(popularity.Options())
+        model, sums = popularity.build(popularity.Options()), None
         counts = np.bincount(target.indices, minlength=target.num_items)
         projected = {"item": counts.astype(np.float32)}
     else:
@@ -50,21 +53,18 @@ def rank(
         }
         embed = recommender.newcomers.embed
         vectors = None if embed is None else embed(lists)
-        projected = newcomers.project(
-            model, recommender.params, recommender.interactions, lists, vectors
-        )
-    left_out = np.zeros((_power_of_two(len(group)), len(items) + 1), bool)
-    if not include_seen:
-        places = _places_seen(recommender, group, items)
-        left_out[np.arange(len(group))[:, None], places] = True
-    chosen, scores, finite = top_k(
-        projected,
-        np.pad(rows, (0, len(left_out) - len(group))).astype(np.int32),
-        items.astype(np.int32),
-        left_out[:, :-1],
-        model=model,
-        k=k,
-    )
+        given = recommender.params, recommender.interactions, lists, vectors
+        projected, sums = neighbours.apart(newcomers.project(model, *given), sums)
+    size = _power_of_two(len(group))
+    rows = np.pad(rows, (0, size - len(group))).astype(np.int32)
+    out = (np.empty(0, int),) * 2 if include_seen else left_out(recommender, group, items)
+    if shortlist is not None:
+        listed, beside, mask = shortlist.choose(rows, out)
+    else:
+        listed, mask = items.astype(np.int32), np.zeros((size, len(items)), bool)
+        mask[out] = True
+        beside = None if sums is None else sums.of(rows)[:, items]
+    chosen, scores, finite = top_k(projected, rows, listed, mask, beside, model=model, k=k)
     _check_finite(finite, group)
     return np.asarray(chosen)[: len(group)], np.asarray(scores)[: len(group)]
 
@@ -78,15 +78,16 @@ def _check_finite(finite: Any, group: list[User]) -> None:
         )
 
 
-def _places_seen(recommender: Recommender, group: list[User], items: np.ndarray) -> np.ndarray:
-    """Places [users, t] in ``items`` of what each user has; padding, and items not there, are n."""
-    place = np.full(recommender.dataset.target.num_items, len(items))
+def left_out(
+    recommender: Recommender, group: list[User], items: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the items users have: numbers of users int[t], and of the items int[t]."""
+    place = np.full(recommender.dataset.target.num_items, -1)
     place[items] = np.arange(len(items))
-    seen = [place[_seen(recommender, user)] for user in group]
-    out = np.full((len(group), _power_of_two(max(map(len, seen)))), len(items))
-    for row, own in zip(out, seen, strict=True):
-        row[: len(own)] = own
-    return out
+    seen = [_seen(recommender, user) for user in group]
+    rows = np.repeat(np.arange(len(group)), list(map(len, seen)))
+    columns = place[np.concatenate(seen)]
+    return rows[columns >= 0], columns[columns >= 0]
 
 
 def _power_of_two(count: int) -> int:

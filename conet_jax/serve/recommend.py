@@ -5,7 +5,9 @@ whose row comes first ranks first: prepared data has its items in the order of t
 text. An item without training pairs in the target is not listed, unless it is asked for.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import polars as pl
@@ -15,8 +17,9 @@ from conet_jax.data.types import check_indices
 from conet_jax.errors import InputError
 from conet_jax.models.base import FittedModel
 from conet_jax.serve.explain import items_of
+from conet_jax.serve import shortlist
 from conet_jax.serve.newcomers import USERS_AT_ONCE
-from conet_jax.serve.rank import rank
+from conet_jax.serve.rank import left_out, rank
 from conet_jax.serve.recommender import Recommender, User, load, prepare
 from conet_jax.serve.table import table, text
 
@@ -32,7 +35,11 @@ __all__ = [
     "stream",
     "text",
     "users_of_data",
+    "with_shortlist",
 ]
+
+_THREADS = 1 + min(4, os.cpu_count() or 1)  # one more than cores, since they wait now and then
+_USERS_A_TABLE = 8 * USERS_AT_ONCE
 
 
 def recommend(
@@ -83,6 +90,9 @@ def recommend(
       >>> print(recommend(recommender, users, k=1, include_seen=True).rows())
       [('1', 1, '2', 5.0, 'model')]
     """
+    short = recommender.shortlist
+    if short is not None and (include_seen or include_cold or items is not None or k > short.k):
+        short = None
     dataset, items = recommender.dataset, _listable(recommender, items, include_cold)
     for user in users:
         if user.row is not None:
@@ -93,16 +103,16 @@ def recommend(
             if rows is not None:
                 num_items = getattr(dataset, domain).num_items
                 check_indices(f"user {user.id!r}: {domain} item", rows, num_items)
-    nobody = table(recommender, "model", [], *np.empty((2, 0, 0)), explain)
-    frames = [nobody.with_columns(pl.col("place").cast(pl.Int64))]
-    for method in dict.fromkeys(user.method for user in users if len(items)):
-        places = [at for at, user in enumerate(users) if user.method == method]
-        for first in range(0, len(places), USERS_AT_ONCE):
-            some = places[first : first + USERS_AT_ONCE]
-            group = [users[at] for at in some]
-            chosen, scores = rank(recommender, group, items, min(k, len(items)), include_seen)
-            frame = table(recommender, method, group, chosen, scores, explain)
-            frames.append(frame.with_columns(place=pl.Series(some)[frame["place"]]))
+    ways, frames = _ways(users, short) if len(items) else [], []
+    for method, listed in dict.fromkeys(ways):
+        places = [at for at, way in enumerate(ways) if way == (method, listed)]
+        group = [users[at] for at in places]
+        given = items, min(k, len(items)), include_seen, short if listed else None
+        chosen, scores = _rank(recommender, group, *given)
+        frame = table(recommender, method, group, chosen, scores, explain)
+        frames.append(frame.with_columns(place=pl.Series(places)[frame["place"]]))
+    if not frames:
+        return table(recommender, "model", [], *np.empty((2, 0, 0)), explain).drop("place")
     return pl.concat(frames).sort("place", "rank").drop("place")
 
 
@@ -131,16 +141,82 @@ def stream(
       Tables of ``recommend``, one at least.
     """
     users = list(users)
-    for first in range(0, max(len(users), 1), USERS_AT_ONCE):
+    for first in range(0, max(len(users), 1), _USERS_A_TABLE):
         yield recommend(
             recommender,
-            users[first : first + USERS_AT_ONCE],
+            users[first : first + _USERS_A_TABLE],
             k=k,
             items=items,
             include_seen=include_seen,
             include_cold=include_cold,
             explain=explain,
         )
+
+
+def _ways(users: Sequence[User], short: shortlist.Shortlist | None) -> list[tuple[str, bool]]:
+    """Of each user the method, and whether a shortlist is ranked."""
+    rows = np.array([-1 if user.row is None else user.row for user in users], int)
+    listed = np.zeros(len(users), bool) if short is None else (rows >= 0) & short.serves(rows)
+    return [(user.method, bool(own)) for user, own in zip(users, listed, strict=True)]
+
+
+def _rank(
+    recommender: Recommender,
+    group: list[User],
+    items: np.ndarray,
+    k: int,
+    include_seen: bool,
+    short: shortlist.Shortlist | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """``rank`` of a group of any size."""
+    parts = [group[at : at + USERS_AT_ONCE] for at in range(0, len(group), USERS_AT_ONCE)]
+
+    def of(part: list[User]) -> tuple[np.ndarray, np.ndarray]:
+        return rank(recommender, part, items, k, include_seen, short)
+
+    if short is None or len(parts) == 1:  # what ranks everything takes all cores itself
+        ranked = list(map(of, parts))
+    else:  # NumPy makes shortlists, mostly on one core each
+        with ThreadPoolExecutor(_THREADS) as pool:
+            ranked = list(pool.map(of, parts))
+    chosen, scores = zip(*ranked, strict=True)
+    return np.concatenate(chosen), np.concatenate(scores)
+
+
+def with_shortlist(
+    recommender: Recommender, k: int = 10, *, users: int = shortlist.USERS
+) -> Recommender:
+    """Returns a recommender that ranks a shortlist for users of the data: see ``shortlist``.
+
+    Lists are far quicker then. The same recommender, which ranks everything, where the model has no
+    linear part, the catalogue is short, or a shortlist would have to be nearly as long.
+
+    Args:
+      recommender: from ``load``.
+      k: items a list may have; of longer ones everything is ranked.
+      users: how many to draw at most, for whom everything is ranked to measure how long it must be.
+    """
+    model, (items,) = recommender.model, np.nonzero(recommender.warm)
+    if model.linear is None or not len(items):
+        return recommender
+    vectors, factors = map(np.asarray, model.linear(recommender.projected))
+    sums = None if recommender.sums is None else recommender.sums.among(items)
+    columns = np.ascontiguousarray(factors[items].T)
+    short = shortlist.Shortlist(vectors, columns, sums, items, min(k, len(items)))
+    drawn = np.flatnonzero(recommender.learnt)
+    if len(drawn) > users:
+        drawn = np.sort(np.random.default_rng(0).choice(drawn, users, replace=False))
+    place_of, places = np.zeros(len(recommender.warm), int), []
+    place_of[items] = np.arange(len(items))
+    for first in range(0, len(drawn), USERS_AT_ONCE):
+        group = [User("", int(row)) for row in drawn[first : first + USERS_AT_ONCE]]
+        chosen, scores = rank(recommender, group, items, short.k, False)
+        linear, _ = short.scores(drawn[first : first + USERS_AT_ONCE])
+        linear[left_out(recommender, group, items)] = -np.inf
+        theirs = np.take_along_axis(linear, place_of[chosen], axis=1)
+        worst = np.where(scores > -np.inf, theirs, np.inf).min(axis=1)
+        places += (linear >= worst[:, None]).sum(axis=1).tolist()
+    return recommender._replace(shortlist=short.measured(drawn, np.array(places, int)))
 
 
 def _listable(recommender: Recommender, items: np.ndarray | None, include_cold: bool) -> np.ndarray:

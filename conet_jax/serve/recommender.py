@@ -7,10 +7,12 @@ import numpy as np
 
 from conet_jax.data.load import known_items
 from conet_jax.data.types import Dataset
+from conet_jax.models import neighbours
 from conet_jax.models.base import Model, Params
 from conet_jax.run.experiment import Experiment, for_inference
 from conet_jax.run.workdir import restore
 from conet_jax.serve import newcomers
+from conet_jax.serve.shortlist import Shortlist
 from conet_jax.studies import crossing
 from conet_jax.train import ranking
 from conet_jax.train.interactions import Interactions
@@ -23,7 +25,8 @@ class Recommender(NamedTuple):
       model: the model.
       params: its settled parameters.
       interactions: training interactions by domain, as the model was trained on.
-      projected: from ``Model.project``, for the users of the data.
+      projected: from ``Model.project``, for the users of the data, less the neighbours.
+      sums: what all scores have beside those of the model on ``projected``; None is nothing.
       dataset: the data.
       touched: (indptr, items): target items of each user in training, validation and test, and
         those rated below the threshold.
@@ -32,12 +35,14 @@ class Recommender(NamedTuple):
       learnt: bool[users], those from whose pairs the model has learnt.
       newcomers: what it makes of users who have no row; None where it can make nothing of them.
       uncrossed: parameters with every H at zero; None where nothing crosses at inference.
+      shortlist: what is ranked for users of the data; None is everything.
     """
 
     model: Model
     params: Params
     interactions: dict[str, Interactions]
     projected: Any
+    sums: neighbours.Sums | None
     dataset: Dataset
     touched: tuple[np.ndarray, np.ndarray]
     warm: np.ndarray
@@ -45,6 +50,7 @@ class Recommender(NamedTuple):
     learnt: np.ndarray
     newcomers: newcomers.Newcomers | None
     uncrossed: Params | None
+    shortlist: Shortlist | None = None
 
 
 class User(NamedTuple):
@@ -121,11 +127,13 @@ def prepare(experiment: Experiment, params: Params) -> Recommender:
     learnt = np.diff(dataset.target.indptr) > 0
     if "source" in model.domains or experiment.config.joined:
         learnt |= np.diff(dataset.source.indptr) > 0
+    projected, sums = neighbours.apart(ranking.project(params, interactions, model=model))
     return Recommender(
         model=model,
         params=params,
         interactions=interactions,
-        projected=ranking.project(params, interactions, model=model),
+        projected=projected,
+        sums=sums,
         dataset=dataset,
         touched=known_items(dataset),
         warm=np.bincount(dataset.target.indices, minlength=dataset.target.num_items) > 0,

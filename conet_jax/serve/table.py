@@ -34,7 +34,7 @@ def table(
     """
     places, ranks = np.nonzero(scores > -np.inf)
     found = scores[places, ranks].astype(np.float64)
-    unknown = pl.repeat(None, len(places), dtype=pl.Float64, eager=True)
+    unknown = pl.Series([None] * len(places), dtype=pl.Float64)
     values: dict[str, Any] = {"score": unknown if method == "popularity" else pl.Series(found)}
     if recommender.model.logits:
         # In float64: in float32 all logits above 17 would be 1.
@@ -49,7 +49,7 @@ def table(
         "rank": (ranks + 1).astype(np.int32),
         "item": pl.Series(ids, dtype=pl.String),
         **values,
-        "method": pl.repeat(method, len(places), dtype=pl.String, eager=True),
+        "method": pl.Series([method] * len(places), dtype=pl.String),
     }
     if explain:
         parts = [

@@ -11,6 +11,7 @@ import numpy as np
 from conet_jax import devices
 from conet_jax.data.types import HeldOut, check_indices
 from conet_jax.devices import SAME, SPLIT
+from conet_jax.models import neighbours
 from conet_jax.models.base import Model, Params
 from conet_jax.train.interactions import Interactions
 from conet_jax.train.ranking import (
@@ -32,6 +33,7 @@ def _over_blocks(
     items: jax.Array,
     touched: jax.Array,
     listed_items: jax.Array,
+    sums: jax.Array | None,
     *,
     model: Model,
     block: int,
@@ -48,6 +50,8 @@ def _over_blocks(
       items: i32[m], an item of each, scored beside each block by the same program: equal is equal.
       touched: i32[m, t], items that do not count for their user.
       listed_items: bool[items], those that count at all.
+      sums: f32[m, items], what each score has beside the model's (``neighbours.apart``), on one
+        device; None is nothing.
       model: the model.
       block: items a block.
 
@@ -81,6 +85,9 @@ def _over_blocks(
             for name, table in tables.items()
         }
         scores = model.scores({**own, **beside}, users, listed)
+        if sums is not None:
+            of_block = jax.lax.dynamic_slice_in_dim(sums, start, each, axis=1)
+            scores += jnp.concatenate([sums[rows, items][:, None], of_block], axis=1)
         return take(carry, scores, mask, ids), None
 
     firsts = each * jnp.arange(-(-num_rows // each), dtype=jnp.int32)
@@ -93,6 +100,7 @@ def _rank_full(
     users: jax.Array,
     items: jax.Array,
     touched: jax.Array,
+    sums: jax.Array | None,
     listed_items: jax.Array,
     *,
     model: Model,
@@ -102,7 +110,12 @@ def _rank_full(
     """Ranks ``items`` [m] of ``users`` [m] against ``listed_items`` but ``touched`` [m, t]."""
 
     def rank_part(
-        projected: Any, users: jax.Array, items: jax.Array, touched: jax.Array, listed_items: Any
+        projected: Any,
+        users: jax.Array,
+        items: jax.Array,
+        touched: jax.Array,
+        sums: Any,
+        listed_items: Any,
     ) -> Any:
         def count(ranks: Any, scores: jax.Array, mask: jax.Array, ids: jax.Array) -> Any:
             above, tied, finite = jax.vmap(count_above)(scores, mask)
@@ -110,14 +123,12 @@ def _rank_full(
 
         m = users.shape[0]
         start = (jnp.zeros(m, jnp.int32), jnp.zeros(m, jnp.int32), jnp.ones(m, bool))
-        ranks = _over_blocks(
-            count, start, projected, users, items, touched, listed_items, model=model, block=block
-        )
-        return devices.all_gather(ranks)
+        given = projected, users, items, touched, listed_items, sums
+        return devices.all_gather(_over_blocks(count, start, *given, model=model, block=block))
 
-    specs = (specs_of(projected), SPLIT, SPLIT, SPLIT, SAME)
+    specs = (specs_of(projected), SPLIT, SPLIT, SPLIT, SPLIT, SAME)
     return devices.mapped(rank_part, mesh, specs, SAME)(
-        projected, users, items, touched, listed_items
+        projected, users, items, touched, sums, listed_items
     )
 
 
@@ -130,7 +141,7 @@ def rank_full(
     trained: np.ndarray | None = None,
     *,
     users_at_once: int = 64,
-    block: int = 512,
+    block: int = 64,
 ) -> Ranks:
     """Ranks every held-out item against all items that its user has not touched.
 
@@ -147,7 +158,8 @@ def rank_full(
         without the user's test items, one of these is ranked against the others, too.
       trained: bool[items], the items to rank against; None is all.
       users_at_once: users in a chunk on each device.
-      block: items a block; no more than users_at_once x block scores exist at once on a device.
+      block: items a block; no more than users_at_once x block scores exist at once on a device,
+        and the activations of so many pairs stay in a cache.
 
     Returns:
       ``Ranks``.
@@ -165,6 +177,7 @@ def rank_full(
     check_indices("touched item", indices, num_items)
     trained = np.ones(num_items, bool) if trained is None else trained
     given = devices.put(trained, mesh, SAME)
+    projected, sums = _apart(projected, mesh)
     parts = []
     for count, users, items, own in _chunks(
         held_out.users,
@@ -173,7 +186,7 @@ def rank_full(
         users_at_once * mesh.size,
         num_items + block * mesh.size,
     ):
-        arguments = devices.put((users, items, own), mesh, SPLIT)
+        arguments = devices.put((users, items, own, sums(users)), mesh, SPLIT)
         ranked = _rank_full(projected, *arguments, given, model=model, block=block, mesh=mesh)
         parts.append([np.asarray(x)[:count] for x in ranked])
     above, tied, finite = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -184,6 +197,14 @@ def rank_full(
     itself = trained[held_out.items] & ~np.isin(own, rows * num_items + indices)
     others = trained.sum() - degrees[held_out.users] - itself
     return Ranks(above, tied, others.astype(np.int32))
+
+
+def _apart(projected: Any, mesh: jax.sharding.Mesh) -> tuple[Any, Callable[..., Any]]:
+    """``neighbours.apart`` on one device; the second is users int[n] -> f32[n, items] or None."""
+    if mesh.size > 1:
+        return projected, lambda users: None
+    projected, sums = neighbours.apart(projected)
+    return projected, (lambda users: None) if sums is None else sums.of
 
 
 def _chunks(
@@ -254,6 +275,7 @@ def _best(
     projected: Any,
     users: jax.Array,
     touched: jax.Array,
+    sums: jax.Array | None,
     listed_items: jax.Array,
     *,
     model: Model,
@@ -263,19 +285,23 @@ def _best(
 ) -> tuple[jax.Array, jax.Array]:
     """The k best of ``listed_items`` but ``touched`` [m, t] for ``users`` [m], -1 for none."""
 
-    def best_part(projected: Any, users: jax.Array, touched: jax.Array, listed_items: Any) -> Any:
+    def best_part(
+        projected: Any, users: jax.Array, touched: jax.Array, sums: Any, listed_items: Any
+    ) -> Any:
         def take(best: Best, scores: jax.Array, mask: jax.Array, ids: jax.Array) -> Best:
             return keep_best(best, scores[:, 1:], mask, jnp.broadcast_to(ids, mask.shape))
 
         m = users.shape[0]
         anything = jnp.zeros(m, jnp.int32)
-        given = projected, users, anything, touched, listed_items
+        given = projected, users, anything, touched, listed_items, sums
         best = _over_blocks(take, nothing_yet(m, k), *given, model=model, block=block)
         chosen = jnp.where(best.scores == -jnp.inf, -1, best.items)
         return devices.all_gather((chosen, best.finite))
 
-    specs = (specs_of(projected), SPLIT, SPLIT, SAME)
-    return devices.mapped(best_part, mesh, specs, SAME)(projected, users, touched, listed_items)
+    specs = (specs_of(projected), SPLIT, SPLIT, SPLIT, SAME)
+    return devices.mapped(best_part, mesh, specs, SAME)(
+        projected, users, touched, sums, listed_items
+    )
 
 
 def best_items(
@@ -288,7 +314,7 @@ def best_items(
     *,
     k: int,
     users_at_once: int = 64,
-    block: int = 512,
+    block: int = 64,
 ) -> np.ndarray:
     """The k best items of each user, of those with a training pair that the user has not touched.
 
@@ -318,9 +344,10 @@ def best_items(
     check_indices("touched item", touched[1], num_items)
     given = devices.put(trained, mesh, SAME)
     size, nothing = users_at_once * mesh.size, num_items + block * mesh.size
+    projected, sums = _apart(projected, mesh)
     parts = []
     for count, some, _, own in _chunks(users, None, touched, size, nothing):
-        arguments = devices.put((some, own), mesh, SPLIT)
+        arguments = devices.put((some, own, sums(some)), mesh, SPLIT)
         best, finite = _best(projected, *arguments, given, model=model, k=k, block=block, mesh=mesh)
         parts.append((np.asarray(best)[:count], np.asarray(finite)[:count]))
     best, finite = (np.concatenate(column) for column in zip(*parts, strict=True))

@@ -1,0 +1,112 @@
+"""The items that are worth ranking by the whole model: the best by the linear part of its scores.
+
+What towers add to a score costs a hundred times the dot product beside it, and moves an item by a
+few hundred places. How far is measured: of users drawn at random everything is ranked, and the
+*place* of a user is how far down the order of the linear part the last of the k best stands.
+Only where the linear part says next to nothing, since the user's vector is all but zero, is it far.
+
+A shortlist has ``size`` items. ``floor`` is the largest norm of the vector of a user drawn whose
+place is beyond that: up to it everything is ranked. A further user has another list than by ranking
+everything only if its norm is the largest such of n + 1, the chance of which is at most 1 in n + 1.
+The size is what makes least work.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from conet_jax.models.neighbours import Sums
+
+USERS = 1_000  # that are drawn
+_LEAST = 64  # items of a shortlist
+_GROUP = 32  # items of which the best stands for all, at most
+
+
+class Shortlist(NamedTuple):
+    """The linear part of the scores of a catalogue, and how many of its best to rank.
+
+    Attributes:
+      users: f32[users, p].
+      items: f32[p, n], of the catalogue; their product is the linear part.
+      sums: what is added to it, of the catalogue; None is nothing.
+      rows: int[n], the catalogue: rows of items, ascending.
+      k: how many items a list may have.
+      drawn: users on whom it was measured.
+      size: items to rank; 0 before it is known.
+      floor: of users with a vector of this norm, or less, everything is to be ranked.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    sums: Sums | None
+    rows: np.ndarray
+    k: int
+    drawn: int = 0
+    size: int = 0
+    floor: float = 0.0
+
+    def scores(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The linear part f32[m, n] for users int[m], and what of it are sums, f32[m, n] or [1, 1]."""
+        scores = self.users[users] @ self.items
+        if self.sums is None:
+            return scores, np.zeros((1, 1), np.float32)
+        sums = self.sums.of(users)
+        scores += sums
+        return scores, sums
+
+    def choose(
+        self, users: np.ndarray, left_out: tuple[np.ndarray, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The best by the linear part.
+
+        Args:
+          users: int[m].
+          left_out: int[t] and int[t], which of them must not get which of the catalogue.
+
+        Returns:
+          (items int32[m, w] in ascending order, their sums f32[m, w], bool[m, w] whether they are
+          padding): at least ``size`` of each user, if there are so many.
+        """
+        scores, sums = self.scores(users)
+        scores[left_out] = -np.inf
+        m, n = scores.shape
+        # With the best of each group in hand, the size-th of these is a bound on the size-th best.
+        group = max(1, min(_GROUP, n // (2 * self.size)))
+        width = n // group
+        best = scores[:, : group * width].reshape(m, group, width).max(axis=1)
+        bound = np.partition(best, width - self.size, axis=1)[:, width - self.size, None]
+        at = np.flatnonzero(scores >= np.maximum(bound, np.finfo(np.float32).min))
+        rows, columns = np.divmod(at, n)
+        counts = np.bincount(rows, minlength=m)
+        step = max(_LEAST, self.size // 8)  # few widths, so that few programs are compiled
+        longest = -(-max(int(counts.max()), 1) // step) * step
+        places = np.arange(len(at)) - np.repeat(np.cumsum(counts) - counts, counts)
+        items, beside = np.zeros((m, longest), np.int32), np.zeros((m, longest), np.float32)
+        items[rows, places] = self.rows[columns]
+        beside[rows, places] = np.broadcast_to(sums, scores.shape)[rows, columns]
+        return items, beside, np.arange(longest) >= counts[:, None]
+
+    def serves(self, users: np.ndarray) -> np.ndarray:
+        """Whether it is for users int[m], bool[m]; everything is to be ranked of others."""
+        return np.linalg.norm(self.users[users], axis=1) > self.floor
+
+    def measured(self, drawn: np.ndarray, places: np.ndarray) -> "Shortlist | None":
+        """As long as the places of users that were drawn ask for.
+
+        Args:
+          drawn: int[d], the users.
+          places: int[d].
+
+        Returns:
+          The shortlist; None if it would not save half of the work.
+        """
+        norms = np.linalg.norm(self.users, axis=1)
+        n, best = len(self.rows), None
+        work = n / 2
+        for size in 1 << np.arange((max(_LEAST, self.k) - 1).bit_length(), n.bit_length()):
+            floor = norms[drawn[places > size]].max(initial=-1.0)
+            expected = size + n * np.mean(norms[drawn] <= floor)
+            if expected < work:
+                work = expected
+                best = self._replace(drawn=len(drawn), size=int(size), floor=float(floor))
+        return best

@@ -1,0 +1,90 @@
+"""Shortlists against ranking everything, and their length against what was measured."""
+
+import jax
+import numpy as np
+import pytest
+from helpers import slow
+from test_recommend import ITEMS, USERS, data, lists_of, trained  # noqa: F401  (a fixture)
+
+from conet_jax.serve import recommend, shortlist
+from conet_jax.serve.shortlist import Shortlist
+
+
+def of_vectors(users, items, **fields):
+    given = np.asarray(users, np.float32), np.asarray(items, np.float32)
+    return Shortlist(*given, None, np.arange(items.shape[1]) * 2 + 1, 10)._replace(**fields)
+
+
+@pytest.mark.parametrize("size", [1, 7, 32, 200, 1_000])
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_best_by_the_linear_part_are_among_those_chosen(size, ties):
+    rng = np.random.default_rng(0)
+    users, items = rng.normal(size=(9, 4)), rng.normal(size=(4, 1_000))
+    if ties:
+        users, items = users.round(), items.round()
+    out = rng.random((9, 1_000)) < 0.2
+    out[3] = True
+    out[4, 5:] = True
+    short = of_vectors(users, items, size=size)
+    listed, beside, padding = short.choose(np.arange(9), np.nonzero(out))
+    scores = users.astype(np.float32) @ items.astype(np.float32)
+    for row in range(9):
+        chosen = (listed[row, ~padding[row]] - 1) // 2
+        assert (np.diff(chosen) > 0).all() and not out[row, chosen].any()
+        kept = np.flatnonzero(~out[row])
+        bound = np.sort(scores[row, kept])[::-1][: min(size, len(kept))].min(initial=np.inf)
+        missing = np.setdiff1d(kept[scores[row, kept] > bound], chosen)
+        assert len(missing) == 0 and len(chosen) >= min(size, len(kept))
+        if not ties and size < 200:
+            assert len(chosen) < 3 * size + 2
+    assert not beside.any()
+
+
+def test_length_and_floor_are_those_of_least_work_that_leave_no_drawn_user_out():
+    norms = np.array([0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0])
+    short = of_vectors(norms[:, None], np.zeros((1, 10_000)))
+    drawn = np.arange(8)
+    found = short.measured(drawn, np.array([9_000, 20, 30, 40, 50, 60, 70, 100]))
+    # 128 items for all but the first: 128 + 10,000 / 8; 64 would leave the last, and so all, out.
+    assert (found.size, found.floor, found.drawn) == (128, pytest.approx(0.1), 8)
+    assert found.serves(drawn).tolist() == [False] + [True] * 7
+    found = short.measured(drawn, np.full(8, 5))
+    assert found.serves(drawn).all() and found.size == 64
+    # Half of the users would be left out, or half of the items ranked: not worth it.
+    assert short.measured(drawn, np.where(drawn < 4, 9_000, 5)) is None
+    assert short.measured(drawn, np.full(8, 6_000)) is None
+
+
+@pytest.mark.parametrize("k", [1, 3, 64, 90])
+def test_it_is_never_shorter_than_a_list(k):
+    short = of_vectors(np.ones((4, 1)), np.zeros((1, 1_000)))._replace(k=k)
+    assert short.measured(np.arange(4), np.full(4, k)).size >= k
+
+
+@pytest.mark.parametrize(
+    "variant", ["recipe", "ials_joined", *map(slow, ("recipe_mlp", "bprmf", "cmf", "lightgcn"))]
+)
+def test_lists_of_a_shortlist_are_those_of_ranking_everything(data, variant, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(shortlist, "_LEAST", 8)
+    experiment, params = trained(data, variant)
+    for tower in {"target", "source"} & params.dense.keys():  # less than the linear part
+        params.dense[tower]["h"] = jax.tree.map(lambda x: 0.02 * x, params.dense[tower]["h"])
+    exact = recommend.prepare(experiment, params)
+    users = recommend.find_users(exact, data.user_ids)
+    quick = recommend.with_shortlist(exact, 5)
+    assert quick.shortlist.size < ITEMS / 2 and quick.shortlist.drawn == USERS
+    assert quick.shortlist.serves(np.arange(USERS)).mean() > 0.5
+    expected, found = (recommend.recommend(r, users, k=5) for r in (exact, quick))
+    assert lists_of(found, data.target_item_ids) == lists_of(expected, data.target_item_ids)
+    column = "probability" if exact.model.logits else "score"
+    np.testing.assert_allclose(found[column], expected[column], rtol=1e-5)
+    # Whoever asks for more than it was measured on has everything ranked.
+    for more in ({"k": 6}, {"include_seen": True}, {"items": np.arange(0, ITEMS, 2)}):
+        asked = {"k": 5} | more
+        expected, found = (recommend.recommend(r, users, **asked) for r in (exact, quick))
+        assert found.equals(expected)
+
+
+def test_without_a_linear_part_everything_is_ranked(data):  # noqa: F811
+    recommender = recommend.prepare(*trained(data, "popularity"))
+    assert recommend.with_shortlist(recommender) is recommender
