@@ -2,7 +2,7 @@
 
 python launch/recommend.py --workdir=DIR (--user=ID | --users=FILE | --all) [--k=10]
     [--source=FILE] [--items_of=FILE] [--fallback=popularity] [--items=FILE] [--include_seen]
-    [--include_cold] [--explain] [--out=FILE.csv|.jsonl|.parquet]
+    [--include_cold] [--explain] [--exact] [--out=FILE.csv|.jsonl|.parquet]
 
 Ids are raw ones, as in the files that the data were prepared from. Without --out the lists are
 printed. A user for whom no item is left has no list; how many such users there are is said on
@@ -71,6 +71,12 @@ _EXPLAIN = flags.DEFINE_boolean(
     False,
     "Add how much of each score comes through the cross connections, and the source items that "
     "weigh most.",
+)
+_EXACT = flags.DEFINE_boolean(
+    "exact",
+    False,
+    "Rank every item by the whole model for thousands of users, too; by default those that are the "
+    "best by its linear part, as many as lists for 1,000 users drawn need.",
 )
 _OUT = flags.DEFINE_string(
     "out",
@@ -148,6 +154,10 @@ def main() -> None:
             )
     if _EXPLAIN.value and recommender.uncrossed is None:
         print("this model has no cross connections at inference: no cross_score", file=sys.stderr)
+    if not (_EXACT.value or _INCLUDE_SEEN.value or _INCLUDE_COLD.value or items is not None):
+        recommender = recommend.for_many(recommender, users, _K.value)
+        if recommender.shortlist is not None:
+            print(f"{recommender.shortlist}; --exact ranks everything", file=sys.stderr)
     with_list = []
     frames = _counted(
         recommend.stream(

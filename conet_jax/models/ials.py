@@ -28,7 +28,7 @@ from conet_jax.models.base import FittedModel, Params, Sizes
 from conet_jax.models.conjugate_gradients import conjugate_gradients
 
 _CHUNK = 8  # pairs of a row that are read together
-_PAIRS_AT_ONCE = 1 << 15  # gathered factors at once: 4 MiB at 32 factors
+_PAIRS_AT_ONCE = 1 << 13  # gathered factors at once: 2 MiB at 64 factors, which stay in a cache
 _STEPS = 3  # of conjugate gradients a half sweep
 _TO_THE_END = 200  # steps at most where a row is solved for
 

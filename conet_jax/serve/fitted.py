@@ -49,6 +49,7 @@ class Fitted(NamedTuple):
         include_seen: bool = False,
         include_cold: bool = False,
         explain: bool = False,
+        exact: bool = False,
     ) -> pl.DataFrame:
         """Recommends to users of the data, and to others by what they have.
 
@@ -62,6 +63,7 @@ class Fitted(NamedTuple):
           include_seen: see ``serve.recommend.recommend``.
           include_cold: likewise.
           explain: likewise.
+          exact: rank everything, for many users too; see ``serve.shortlist``.
 
         Returns:
           A row a recommendation: ``user``, ``item``, ``rank`` from 1, ``probability`` or
@@ -90,8 +92,9 @@ class Fitted(NamedTuple):
             if not len(chosen):
                 raise InputError("none of the items is known: expected raw ids of target items")
         found = serving.find_users(self.recommender, names, **given, fallback=fallback)
+        everything = exact or include_seen or include_cold or chosen is not None
         return serving.recommend(
-            self.recommender,
+            self.recommender if everything else serving.for_many(self.recommender, found, k),
             found,
             k=k,
             items=chosen,

@@ -16,8 +16,8 @@ from conet_jax.data.prepare import positives_of
 from conet_jax.data.types import check_indices
 from conet_jax.errors import InputError
 from conet_jax.models.base import FittedModel
-from conet_jax.serve.explain import items_of
 from conet_jax.serve import shortlist
+from conet_jax.serve.explain import items_of
 from conet_jax.serve.newcomers import USERS_AT_ONCE
 from conet_jax.serve.rank import left_out, rank
 from conet_jax.serve.recommender import Recommender, User, load, prepare
@@ -28,6 +28,7 @@ __all__ = [
     "User",
     "find_items",
     "find_users",
+    "for_many",
     "load",
     "prepare",
     "read_items_of",
@@ -38,7 +39,7 @@ __all__ = [
     "with_shortlist",
 ]
 
-_THREADS = 1 + min(4, os.cpu_count() or 1)  # one more than cores, since they wait now and then
+_THREADS = 2 + (os.cpu_count() or 1)  # more than cores: they wait now and then
 _USERS_A_TABLE = 8 * USERS_AT_ONCE
 
 
@@ -217,6 +218,12 @@ def with_shortlist(
         worst = np.where(scores > -np.inf, theirs, np.inf).min(axis=1)
         places += (linear >= worst[:, None]).sum(axis=1).tolist()
     return recommender._replace(shortlist=short.measured(drawn, np.array(places, int)))
+
+
+def for_many(recommender: Recommender, users: Sequence[User], k: int) -> Recommender:
+    """``with_shortlist`` where there are so many users that drawing some of them pays."""
+    known = sum(user.row is not None for user in users)
+    return with_shortlist(recommender, k) if known >= 4 * shortlist.USERS else recommender
 
 
 def _listable(recommender: Recommender, items: np.ndarray | None, include_cold: bool) -> np.ndarray:

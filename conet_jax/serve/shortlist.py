@@ -46,7 +46,7 @@ class Shortlist(NamedTuple):
     floor: float = 0.0
 
     def scores(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The linear part f32[m, n] for users int[m], and what of it are sums, f32[m, n] or [1, 1]."""
+        """For users int[m] the linear part f32[m, n], and its sums f32[m, n] or [1, 1]."""
         scores = self.users[users] @ self.items
         if self.sums is None:
             return scores, np.zeros((1, 1), np.float32)
@@ -64,8 +64,8 @@ class Shortlist(NamedTuple):
           left_out: int[t] and int[t], which of them must not get which of the catalogue.
 
         Returns:
-          (items int32[m, w] in ascending order, their sums f32[m, w], bool[m, w] whether they are
-          padding): at least ``size`` of each user, if there are so many.
+          (items int32[m, size] in ascending order, their sums f32[m, size], bool[m, size] whether
+          they are padding, where a user has fewer items left).
         """
         scores, sums = self.scores(users)
         scores[left_out] = -np.inf
@@ -78,17 +78,30 @@ class Shortlist(NamedTuple):
         at = np.flatnonzero(scores >= np.maximum(bound, np.finfo(np.float32).min))
         rows, columns = np.divmod(at, n)
         counts = np.bincount(rows, minlength=m)
-        step = max(_LEAST, self.size // 8)  # few widths, so that few programs are compiled
-        longest = -(-max(int(counts.max()), 1) // step) * step
         places = np.arange(len(at)) - np.repeat(np.cumsum(counts) - counts, counts)
-        items, beside = np.zeros((m, longest), np.int32), np.zeros((m, longest), np.float32)
-        items[rows, places] = self.rows[columns]
-        beside[rows, places] = np.broadcast_to(sums, scores.shape)[rows, columns]
-        return items, beside, np.arange(longest) >= counts[:, None]
+        shape = m, max(int(counts.max()), self.size)
+        found, values = np.zeros(shape, np.int32), np.full(shape, -np.inf, np.float32)
+        found[rows, places], values[rows, places] = columns, scores[rows, columns]
+        # Some more than the size were found: of one width, one program is compiled.
+        kept = np.argpartition(values, shape[1] - self.size, axis=1)[:, shape[1] - self.size :]
+        kept = np.sort(kept, axis=1)
+        found = np.take_along_axis(found, kept, axis=1)
+        beside = np.take_along_axis(np.broadcast_to(sums, scores.shape), found, axis=1)
+        padding = np.take_along_axis(values, kept, axis=1) == -np.inf
+        return self.rows[found].astype(np.int32), beside, padding
 
     def serves(self, users: np.ndarray) -> np.ndarray:
         """Whether it is for users int[m], bool[m]; everything is to be ranked of others."""
         return np.linalg.norm(self.users[users], axis=1) > self.floor
+
+    def __str__(self) -> str:
+        """What was measured, as a sentence."""
+        return (
+            f"of {len(self.rows):,} items the {self.size:,} best by the linear part of the scores "
+            f"are ranked: for {self.drawn:,} users drawn that gives the lists of ranking "
+            f"everything, and so for at least {100 * (1 - 1 / (self.drawn + 1)):.2f}% of users, as "
+            "expected"
+        )
 
     def measured(self, drawn: np.ndarray, places: np.ndarray) -> "Shortlist | None":
         """As long as the places of users that were drawn ask for.
