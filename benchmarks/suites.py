@@ -6,7 +6,7 @@ from typing import Any
 
 # Those of ``all``, in this order: the first forks while this process is small.
 SUITES = ("prepare", "train", "evaluate", "recommend", "population")
-OTHERS = ("run", "scaling")  # these take long, or other devices
+OTHERS = ("run", "scaling", "peers")  # these take long, other devices, or another library
 SCALES = ("amazon", "mobile", "small")  # of ``data.SCALES``
 
 

@@ -1,6 +1,7 @@
 """Times what this project claims to be fast, each claim as a ratio of two things in one run.
 
-python launch/benchmark.py [--suite=all|train|evaluate|recommend|prepare|population|run|scaling] \
+python launch/benchmark.py \
+    [--suite=all|train|evaluate|recommend|prepare|population|run|scaling|peers] \
     [--scale=amazon|mobile|small] [--json=FILE]
 
 Synthetic data with the counts of the paper's Table 1. A figure is the median of repeated runs after
