@@ -2,7 +2,8 @@
 
 python launch/crossing.py --workdirs=DIR[,DIR...] [--split=test|valid]
 
-The runs are of one config and data, a seed each; prints the means and a paired t-test over users.
+The runs are of one config and data, a seed each. Prints the means and a paired t-test over users,
+as published and of the warm items.
 """
 
 import numpy as np
@@ -22,26 +23,25 @@ _SPLIT = flags.DEFINE_enum("split", "test", ["test", "valid"], "Held-out items t
 def main() -> None:
     """Prints the table."""
     from conet_jax import metrics
-    from conet_jax.run.workdir import restore
     from conet_jax.studies import crossing, statistics
-    from conet_jax.train import ranking
 
-    cli.choose_platform(crossing.common_config(_WORKDIRS.value))
-
-    rows = {way: [] for way in crossing.WAYS}
-    ndcg = {way: [] for way in crossing.WAYS}
-    for workdir in _WORKDIRS.value:
-        experiment, params, _ = restore(workdir, data=_DATA.value)
-        held_out, k = getattr(experiment.dataset, _SPLIT.value), experiment.config.eval_k[0]
-        for way in crossing.WAYS:
-            arguments = crossing.switched(experiment.model, params, experiment.interactions, way)
-            ranks = ranking.rank_held_out(experiment.model, *arguments, held_out)
-            rows[way].append(ranking.summarize(ranks, k=k))
-            values = metrics.ndcg(ranks.above, ranks.tied, k=k)
-            ndcg[way].append(statistics.by_user(held_out.users, values))
-    means = {way: np.mean(values, axis=0) for way, values in ndcg.items()}
-    print(f"{_SPLIT.value} split, {len(means['on']):,} users, {len(rows['on'])} runs\n")
-    print(crossing.report(rows, means, k))
+    config = crossing.common_config(_WORKDIRS.value)
+    cli.choose_platform(config)
+    k = config["eval_k"][0]
+    ranked = crossing.ranked(_WORKDIRS.value, split=_SPLIT.value, data=_DATA.value)
+    runs = [ways for _, ways in ranked]
+    for at, title in enumerate(("as published", "warm")):
+        of_way = {way: [ways[way][at] for ways in runs] for way in crossing.WAYS}
+        ndcg = {}
+        for way, found in of_way.items():
+            values = [metrics.ndcg(own.ranks.above, own.ranks.tied, k=k) for own in found]
+            by_user = [
+                statistics.by_user(own.users, x) for own, x in zip(found, values, strict=True)
+            ]
+            ndcg[way] = np.mean(by_user, axis=0)
+        rows = {way: [own.summarize(k=k) for own in found] for way, found in of_way.items()}
+        print(f"{_SPLIT.value} split, {title}: {len(ndcg['on']):,} users, {len(runs)} runs\n")
+        print(crossing.report(rows, ndcg, k))
 
 
 if __name__ == "__main__":

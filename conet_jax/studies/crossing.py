@@ -5,7 +5,8 @@ that the target tower is alone; and with each user given the source profile of a
 which keeps all that the connections know but for the user at hand.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,9 +18,10 @@ from conet_jax import config as config_lib
 from conet_jax import metrics
 from conet_jax.errors import InputError
 from conet_jax.models.base import Model, Params
-from conet_jax.run.workdir import stored_config
+from conet_jax.run.workdir import restore, stored_config
 from conet_jax.studies import compare
 from conet_jax.train.interactions import Interactions, to_device
+from conet_jax.train.ranking import Ranked, rank_twice
 
 WAYS = ("on", "off", "other")
 
@@ -103,6 +105,32 @@ def _shifted(interactions: Interactions) -> Interactions:
         interactions.num_items,
         weights=None if weights is None else np.roll(np.asarray(weights), -int(indptr[1])),
     )
+
+
+def ranked(
+    folders: Sequence[str | Path], *, split: str = "test", data: str | None = None
+) -> Iterator[tuple[Params, dict[str, tuple[Ranked, Ranked]]]]:
+    """Ranks the held-out items of trained runs in each of ``WAYS``.
+
+    Args:
+      folders: of the runs.
+      split: "test" or "valid".
+      data: folder of their data; by default where they were, or next to the run.
+
+    Yields:
+      Of each run (its parameters, by way what ``ranking.rank_twice`` returns).
+    """
+    for folder in folders:
+        experiment, params, _ = restore(folder, data=data)
+        model, interactions = experiment.model, experiment.interactions
+        given = getattr(experiment.dataset, split), experiment.trained_items()
+        yield (
+            params,
+            {
+                way: rank_twice(model, *switched(model, params, interactions, way), *given)
+                for way in WAYS
+            },
+        )
 
 
 def report(rows: dict[str, list[dict[str, Any]]], ndcg: dict[str, np.ndarray], k: int) -> str:

@@ -10,7 +10,6 @@ from conet_jax import metrics
 from conet_jax.data import audit
 from conet_jax.data.types import Dataset, warm_users
 from conet_jax.models import diagnostics
-from conet_jax.run.workdir import restore
 from conet_jax.studies import crossing, search, verdict
 from conet_jax.studies.clock import in_words
 from conet_jax.studies.evidence import (
@@ -25,7 +24,6 @@ from conet_jax.studies.evidence import (
 )
 from conet_jax.studies.statistics import by_user, spread_of
 from conet_jax.studies.transfer import MAX_TRIALS, Work
-from conet_jax.train import ranking
 from conet_jax.variants import VARIANTS
 
 FORMAT = 1
@@ -138,16 +136,9 @@ def carried(recipe: Runs, k: int) -> Json:
     """
     ndcg: dict[str, list[np.ndarray]] = {way: [] for way in crossing.WAYS}
     matrices: list[Json] = []
-    for folder in recipe.folders[: verdict.SEEDS]:
-        experiment, params, _ = restore(folder)
-        model = experiment.model
-        if not matrices:
-            matrices = _matrices(params.dense)
-        trained = experiment.trained_items()
-        for way in crossing.WAYS:
-            given = crossing.switched(model, params, experiment.interactions, way)
-            held_out = experiment.dataset.test
-            _, warm = ranking.rank_twice(model, *given, held_out, trained)
+    for params, ways in crossing.ranked(recipe.folders[: verdict.SEEDS]):
+        matrices = matrices or _matrices(params.dense)
+        for way, (_, warm) in ways.items():
             values = metrics.ndcg(warm.ranks.above, warm.ranks.tied, k=k)
             ndcg[way].append(by_user(warm.users, values))
     stacked = {way: np.stack(values) for way, values in ndcg.items()}
