@@ -204,9 +204,7 @@ def with_shortlist(
     sums = None if recommender.sums is None else recommender.sums.among(items)
     columns = np.ascontiguousarray(factors[items].T)
     short = shortlist.Shortlist(vectors, columns, sums, items, min(k, len(items)))
-    drawn = np.flatnonzero(recommender.learnt)
-    if len(drawn) > users:
-        drawn = np.sort(np.random.default_rng(0).choice(drawn, users, replace=False))
+    drawn = np.random.default_rng(0).permutation(np.flatnonzero(recommender.learnt))[:users]
     place_of, places = np.zeros(len(recommender.warm), int), []
     place_of[items] = np.arange(len(items))
     for first in range(0, len(drawn), USERS_AT_ONCE):

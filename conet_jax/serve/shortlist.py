@@ -5,10 +5,10 @@ few hundred places. How far is measured: of users drawn at random everything is 
 *place* of a user is how far down the order of the linear part the last of the k best stands.
 Only where the linear part says next to nothing, since the user's vector is all but zero, is it far.
 
-A shortlist has ``size`` items. ``floor`` is the largest norm of the vector of a user drawn whose
-place is beyond that: up to it everything is ranked. A further user has another list than by ranking
-everything only if its norm is the largest such of n + 1, the chance of which is at most 1 in n + 1.
-The size is what makes least work.
+A shortlist has ``size`` items, what makes least work for a sixth of the users drawn. ``floor`` is
+the largest norm of the vector of a user drawn whose place is beyond that: up to it everything is
+ranked. So a further user has another list than by ranking everything only if its norm is larger
+than all such norms of the n others drawn, the chance of which is at most 1 in n + 1.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ import numpy as np
 
 from conet_jax.models.neighbours import Sums
 
-USERS = 1_000  # that are drawn
+USERS = 1_200  # that are drawn
 _LEAST = 64  # items of a shortlist
 _GROUP = 32  # items of which the best stands for all, at most
 
@@ -31,7 +31,7 @@ class Shortlist(NamedTuple):
       sums: what is added to it, of the catalogue; None is nothing.
       rows: int[n], the catalogue: rows of items, ascending.
       k: how many items a list may have.
-      drawn: users on whom it was measured.
+      drawn: users on whom ``floor`` was measured, the size being given.
       size: items to rank; 0 before it is known.
       floor: of users with a vector of this norm, or less, everything is to be ranked.
     """
@@ -98,28 +98,36 @@ class Shortlist(NamedTuple):
         """What was measured, as a sentence."""
         return (
             f"of {len(self.rows):,} items the {self.size:,} best by the linear part of the scores "
-            f"are ranked: for {self.drawn:,} users drawn that gives the lists of ranking "
-            f"everything, and so for at least {100 * (1 - 1 / (self.drawn + 1)):.2f}% of users, as "
-            "expected"
+            f"are ranked: measured on {self.drawn:,} users drawn, at least "
+            f"{100 * (1 - 1 / (self.drawn + 1)):.2f}% of lists are expected to be those of ranking "
+            "everything"
         )
 
     def measured(self, drawn: np.ndarray, places: np.ndarray) -> "Shortlist | None":
         """As long as the places of users that were drawn ask for.
 
         Args:
-          drawn: int[d], the users.
+          drawn: int[d], the users, in any order but one that depends on them.
           places: int[d].
 
         Returns:
           The shortlist; None if it would not save half of the work.
         """
-        norms = np.linalg.norm(self.users, axis=1)
-        n, best = len(self.rows), None
-        work = n / 2
-        for size in 1 << np.arange((max(_LEAST, self.k) - 1).bit_length(), n.bit_length()):
-            floor = norms[drawn[places > size]].max(initial=-1.0)
-            expected = size + n * np.mean(norms[drawn] <= floor)
-            if expected < work:
-                work = expected
-                best = self._replace(drawn=len(drawn), size=int(size), floor=float(floor))
-        return best
+        norms, n = np.linalg.norm(self.users[drawn], axis=1), len(self.rows)
+        sizes = 1 << np.arange((max(_LEAST, self.k) - 1).bit_length(), n.bit_length())
+        some = slice(-(-len(drawn) // 6))
+
+        def floor(size: int, those: slice) -> float:
+            return float(norms[those][places[those] > size].max(initial=-1.0))
+
+        def work(size: int, those: slice) -> float:
+            return size + n * float(np.mean(norms[those] <= floor(size, those)))
+
+        if not len(sizes) or not len(drawn):
+            return None
+        size = int(min(sizes, key=lambda size: work(size, some)))
+        everyone = slice(None)
+        if work(size, everyone) > n / 2:
+            return None
+        others = len(drawn) - some.stop
+        return self._replace(drawn=others, size=size, floor=floor(size, everyone))
