@@ -39,7 +39,7 @@ def measure(report: Report, scale: str) -> None:
         shape = sizes.users, sizes.target_items + sizes.source_items
         items = np.concatenate([pairs["target"].items, sizes.target_items + pairs["source"].items])
         owners = np.concatenate([own.users for own in pairs.values()])
-        np.savez(path, users=owners, items=items, shape=shape)
+        np.savez(path, users=owners, items=items, shape=shape, listed=sizes.target_items)
         given = (str(path), str(FACTORS), str(REGULARIZATION), str(ALPHA))
         with _Peer("peer_implicit.py", *given) as peer:
             seconds = report.time(

@@ -23,8 +23,8 @@ _SUITE = flags.DEFINE_enum(
     "suite",
     "all",
     ["all", *suites.SUITES, *suites.OTHERS],
-    "What to time; not part of all: run, a whole training run of 30 epochs, and scaling, several "
-    "devices, on a CPU those that JAX makes of it.",
+    "What to time; not part of all: run, a whole training run of 30 epochs; scaling, several "
+    "devices, on a CPU those that JAX makes of it; peers, beside another library.",
 )
 _SCALE = flags.DEFINE_enum(
     "scale", "amazon", list(suites.SCALES), "Sizes: a data set of Table 1, or small."

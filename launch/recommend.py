@@ -76,7 +76,7 @@ _EXACT = flags.DEFINE_boolean(
     "exact",
     False,
     "Rank every item by the whole model for thousands of users, too; by default those that are the "
-    "best by its linear part, as many as lists for 1,000 users drawn need.",
+    "best by its linear part, as many as the lists of some users drawn need.",
 )
 _OUT = flags.DEFINE_string(
     "out",
@@ -154,24 +154,20 @@ def main() -> None:
             )
     if _EXPLAIN.value and recommender.uncrossed is None:
         print("this model has no cross connections at inference: no cross_score", file=sys.stderr)
-    if not (_EXACT.value or _INCLUDE_SEEN.value or _INCLUDE_COLD.value or items is not None):
-        recommender = recommend.for_many(recommender, users, _K.value)
+    asked = {
+        "k": _K.value,
+        "items": items,
+        "include_seen": _INCLUDE_SEEN.value,
+        "include_cold": _INCLUDE_COLD.value,
+    }
+    began = time.perf_counter()
+    if not _EXACT.value:
+        recommender = recommend.for_many(recommender, users, **asked)
         if recommender.shortlist is not None:
             print(f"{recommender.shortlist}; --exact ranks everything", file=sys.stderr)
     with_list = []
-    frames = _counted(
-        recommend.stream(
-            recommender,
-            users,
-            k=_K.value,
-            items=items,
-            include_seen=_INCLUDE_SEEN.value,
-            include_cold=_INCLUDE_COLD.value,
-            explain=_EXPLAIN.value,
-        ),
-        with_list,
-    )
-    began = time.perf_counter()
+    frames = recommend.stream(recommender, users, **asked, explain=_EXPLAIN.value)
+    frames = _counted(frames, with_list)
     if _OUT.value:
         write_frames(Path(_OUT.value), frames)
     else:

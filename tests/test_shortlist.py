@@ -6,6 +6,7 @@ import pytest
 from helpers import slow
 from test_recommend import ITEMS, USERS, data, lists_of, trained  # noqa: F401  (a fixture)
 
+from conet_jax.errors import InputError
 from conet_jax.serve import recommend, shortlist
 from conet_jax.serve.shortlist import Shortlist
 
@@ -51,7 +52,7 @@ def test_length_is_that_of_least_work_for_a_sixth_and_the_floor_leaves_nobody_ou
     found = short.measured(drawn, np.where(drawn == 1, 8_000, places))
     assert (found.size, found.floor) == (128, pytest.approx(0.2))
     found = short.measured(drawn, np.full(12, 5))
-    assert found.serves(drawn).all() and (found.size, found.floor) == (64, -1)
+    assert found.serves(drawn).all() and (found.size, found.floor) == (64, 0)
     # Half of the users would have everything ranked, or half of the items be: not worth it.
     assert short.measured(drawn, np.where(drawn % 11 < 7, 9_000, 5)) is None
     assert short.measured(drawn, np.full(12, 6_000)) is None
@@ -95,6 +96,15 @@ def test_lists_of_a_shortlist_are_those_of_ranking_everything(data, variant, mon
     assert lists_of(found, data.target_item_ids) == lists_of(expected, data.target_item_ids)
     column = "probability" if exact.model.logits else "score"
     np.testing.assert_allclose(found[column], expected[column], rtol=1e-5)
+    # Of half of the users everything is ranked, and others are among them.
+    norms = np.linalg.norm(quick.shortlist.users, axis=1)
+    half = quick.shortlist._replace(floor=float(np.median(norms)))
+    asked = [*data.user_ids[:40], "nobody", *data.user_ids[:60]]
+    users = recommend.find_users(exact, asked, fallback=True)
+    expected, found = (
+        recommend.recommend(exact._replace(shortlist=short), users, k=5) for short in (None, half)
+    )
+    assert found.drop(column).equals(expected.drop(column))
     # Whoever asks for more than it was measured on has everything ranked.
     for more in ({"k": 6}, {"include_seen": True}, {"items": np.arange(0, ITEMS, 2)}):
         asked = {"k": 5} | more
@@ -112,7 +122,14 @@ def test_for_many_users_it_is_made_and_says_what_was_measured(data, monkeypatch)
     monkeypatch.setattr(shortlist, "USERS", 20)
     exact = recommend.prepare(*trained(data, "ials_joined"))
     users = recommend.find_users(exact, data.user_ids)
-    assert recommend.for_many(exact, users[:79], 5) is exact
-    made = recommend.for_many(exact, users, 5).shortlist
+    assert recommend.for_many(exact, users[:79], k=5) is exact
+    made = recommend.for_many(exact, users, k=5).shortlist
     assert str(made).startswith(f"of {len(made.rows)} items the 8 best by the linear part")
-    assert "on 66 users drawn" in str(made) and "at least 98.51% of lists" in str(made)
+    assert "on 16 users drawn" in str(made) and "at least 94.12% of lists" in str(made)
+
+
+def test_a_run_that_diverged_is_told_of_a_user_by_its_id(data):  # noqa: F811
+    experiment, params = trained(data, "ials_joined")
+    params.tables["user"] = params.tables["user"] * np.nan
+    with pytest.raises(InputError, match="a score of user 'u0.*NaN or infinite"):
+        recommend.with_shortlist(recommend.prepare(experiment, params), 5)

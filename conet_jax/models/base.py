@@ -205,7 +205,7 @@ def facing(model: Model | FittedModel, domain: str) -> Model | FittedModel | Non
     if model.source_face is None:
         return None
     project, scores = model.source_face
-    return model._replace(project=project, scores=scores)
+    return model._replace(project=project, scores=scores, linear=None)
 
 
 Logits = Callable[..., dict[str, jax.Array]]  # (dense, rows, batch, dropout rate or None)

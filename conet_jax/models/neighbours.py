@@ -353,7 +353,7 @@ def apart(
         return rest, Sums(*own, of_items.by_neighbour)
     ids, weights = np.asarray(projected["item_ids"]), np.asarray(projected["item_weights"])
     kept = (ids != _NOBODY) & (weights != 0)
-    columns = np.broadcast_to(np.arange(len(ids))[:, None], ids.shape)
+    columns = np.broadcast_to(np.arange(len(ids), dtype=np.int32)[:, None], ids.shape)
     by_neighbour = sparse.csr_matrix(
         (weights[kept], (ids[kept], columns[kept])),
         shape=(len(projected["places"]), len(ids)),

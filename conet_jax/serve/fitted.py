@@ -63,7 +63,8 @@ class Fitted(NamedTuple):
           include_seen: see ``serve.recommend.recommend``.
           include_cold: likewise.
           explain: likewise.
-          exact: rank everything, for many users too; see ``serve.shortlist``.
+          exact: rank everything for thousands of users, too. By default a shortlist is ranked for
+            so many; how long it must be is measured at each call. See ``serve.shortlist``.
 
         Returns:
           A row a recommendation: ``user``, ``item``, ``rank`` from 1, ``probability`` or
@@ -92,16 +93,16 @@ class Fitted(NamedTuple):
             if not len(chosen):
                 raise InputError("none of the items is known: expected raw ids of target items")
         found = serving.find_users(self.recommender, names, **given, fallback=fallback)
-        everything = exact or include_seen or include_cold or chosen is not None
-        return serving.recommend(
-            self.recommender if everything else serving.for_many(self.recommender, found, k),
-            found,
-            k=k,
-            items=chosen,
-            include_seen=include_seen,
-            include_cold=include_cold,
-            explain=explain,
-        )
+        asked = {
+            "k": k,
+            "items": chosen,
+            "include_seen": include_seen,
+            "include_cold": include_cold,
+        }
+        recommender = self.recommender
+        if not exact:
+            recommender = serving.for_many(recommender, found, **asked)
+        return serving.recommend(recommender, found, **asked, explain=explain)
 
 
 def fit(

@@ -23,7 +23,7 @@ def top_k(
     model: Model,
     k: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The k best of the items for each user, block by block, so that memory is that of a block.
+    """The k best of the items for each user, block by block: activations are those of a block.
 
     Args:
       projected: from ``Model.project``.

@@ -1,4 +1,4 @@
-"""The best items of users of one method, by scoring every item."""
+"""The best items of users of one method, by scoring every item, or those of a shortlist."""
 
 from typing import Any
 
@@ -63,7 +63,9 @@ def rank(
     else:
         listed, mask = items.astype(np.int32), np.zeros((size, len(items)), bool)
         mask[out] = True
-        beside = None if sums is None else sums.of(rows)[:, items]
+        beside = None if sums is None else sums.of(rows)
+        if beside is not None and len(items) < beside.shape[1]:
+            beside = beside[:, items]
     chosen, scores, finite = top_k(projected, rows, listed, mask, beside, model=model, k=k)
     _check_finite(finite, group)
     return np.asarray(chosen)[: len(group)], np.asarray(scores)[: len(group)]

@@ -39,7 +39,8 @@ __all__ = [
     "with_shortlist",
 ]
 
-_THREADS = 2 + (os.cpu_count() or 1)  # more than cores: they wait now and then
+# More than cores, since they wait now and then; each has two arrays of 64 users and all items.
+_THREADS = min(8, 2 + (os.cpu_count() or 1))
 _USERS_A_TABLE = 8 * USERS_AT_ONCE
 
 
@@ -185,32 +186,37 @@ def _rank(
 
 
 def with_shortlist(
-    recommender: Recommender, k: int = 10, *, users: int = shortlist.USERS
+    recommender: Recommender, k: int = 10, *, rows: np.ndarray | None = None
 ) -> Recommender:
     """Returns a recommender that ranks a shortlist for users of the data: see ``shortlist``.
 
-    Lists are far quicker then. The same recommender, which ranks everything, where the model has no
-    linear part, the catalogue is short, or a shortlist would have to be nearly as long.
+    Lists are far quicker then. It ranks everything where the model has no linear part, or where a
+    shortlist would not save half of the work.
 
     Args:
       recommender: from ``load``.
       k: items a list may have; of longer ones everything is ranked.
-      users: how many to draw at most, for whom everything is ranked to measure how long it must be.
+      rows: int[n], users of the data to draw from; by default all that the model has learnt from.
+        What is promised is so of them.
     """
     model, (items,) = recommender.model, np.nonzero(recommender.warm)
+    rows = np.flatnonzero(recommender.learnt) if rows is None else np.unique(rows)
     if model.linear is None or not len(items):
         return recommender
     vectors, factors = map(np.asarray, model.linear(recommender.projected))
-    sums = None if recommender.sums is None else recommender.sums.among(items)
+    sums = recommender.sums
+    if sums is not None and len(items) < len(factors):
+        sums = sums.among(items)
     columns = np.ascontiguousarray(factors[items].T)
     short = shortlist.Shortlist(vectors, columns, sums, items, min(k, len(items)))
-    drawn = np.random.default_rng(0).permutation(np.flatnonzero(recommender.learnt))[:users]
+    drawn = np.random.default_rng(0).permutation(rows)[: shortlist.USERS]
     place_of, places = np.zeros(len(recommender.warm), int), []
     place_of[items] = np.arange(len(items))
     for first in range(0, len(drawn), USERS_AT_ONCE):
-        group = [User("", int(row)) for row in drawn[first : first + USERS_AT_ONCE]]
+        some = drawn[first : first + USERS_AT_ONCE]
+        group = [User(recommender.dataset.user_ids[row], int(row)) for row in some]
         chosen, scores = rank(recommender, group, items, short.k, False)
-        linear, _ = short.scores(drawn[first : first + USERS_AT_ONCE])
+        linear, _ = short.scores(some)
         linear[left_out(recommender, group, items)] = -np.inf
         theirs = np.take_along_axis(linear, place_of[chosen], axis=1)
         worst = np.where(scores > -np.inf, theirs, np.inf).min(axis=1)
@@ -218,10 +224,29 @@ def with_shortlist(
     return recommender._replace(shortlist=short.measured(drawn, np.array(places, int)))
 
 
-def for_many(recommender: Recommender, users: Sequence[User], k: int) -> Recommender:
-    """``with_shortlist`` where there are so many users that drawing some of them pays."""
-    known = sum(user.row is not None for user in users)
-    return with_shortlist(recommender, k) if known >= 4 * shortlist.USERS else recommender
+def for_many(
+    recommender: Recommender,
+    users: Sequence[User],
+    *,
+    k: int = 10,
+    items: np.ndarray | None = None,
+    include_seen: bool = False,
+    include_cold: bool = False,
+) -> Recommender:
+    """``with_shortlist`` where there are so many users that drawing some of them pays.
+
+    Args:
+      recommender: from ``load``.
+      users: whom lists are to be made for.
+      k: see ``recommend``; a shortlist is for a request that leaves the rest as it is.
+      items: see ``recommend``.
+      include_seen: see ``recommend``.
+      include_cold: see ``recommend``.
+    """
+    rows = np.unique([user.row for user in users if user.row is not None])
+    if len(rows) < 4 * shortlist.USERS or include_seen or include_cold or items is not None:
+        return recommender
+    return with_shortlist(recommender, k, rows=rows)
 
 
 def _listable(recommender: Recommender, items: np.ndarray | None, include_cold: bool) -> np.ndarray:

@@ -118,7 +118,7 @@ class Shortlist(NamedTuple):
         some = slice(-(-len(drawn) // 6))
 
         def floor(size: int, those: slice) -> float:
-            return float(norms[those][places[those] > size].max(initial=-1.0))
+            return float(norms[those][places[those] > size].max(initial=0.0))
 
         def work(size: int, those: slice) -> float:
             return size + n * float(np.mean(norms[those] <= floor(size, those)))

@@ -158,8 +158,9 @@ def rank_full(
         without the user's test items, one of these is ranked against the others, too.
       trained: bool[items], the items to rank against; None is all.
       users_at_once: users in a chunk on each device.
-      block: items a block; no more than users_at_once x block scores exist at once on a device,
-        and the activations of so many pairs stay in a cache.
+      block: items a block; the activations of users_at_once x block pairs exist at once on a
+        device, and stay in a cache of a CPU. Of a model with neighbours, on one device, there are
+        also users_at_once x items sums.
 
     Returns:
       ``Ranks``.
