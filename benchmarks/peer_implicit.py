@@ -3,12 +3,13 @@
 import sys
 
 import numpy as np
-from implicit.als import AlternatingLeastSquares
 from scipy import sparse
 
 
 def main(path: str, factors: int, regularization: float, alpha: float) -> None:
     """Answers "sweep" and "lists N" until the end of the input; lists are of the first items."""
+    from implicit.als import AlternatingLeastSquares  # not there where this file is only imported
+
     given = np.load(path)
     pairs = given["users"], given["items"]
     confidence = np.full(len(pairs[0]), 1 + alpha, np.float32)
