@@ -5,10 +5,11 @@ few hundred places. How far is measured: of users drawn at random everything is 
 *place* of a user is how far down the order of the linear part the last of the k best stands.
 Only where the linear part says next to nothing, since the user's vector is all but zero, is it far.
 
-A shortlist has ``size`` items, what makes least work for a sixth of the users drawn. ``floor`` is
-the largest norm of the vector of a user drawn whose place is beyond that: up to it everything is
-ranked. So a further user has another list than by ranking everything only if its norm is larger
-than all such norms of the n others drawn, the chance of which is at most 1 in n + 1.
+A shortlist has ``size`` items: twice what makes least work for a sixth of the users drawn, since of
+more users some are further down. ``floor`` is the largest norm of the vector of a user drawn whose
+place is beyond that: up to it everything is ranked. So a further user has another list than by
+ranking everything only if its norm is larger than all such norms of the n others drawn, the chance
+of which is at most 1 in n + 1.
 """
 
 from typing import NamedTuple
@@ -18,7 +19,7 @@ import numpy as np
 from conet_jax.models.neighbours import Sums
 
 USERS = 1_200  # that are drawn
-_LEAST = 64  # items of a shortlist
+_LEAST = 32  # half of the items of a shortlist
 _GROUP = 32  # items of which the best stands for all, at most
 
 
@@ -114,7 +115,7 @@ class Shortlist(NamedTuple):
           The shortlist; None if it would not save half of the work.
         """
         norms, n = np.linalg.norm(self.users[drawn], axis=1), len(self.rows)
-        sizes = 1 << np.arange((max(_LEAST, self.k) - 1).bit_length(), n.bit_length())
+        sizes = 1 << np.arange((max(_LEAST, self.k // 2) - 1).bit_length(), n.bit_length())
         some = slice(-(-len(drawn) // 6))
 
         def floor(size: int, those: slice) -> float:
@@ -125,7 +126,7 @@ class Shortlist(NamedTuple):
 
         if not len(sizes) or not len(drawn):
             return None
-        size = int(min(sizes, key=lambda size: work(size, some)))
+        size = min(2 * int(min(sizes, key=lambda size: work(size, some))), n)
         everyone = slice(None)
         if work(size, everyone) > n / 2:
             return None
