@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks import data, recommend
 from benchmarks.report import Report
-from conet_jax.data.types import UserItems
+from conet_jax import cli
 from conet_jax.models import ials
 from conet_jax.models.base import Sizes
 from conet_jax.serve import recommend as serving
@@ -27,18 +27,18 @@ FACTORS, REGULARIZATION, ALPHA, USERS = 64, 200.0, 50.0, 4_096
 def measure(report: Report, scale: str) -> None:
     """Times both in turn."""
     dataset = data.dataset(scale)
-    pairs = {"target": _pairs(dataset.target), "source": _pairs(dataset.source)}
+    ours = recommend.shortlisted(scale)
+    pairs = ours.interactions
     sizes = Sizes(dataset.num_users, dataset.target.num_items, dataset.source.num_items)
     options = ials.Options((2 * FACTORS,), True, REGULARIZATION, ALPHA)
     matrix = ials.matrix(pairs, sizes, joined=True)
     tables = ials.init(jax.random.key(0), sizes, options).tables
-    ours = recommend.shortlisted(scale)
     users = serving.find_users(ours, dataset.user_ids[:USERS])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pairs.npz"
         shape = sizes.users, sizes.target_items + sizes.source_items
         items = np.concatenate([pairs["target"].items, sizes.target_items + pairs["source"].items])
-        owners = np.concatenate([own.users for own in pairs.values()])
+        owners = np.concatenate([pairs["target"].users, pairs["source"].users])
         np.savez(path, users=owners, items=items, shape=shape, listed=sizes.target_items)
         given = (str(path), str(FACTORS), str(REGULARIZATION), str(ALPHA))
         with _Peer("peer_implicit.py", *given) as peer:
@@ -59,11 +59,6 @@ def measure(report: Report, scale: str) -> None:
     )
     report.rates["recommend_users_per_second"] = 1 / seconds["recommend_users"]
     report.rates["implicit_users_per_second"] = 1 / seconds["implicit_lists"]
-
-
-def _pairs(own: UserItems) -> ials.Pairs:
-    users = np.repeat(np.arange(len(own.indptr) - 1), np.diff(own.indptr))
-    return ials.Pairs(users, np.asarray(own.indices))
 
 
 class _Peer:
@@ -102,8 +97,7 @@ class _Peer:
 
 def _environment() -> str:
     """A Python that has the peer, made when first asked for."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    folder = cache / "conet_jax" / "peers" / IMPLICIT.replace("==", "-")
+    folder = Path(cli.cache_folder()) / "peers" / IMPLICIT.replace("==", "-")
     python = folder / "bin" / "python"
     if not (folder / "made").exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)

@@ -213,6 +213,12 @@ def load_config_file(path: Any) -> Any:
     return module
 
 
+def cache_folder() -> str:
+    """Where things are kept that can be made again: $XDG_CACHE_HOME/conet_jax (~/.cache)."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(home, "conet_jax")
+
+
 def cache_programs() -> None:
     """Makes JAX keep compiled programs on disk, so that a second start finds them.
 
@@ -221,8 +227,7 @@ def cache_programs() -> None:
     turns it off, and so does a folder that cannot be written. To be called before JAX is imported;
     child processes inherit it.
     """
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = os.path.join(home, "conet_jax", platform.node() or "here")
+    folder = os.path.join(cache_folder(), platform.node() or "here")
     named = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
     if named and "://" not in named:  # no bucket of a cloud
         try:

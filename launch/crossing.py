@@ -22,7 +22,6 @@ _SPLIT = flags.DEFINE_enum("split", "test", ["test", "valid"], "Held-out items t
 
 def main() -> None:
     """Prints the table."""
-    from conet_jax import metrics
     from conet_jax.studies import crossing, statistics
 
     config = crossing.common_config(_WORKDIRS.value)
@@ -32,13 +31,10 @@ def main() -> None:
     runs = [ways for _, ways in ranked]
     for at, title in enumerate(("as published", "warm")):
         of_way = {way: [ways[way][at] for ways in runs] for way in crossing.WAYS}
-        ndcg = {}
-        for way, found in of_way.items():
-            values = [metrics.ndcg(own.ranks.above, own.ranks.tied, k=k) for own in found]
-            by_user = [
-                statistics.by_user(own.users, x) for own, x in zip(found, values, strict=True)
-            ]
-            ndcg[way] = np.mean(by_user, axis=0)
+        ndcg = {
+            way: np.mean([statistics.ndcg_by_user(*own, k) for own in found], axis=0)
+            for way, found in of_way.items()
+        }
         rows = {way: [own.summarize(k=k) for own in found] for way, found in of_way.items()}
         print(f"{_SPLIT.value} split, {title}: {len(ndcg['on']):,} users, {len(runs)} runs\n")
         print(crossing.report(rows, ndcg, k))

@@ -192,8 +192,8 @@ def scores(
     views, factors = projected["user_view"][users], projected["item_factors"][items]
     dots = options.inner_weight * jnp.einsum("nd,ncd->nc", views, factors)
     beside = dots[:, :, None] * projected["dots"][None, None, :]
-    linear = jnp.einsum("nd,ncd->nc", views * projected["w"][None, :], factors)
-    logits = towers.score_tower(options.module, projected, users, items, beside) + linear
+    logits = towers.score_tower(options.module, projected, users, items, beside)
+    logits = logits + jnp.einsum("nd,ncd->nc", views * projected["w"][None, :], factors)
     logits = logits + neighbours.scores(projected, users, items)
     return jnp.where(projected["item_warm"][items], logits, recipe.COLD)
 

@@ -34,6 +34,7 @@ def table(
     """
     places, ranks = np.nonzero(scores > -np.inf)
     found = scores[places, ranks].astype(np.float64)
+    # Not by pl.repeat: it goes through Polars' engine, which takes longer than one user's list.
     unknown = pl.Series([None] * len(places), dtype=pl.Float64)
     values: dict[str, Any] = {"score": unknown if method == "popularity" else pl.Series(found)}
     if recommender.model.logits:

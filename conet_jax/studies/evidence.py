@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from conet_jax import metrics
 from conet_jax.errors import InputError
 from conet_jax.run.workdir import read_ranks
 from conet_jax.studies import statistics, verdict
@@ -93,4 +92,4 @@ def ndcg_of(path: Path, split: str, k: int) -> np.ndarray:
             f"{path} cannot be read as the ranks of a run ({error}); take {path.parent} away, and "
             "it is made again"
         ) from None
-    return statistics.by_user(users, metrics.ndcg(ranks.above, ranks.tied, k=k))
+    return statistics.ndcg_by_user(users, ranks, k)

@@ -22,7 +22,7 @@ from conet_jax.studies.evidence import (
     compare,
     cut,
 )
-from conet_jax.studies.statistics import by_user, spread_of
+from conet_jax.studies.statistics import ndcg_by_user, spread_of
 from conet_jax.studies.transfer import MAX_TRIALS, Work
 from conet_jax.variants import VARIANTS
 
@@ -139,8 +139,7 @@ def carried(recipe: Runs, k: int) -> Json:
     for params, ways in crossing.ranked(recipe.folders[: verdict.SEEDS]):
         matrices = matrices or _matrices(params.dense)
         for way, (_, warm) in ways.items():
-            values = metrics.ndcg(warm.ranks.above, warm.ranks.tied, k=k)
-            ndcg[way].append(by_user(warm.users, values))
+            ndcg[way].append(ndcg_by_user(*warm, k))
     stacked = {way: np.stack(values) for way, values in ndcg.items()}
     rows = [
         {

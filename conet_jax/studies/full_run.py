@@ -6,7 +6,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from conet_jax import config as config_lib
-from conet_jax import metrics
 from conet_jax.data.types import Dataset, warm_users
 from conet_jax.errors import InputError
 from conet_jax.run import jax_settings
@@ -82,5 +81,5 @@ def test_ndcg(run: runner.Run, dataset: Dataset, users: np.ndarray) -> np.ndarra
             f"{path} cannot be read as the ranks of this study's data ({error}); take "
             f"{path.parent} away, and it is made again"
         ) from None
-    ndcg = metrics.ndcg(ranks.above, ranks.tied, k=run.config.eval_k[0])
-    return statistics.by_user(found, ndcg)[np.isin(np.unique(found), users)]
+    ndcg = statistics.ndcg_by_user(found, ranks, run.config.eval_k[0])
+    return ndcg[np.isin(np.unique(found), users)]

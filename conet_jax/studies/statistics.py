@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from conet_jax import metrics
+
 _DRAWS_A_CHUNK = 1 << 22  # 48 MB: an index and a difference each
 _ROUNDING = 1e-14  # of a difference of two metrics in [0, 1]
 
@@ -49,6 +51,14 @@ def by_user(users: np.ndarray, values: np.ndarray) -> np.ndarray:
     """
     _, starts, counts = np.unique(users, return_index=True, return_counts=True)
     return np.add.reduceat(values, starts) / counts if len(starts) else values
+
+
+def ndcg_by_user(users: np.ndarray, ranks: Any, k: int) -> np.ndarray:
+    """Returns the NDCG of each user, f64[users in ascending order], from ``ranking.Ranks``.
+
+    That of a user with several held-out items is their mean.
+    """
+    return by_user(users, metrics.ndcg(ranks.above, ranks.tied, k=k))
 
 
 def paired_t_test(ours: ArrayLike, theirs: ArrayLike) -> float:

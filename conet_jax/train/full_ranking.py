@@ -202,9 +202,9 @@ def rank_full(
 
 def _apart(projected: Any, mesh: jax.sharding.Mesh) -> tuple[Any, Callable[..., Any]]:
     """``neighbours.apart`` on one device; the second is users int[n] -> f32[n, items] or None."""
-    if mesh.size > 1:
-        return projected, lambda users: None
-    projected, sums = neighbours.apart(projected)
+    sums = None
+    if mesh.size == 1:
+        projected, sums = neighbours.apart(projected)
     return projected, (lambda users: None) if sums is None else sums.of
 
 
