@@ -18,15 +18,17 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from helpers import MEDIUM
 
-from benchmarks.traffic import compile_steps, traffic
+from benchmarks.traffic import collectives, compile_steps, traffic
 from conet_jax import devices as devices_lib
+from conet_jax import models
 from conet_jax.config import default_config
 from conet_jax.data import synthetic
 from conet_jax.data.load import touched_items
 from conet_jax.data.types import UserItems
 from conet_jax.devices import rows as rows_lib
-from conet_jax.run import memory
-from conet_jax.run.experiment import make_experiment
+from conet_jax.models import ials
+from conet_jax.run import memory, tune
+from conet_jax.run.experiment import fit_pairs, make_experiment, sizes_of
 from conet_jax.run.fit import fit
 from conet_jax.run.start import initial_state
 from conet_jax.train import full_ranking, ranking
@@ -113,6 +115,28 @@ def steps(dataset, devices, epochs, full, room, fields):
     return out
 
 
+def start(dataset, devices, fields):
+    """What the search of the constants finds, and what a half sweep holds and moves."""
+    ials._PAIRS_AT_ONCE = 64  # a block has fewer rows than the tables
+    config = config_of(devices, **fields)
+    mesh = devices_lib.mesh(devices)
+    found = tune.search(config, dataset, fit_pairs(dataset), mesh)
+    options, sizes = models.factorisation(config), sizes_of(dataset)
+    pairs = ials.matrix(fit_pairs(dataset), sizes, joined=options.joined, mesh=mesh)
+    tables = ials.drawn(jax.random.key(0), sizes, options, mesh)
+    x, y = (tables["user"],), pairs.items(tables)
+    given = [1.0], pairs.weights(options), 1.0, 1.0, 3, -1, 1
+    half = ials._improve.lower(x, y, pairs.by_user, *given, mesh=mesh).compile()
+    held = [x.addressable_shards[0].data.nbytes for x in jax.tree.leaves((tables, pairs[:2]))]
+    return {
+        "found": np.array([*found.constants.values(), found.ndcg]),
+        "holds": sum(held),
+        "usual": json.dumps(collectives(half.as_text())[1]),
+        "block": ials._CHUNK * pairs.by_user.owners.shape[1],
+        "items": sum(map(len, y)),
+    }
+
+
 def main(
     out,
     *,
@@ -126,11 +150,13 @@ def main(
     runs=(),
     weights=False,
     seen=False,
+    search=False,
 ):
     """Trains for each number of devices, or, with ``runs``, fits (workdir, devices, epochs).
 
     ``full`` has diagnostics and ranks all items, too; ``traffic`` is a number of devices; with
-    ``weights`` the pairs have some, with ``seen`` there are pairs below the threshold.
+    ``weights`` the pairs have some, with ``seen`` there are pairs below the threshold, and
+    ``search`` looks at the start of a recipe.
     """
     jax.config.update("jax_enable_x64", x64)
     dataset = synthetic.dataset(**MEDIUM)[0]
@@ -150,7 +176,11 @@ def main(
     if traffic:
         results["traffic"] = json.dumps(large_batches(traffic, dataset, fields or {}))
     for n in devices:
-        for name, value in steps(dataset, n, epochs, full, room, fields or {}).items():
+        if search:
+            found = start(dataset, n, fields or {})
+        else:
+            found = steps(dataset, n, epochs, full, room, fields or {})
+        for name, value in found.items():
             results[f"{name}/{n}"] = value
     np.savez(out, **results)
     assert jnp.zeros(()).dtype == (jnp.float64 if x64 else jnp.float32)

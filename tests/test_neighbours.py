@@ -19,10 +19,6 @@ def interactions():
     return {"target": random_pairs(40, 60, 5, 0), "source": random_pairs(40, 50, 4, 1)}
 
 
-def fitted(*given):
-    return {name: jnp.asarray(table) for name, table in neighbours.fit(*given).items()}
-
-
 def lists_of(interactions):
     """Items of each user as sets, by domain."""
     lists = {domain: [set() for _ in range(SIZES.users)] for domain in interactions}
@@ -64,9 +60,10 @@ def test_sums_are_the_cosines_as_if_the_pair_were_not_observed(interactions, of)
 @pytest.mark.parametrize("domains", [BOTH, ("target",)])
 def test_scores_are_v_times_the_sums_of_pairs_that_are_not_observed(interactions, domains):
     size = 3
-    tables = fitted(interactions, SIZES, domains, size, ("target",))
+    tables = neighbours.fit(interactions, SIZES, domains, size, ("target",))
     v = jnp.asarray(np.random.default_rng(0).normal(size=len(domains)), jnp.float32)
-    projected = neighbours.project(tables, interactions, v, size, domains)
+    num_ids = 60 + 50 * (len(domains) == 2)
+    projected = neighbours.project(tables, v, num_ids, size, domains)
     assert (len(projected["user_ids"]), len(projected["item_ids"])) == (40, 60)
     users, items = jnp.arange(40), jnp.asarray(np.random.default_rng(1).integers(0, 60, (40, 7)))
     found = neighbours.scores(projected, users, items)
@@ -78,13 +75,13 @@ def test_scores_are_v_times_the_sums_of_pairs_that_are_not_observed(interactions
 
 
 def test_a_view_of_the_source_alone_reads_its_sum_alone(interactions):
-    tables = fitted(interactions, SIZES, BOTH, 4, BOTH)
+    tables = neighbours.fit(interactions, SIZES, BOTH, 4, BOTH)
     users, items = jnp.arange(40), jnp.arange(40)
     given = tables["user_items"], tables["source_neighbours"][:40]
     v = jnp.asarray([2.0])
     expected = 2.0 * neighbours.sums(*given, jnp.zeros(40), 4)[:, 1]
     np.testing.assert_allclose(neighbours.term(v, *given, jnp.zeros(40), 4), expected)
-    projected = neighbours.project(tables, interactions, v, 4, BOTH, "source")
+    projected = neighbours.project(tables, v, 110, 4, BOTH, "source")
     found = neighbours.scores(projected, users, items[:, None])[:, 0]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
@@ -159,8 +156,8 @@ def test_more_items_than_floats_hold_are_refused():
 
 @pytest.mark.parametrize("v", [(2.0, 0.4), (0.0, 1.5), (0.0, 0.0)])
 def test_sums_of_all_items_are_the_scores_of_each(interactions, v):
-    tables = fitted(interactions, SIZES, BOTH, 3, ("target",))
-    projected = neighbours.project(tables, interactions, jnp.asarray(v), 3, BOTH)
+    tables = neighbours.fit(interactions, SIZES, BOTH, 3, ("target",))
+    projected = neighbours.project(tables, jnp.asarray(v), 110, 3, BOTH)
     rest, sums = neighbours.apart(projected | {"user": 0, "item": 1})
     assert rest == {"user": 0, "item": 1}
     users = np.array([7, 0, 7, 39])

@@ -16,7 +16,7 @@ from conet_jax.data.types import trained_items, warm
 from conet_jax.errors import InputError
 from conet_jax.models import ials
 from conet_jax.run import tune
-from conet_jax.run.experiment import fit_interactions, make_experiment, sizes_of
+from conet_jax.run.experiment import fit_pairs, make_experiment, sizes_of
 from conet_jax.run.fit import fit
 from conet_jax.run.start import initial_state
 from conet_jax.run.workdir import restore
@@ -38,7 +38,7 @@ def tuning(variant="ials_joined", **fields):
 
 
 def found(config, data):
-    return tune.search(config, search.without_test(data), fit_interactions(data))
+    return tune.search(config, search.without_test(data), fit_pairs(data))
 
 
 @pytest.mark.parametrize("trials", range(1, 40))
@@ -67,7 +67,7 @@ def ndcg_of(config, data, constants):
     """
     fields = models.factorisation(config).constants()
     options = models.factorisation(config)._replace(**{name: constants[name] for name in fields})
-    tables = ials.fit(fit_interactions(data), sizes_of(data), options, sweeps=config.ials_sweeps)
+    tables = ials.fit(fit_pairs(data), sizes_of(data), options, sweeps=config.ials_sweeps)
     x, y = (np.asarray(tables[name], np.float64) for name in ("user", "target_item"))
     kept, mask = warm(data.valid, trained_items(data.target))
     valid = data.valid

@@ -18,13 +18,14 @@ from test_baselines import (
 )
 from test_prepare import prepare as command
 
+from conet_jax import devices
 from conet_jax.data import prepare, recbole, store, synthetic
 from conet_jax.data.load import drop_interactions
 from conet_jax.data.types import Dataset, content_hash
 from conet_jax.errors import InputError
 from conet_jax.models import ials, out_of_fold
 from conet_jax.run import tune
-from conet_jax.run.experiment import fit_interactions, make_experiment, sizes_of
+from conet_jax.run.experiment import fit_pairs, interactions_on, make_experiment, sizes_of
 from conet_jax.run.fit import fit
 from conet_jax.studies.transfer import other_source
 from conet_jax.train import sampling
@@ -372,7 +373,7 @@ def test_ials_of_equal_weights_is_that_without_and_of_doubled_ones_that_of_twice
 
 def test_units_of_weights_do_not_count(data):
     seconds = data._replace(target=data.target._replace(weights=60 * data.target.weights))
-    one, two = fit_interactions(data), fit_interactions(seconds)
+    one, two = fit_pairs(data), fit_pairs(seconds)
     np.testing.assert_allclose(one["target"].weights, two["target"].weights, rtol=1e-6)
     assert np.mean(one["target"].weights) == pytest.approx(1, rel=1e-6)
     extreme = to_device(
@@ -383,7 +384,7 @@ def test_units_of_weights_do_not_count(data):
 
 
 def test_out_of_fold_factors_are_fitted_with_the_weights_of_the_pairs_that_are_left(data):
-    interactions, sizes = fit_interactions(data), sizes_of(data)
+    interactions, sizes = fit_pairs(data), sizes_of(data)
     options, folds = ials.Options((8,), True, 1.0, 10.0, 0.5), 3
     tables = out_of_fold.fit(
         interactions, sizes, options, folds=folds, views=(("source",),), sweeps=2, fold_sweeps=1
@@ -419,7 +420,7 @@ def test_out_of_fold_factors_are_fitted_with_the_weights_of_the_pairs_that_are_l
 def test_the_search_for_constants_fits_with_weights(data):
     config = tiny("ials_joined", layers=(8, 4), epochs=2, ials_trials=3)
     found = [
-        tune.search(config, data, fit_interactions(some)).ndcg
+        tune.search(config, data, fit_pairs(some)).ndcg
         for some in (data, synthetic.dataset(**SMALL)[0])
     ]
     assert found[0] != found[1]
@@ -429,7 +430,7 @@ def test_the_search_for_constants_fits_with_weights(data):
 @pytest.mark.parametrize("pairing", ["random", "views", "same_user", None, "pairs"])
 def test_an_observed_example_has_the_weight_of_its_pair_and_a_negative_1(pairing, domains):
     data = weighed(synthetic.dataset(**SMALL)[0], domains=domains)
-    interactions = fit_interactions(data)
+    interactions = interactions_on(data, devices.one_device())
     both = ("target",) if pairing in (None, "pairs") else ("target", "source")
     plan = sampling.plan_epoch(
         interactions, domains=both, pairing=pairing, negatives=2, batch_size=200

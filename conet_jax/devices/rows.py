@@ -285,6 +285,22 @@ def interleaved(
     return axis.mapped(move_all, mesh, (axis.SPLIT,), axis.SPLIT)(tables)
 
 
+def made(
+    make: Callable[[jax.Array], dict[str, jax.Array]],
+    key: jax.Array,
+    mesh: Mesh,
+    copies: Copies = once,
+) -> dict[str, jax.Array]:
+    """Makes plain tables from a key, on devices none of which ever has a whole one."""
+    if mesh.size == 1:
+        return make(key)
+    shapes = jax.eval_shape(make, key)
+    num_rows = tuple((name, table.shape[0]) for name, table in shapes.items())
+    split = NamedSharding(mesh, axis.SPLIT)
+    tables = jax.jit(lambda key: padded(make(key), mesh, copies), out_shardings=split)(key)
+    return interleaved(tables, num_rows=num_rows, mesh=mesh, copies=copies)
+
+
 def spread(table: Any, mesh: Mesh, copies: int = 1) -> jax.Array:
     """Puts a plain table on the axis, its rows interleaved, padded by rows of zeros."""
     n = mesh.size
@@ -299,3 +315,21 @@ def spread(table: Any, mesh: Mesh, copies: int = 1) -> jax.Array:
 
     shape = (n * rows * copies, *table.shape[2:])
     return jax.make_array_from_callback(shape, NamedSharding(mesh, axis.SPLIT), part)
+
+
+def from_parts(part: Callable[[int], Any], mesh: Mesh) -> Any:
+    """Puts on each device what ``part`` returns for its number: arrays of equal shapes.
+
+    It is called for the devices of this process alone.
+    """
+    if mesh.size == 1:
+        return jax.tree.map(jnp.asarray, part(0))
+    here = [d for d, x in enumerate(mesh.devices) if x.process_index == jax.process_index()]
+
+    def put(*parts: np.ndarray) -> jax.Array:
+        placed = [jax.device_put(x, mesh.devices[d]) for d, x in zip(here, parts, strict=True)]
+        shape = (mesh.size * len(parts[0]), *parts[0].shape[1:])
+        sharding = NamedSharding(mesh, axis.SPLIT)
+        return jax.make_array_from_single_device_arrays(shape, sharding, placed)
+
+    return jax.tree.map(put, *map(part, here))

@@ -123,8 +123,9 @@ class Model(NamedTuple):
       diagnostics: (dense, rows, batch) -> {name: f32[]}, what crosses between the towers.
       l1_mask: dense -> pytree of bools, the parameters under the lasso (the H^l of Eq. 8).
       uncrossed: dense -> dense under which nothing crosses; None for a model without crossing.
-      start: None, or (interactions by domain, sizes, seed, known) -> tables, NumPy arrays to start
-        from; ``known`` has of each table the rows that an earlier run knows, see ``run.earlier``.
+      start: None, or (pairs by domain, sizes, seed, known, mesh) -> tables to start from, split
+        over the devices of ``mesh``; ``known`` has of each table the rows that an earlier run
+        knows, see ``run.earlier``.
       fixed_tables: whether the tables stay as they start, and the rest alone is trained.
       folds: parts of the training pairs, of which an example's is known to the model; 0 is none.
       copies: name of a table -> its rows for each user or item, beside each other.

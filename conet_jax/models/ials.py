@@ -14,15 +14,21 @@ the time of solving for them, and after the usual number of sweeps as near to th
 
 Linear, seconds to fit, and strong on sparse data: a model of its own, and a start for the tables of
 the others.
+
+On several devices rows are split as those of all tables are (``devices``), each device improves its
+own, and what it reads of the other side comes a block of pairs at a time (Mehta et al. 2021, *ALX:
+Large Scale Matrix Factorization on TPUs*); only Gram matrices are summed over the devices.
 """
 
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from conet_jax import devices
+from conet_jax.devices import SAME, SPLIT
 from conet_jax.models import factors
 from conet_jax.models.base import FittedModel, Params, Sizes
 from conet_jax.models.conjugate_gradients import conjugate_gradients
@@ -103,16 +109,52 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
     return Params(tables, {})
 
 
+def drawn(
+    key: jax.Array, sizes: Sizes, options: Options, mesh: jax.sharding.Mesh, known: Any = None
+) -> dict[str, jax.Array]:
+    """Returns the tables of ``init`` on devices, with the rows in place that are known.
+
+    Args:
+      key: of the draw.
+      sizes: rows of the tables.
+      options: structure.
+      mesh: the devices.
+      known: of some tables the rows that an earlier run has (``run.earlier.Rows``).
+    """
+
+    def tables(key: jax.Array) -> dict[str, jax.Array]:
+        return init(key, sizes, options).tables
+
+    if not known:
+        return devices.made(tables, devices.put(key, mesh, SAME), mesh)
+    # A user's first view is that of all domains, its first columns are the factors.
+    plain = {
+        name: known[name].into(table) if name in known else table
+        for name, table in tables(key).items()
+    }
+    return {name: devices.spread(table, mesh) for name, table in plain.items()}
+
+
+class Fold(NamedTuple):
+    """A part of the pairs: number r of a domain, in the order given, is in fold ``r % of``."""
+
+    number: int
+    of: int
+
+
+_NONE = Fold(-1, 1)
+
+
 class Blocks(NamedTuple):
-    """The rows of one side of the matrix with their pairs, in blocks of equal shape.
+    """A device's rows of one side of the matrix with their pairs, in blocks of equal shape.
 
     A row's pairs stand in whole chunks of ``_CHUNK``, all of them in one block.
 
     Attributes:
-      rows: int32[b, r], ids of a block's rows; out of range in padding.
+      rows: int32[b, r], a block's rows as their device counts; out of range in padding.
       owners: int32[b, c], which of the block's rows a chunk is of.
       columns: int32[b, c, _CHUNK], the pairs' columns.
-      pairs: int32[b, c, _CHUNK], the pairs' numbers; -1 in padding.
+      pairs: int32[b, c, _CHUNK], the pairs' numbers, each domain's from 0; -1 in padding.
       weights: f32[b, c, _CHUNK], the pairs' k; None is 1 for each.
     """
 
@@ -124,58 +166,59 @@ class Blocks(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """Training pairs as both halves of a sweep read them; those of the source follow the target's.
+    """Training pairs as both halves of a sweep read them, on the devices of ``mesh``.
+
+    Items of both domains are rows and columns of one matrix: a device's own of the source follow
+    its own of the target.
 
     Attributes:
       by_user: the users' rows.
-      by_item: the items' rows, the source's after the target's.
-      num_pairs: of both domains.
+      by_item: the items' rows.
       domains: ("target",) or ("target", "source").
-      counts: items of each domain.
+      mesh: the devices.
     """
 
     by_user: Blocks
     by_item: Blocks
-    num_pairs: int
     domains: tuple[str, ...]
-    counts: tuple[int, ...]
+    mesh: jax.sharding.Mesh
 
-    def weights(self, options: Options, domains: Any = ("target", "source")) -> np.ndarray:
-        """Weight of each item, f32[items]; 0 where the domain is none of ``domains``."""
+    def weights(self, options: Options) -> list[float]:
+        """Of each domain its w."""
         of = {"target": 1.0, "source": options.ials_source_weight}
-        each = [of[d] if d in domains else 0.0 for d in self.domains]
-        return np.repeat(np.float32(each), self.counts)
+        return [of[domain] for domain in self.domains]
 
-    def all_kept(self) -> np.ndarray:
-        """No pair left out, bool[pairs]."""
-        return np.ones(self.num_pairs, bool)
-
-    def stacked(self, tables: dict[str, jax.Array]) -> jax.Array:
-        """The items' factors of all domains, f32[items, dim]."""
-        return jnp.concatenate([tables[f"{domain}_item"] for domain in self.domains])
+    def items(self, tables: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
+        """The items' factors by domain."""
+        return tuple(tables[f"{domain}_item"] for domain in self.domains)
 
 
-def matrix(interactions: Any, sizes: Sizes, *, joined: bool) -> Matrix:
+def matrix(
+    interactions: Any, sizes: Sizes, *, joined: bool, mesh: jax.sharding.Mesh | None = None
+) -> Matrix:
     """Lays the pairs out for the sweeps: once for every fit of the same data.
 
     Args:
       interactions: training interactions (``interactions.Interactions`` or ``Pairs``) by domain.
       sizes: rows of the tables.
       joined: whether the source's pairs count.
+      mesh: the devices; None is one.
     """
     domains = ("target", "source") if joined else ("target",)
-    counts = (sizes.target_items, sizes.source_items)[: len(domains)]
-    offsets = np.cumsum([0, *counts])
+    mesh = devices.one_device() if mesh is None else mesh
+    each = [-(-count // mesh.size) for count in (sizes.target_items, sizes.source_items)]
+    offsets = mesh.size * np.cumsum([0, *each[: len(domains)]])
     pairs = [interactions[domain] for domain in domains]
     users = np.concatenate([np.asarray(p.users) for p in pairs])
     items = [np.asarray(p.items) + at for p, at in zip(pairs, offsets[:-1], strict=True)]
     items, weights = np.concatenate(items), None
+    numbers = np.concatenate([np.arange(len(p.users), dtype=np.int32) for p in pairs])
     if any(p.weights is not None for p in pairs):
         own = (np.ones(len(p.users)) if p.weights is None else p.weights for p in pairs)
         weights = np.concatenate([np.asarray(each, np.float32) for each in own])
-    by_user = _blocks(users, items, sizes.users, weights)
-    by_item = _blocks(items, users, offsets[-1], weights)
-    return Matrix(by_user, by_item, len(users), domains, counts)
+    by_user = _blocks(users, items, numbers, sizes.users, weights, mesh)
+    by_item = _blocks(items, users, numbers, offsets[-1], weights, mesh)
+    return Matrix(by_user, by_item, domains, mesh)
 
 
 def sweeper(interactions: Any, sizes: Sizes, options: Options) -> Any:
@@ -188,7 +231,7 @@ def sweep(
     pairs: Matrix,
     tables: dict[str, jax.Array],
     options: Options,
-    kept: np.ndarray | None = None,
+    without: Fold | None = None,
     *,
     sweeps: int = 1,
 ) -> dict[str, jax.Array]:
@@ -196,25 +239,21 @@ def sweep(
 
     Args:
       pairs: from ``matrix``.
-      tables: ``user`` and the items' tables.
+      tables: ``user`` and the items' tables, on the devices of the pairs.
       options: structure and constants.
-      kept: bool[pairs], the pairs that there are; by default all.
+      without: the pairs that are left out; by default none.
       sweeps: how often.
 
     Returns:
       The tables; zero for users and items without pairs.
     """
-    x, y = tables["user"], pairs.stacked(tables)
-    weights, one = pairs.weights(options), np.ones(len(x), np.float32)
-    kept = pairs.all_kept() if kept is None else kept
-    constants = _constants(options, y)
+    x, y, w = (tables["user"],), pairs.items(tables), pairs.weights(options)
+    given = options.ials_regularization, options.ials_alpha, _STEPS, *(without or _NONE)
     for _ in range(sweeps):
-        x = _improve(x, y, pairs.by_user, kept, weights, one, *constants, _STEPS)
-        y = _improve(y, x, pairs.by_item, kept, one, weights, *constants, _STEPS)
-    items = jnp.split(y, np.cumsum(pairs.counts)[:-1])
-    return {"user": x} | {
-        f"{domain}_item": own for domain, own in zip(pairs.domains, items, strict=True)
-    }
+        x = _improve(x, y, pairs.by_user, [1.0], w, *given, mesh=pairs.mesh)
+        y = _improve(y, x, pairs.by_item, w, [1.0], *given, mesh=pairs.mesh)
+    items = {f"{domain}_item": own for domain, own in zip(pairs.domains, y, strict=True)}
+    return {"user": x[0], **items}
 
 
 def fit(
@@ -249,7 +288,7 @@ def users_of(
     tables: dict[str, jax.Array],
     options: Options,
     domains: tuple[str, ...],
-    kept: np.ndarray | None = None,
+    without: Fold | None = None,
 ) -> jax.Array:
     """Solves for the users from their pairs in some domains alone, with the items as they are.
 
@@ -258,86 +297,171 @@ def users_of(
       tables: the factorisation's.
       options: of the factorisation.
       domains: those whose pairs count.
-      kept: bool[pairs], the pairs that there are; by default all.
+      without: the pairs that are left out; by default none.
 
     Returns:
       f32[users, dim], zero for users without such pairs.
     """
-    x, y = tables["user"], pairs.stacked(tables)
-    weights, one = pairs.weights(options, domains), np.ones(len(x), np.float32)
-    kept = pairs.all_kept() if kept is None else kept
-    constants = _constants(options, y)
-    return _improve(x, y, pairs.by_user, kept, weights, one, *constants, _TO_THE_END)
+    of_domains = zip(pairs.weights(options), pairs.domains, strict=True)
+    w = [w * (domain in domains) for w, domain in of_domains]
+    given = options.ials_regularization, options.ials_alpha, _TO_THE_END, *(without or _NONE)
+    x, y = (tables["user"],), pairs.items(tables)
+    return _improve(x, y, pairs.by_user, [1.0], w, *given, mesh=pairs.mesh)[0]
 
 
-def _constants(options: Options, like: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Regularisation and alpha, traced: other values are no other program."""
-    constants = options.ials_regularization, options.ials_alpha
-    return tuple(jnp.asarray(value, like.dtype) for value in constants)
+def counts_of_users(
+    pairs: Matrix,
+    tables: dict[str, jax.Array],
+    domains: tuple[str, ...],
+    without: Fold | None = None,
+) -> jax.Array:
+    """Pairs of each user in some domains, f32[users]; arguments are of ``users_of``."""
+    x, y = (tables["user"],), pairs.items(tables)
+    counted = [float(domain in domains) for domain in pairs.domains]
+    return _count(x, y, pairs.by_user, counted, *(without or _NONE), mesh=pairs.mesh)[0]
+
+
+def counts_of_items(
+    pairs: Matrix, tables: dict[str, jax.Array], without: Fold | None = None
+) -> dict[str, jax.Array]:
+    """Pairs of each item, f32[items] by table; arguments are of ``users_of``."""
+    x, y = (tables["user"],), pairs.items(tables)
+    counts = _count(y, x, pairs.by_item, [1.0], *(without or _NONE), mesh=pairs.mesh)
+    return {f"{domain}_item": own for domain, own in zip(pairs.domains, counts, strict=True)}
 
 
 def _blocks(
-    rows: np.ndarray, columns: np.ndarray, num_rows: int, weights: np.ndarray | None
+    rows: np.ndarray,
+    columns: np.ndarray,
+    numbers: np.ndarray,
+    num_rows: int,
+    weights: np.ndarray | None,
+    mesh: jax.sharding.Mesh,
 ) -> Blocks:
-    """Packs rows and their pairs in the order of the rows."""
-    order = np.argsort(rows, kind="stable")
-    degrees = np.bincount(rows, minlength=num_rows)
-    starts = np.cumsum(degrees) - degrees
-    ids = np.flatnonzero(degrees)
-    chunks = -(-degrees[ids] // _CHUNK)
-    ends = np.cumsum(chunks)
+    """Packs rows and their pairs in the order of the rows, each device its own."""
+    n = mesh.size
+    degrees = [np.bincount(rows[rows % n == d] // n, minlength=-(-num_rows // n)) for d in range(n)]
+    ids = [np.flatnonzero(own) for own in degrees]
+    chunks = [-(-own[having] // _CHUNK) for own, having in zip(degrees, ids, strict=True)]
     # A power of two that holds the longest row, and not much more than there is.
-    size = max(chunks.max(initial=1), min(_PAIRS_AT_ONCE // _CHUNK, chunks.sum()))
+    longest = max(own.max(initial=1) for own in chunks)
+    size = max(longest, min(_PAIRS_AT_ONCE // _CHUNK, max(own.sum() for own in chunks)))
     size = 1 << (int(size) - 1).bit_length()
-    firsts = [0]
-    while firsts[-1] < len(ids):
+    bounds = [_bounds(own, size) for own in chunks]
+    most = max((last - first for own in bounds for first, last in own), default=1)
+    shape = max(map(len, bounds)), size
+
+    def of_device(d: int) -> Blocks:
+        packed = Blocks(
+            np.full((shape[0], most), len(degrees[d]), np.int32),
+            np.full(shape, most - 1, np.int32),
+            np.zeros((*shape, _CHUNK), np.int32),
+            np.full((*shape, _CHUNK), -1, np.int32),
+            None if weights is None else np.ones((*shape, _CHUNK), np.float32),
+        )
+        at = np.flatnonzero(rows % n == d)
+        order = at[np.argsort(rows[at] // n, kind="stable")]
+        starts = np.cumsum(degrees[d]) - degrees[d]
+        for block, (first, last) in enumerate(bounds[d]):
+            own, each = ids[d][first:last], chunks[d][first:last]
+            owners = np.repeat(np.arange(last - first), each)
+            slots = np.arange(len(owners)) - np.repeat(np.cumsum(each) - each, each)
+            slots = slots[:, None] * _CHUNK + np.arange(_CHUNK)
+            filled = slots < degrees[d][own][owners][:, None]
+            pairs = order[np.where(filled, starts[own][owners][:, None] + slots, 0)]
+            packed.rows[block, : last - first] = own
+            packed.owners[block, : len(owners)] = owners
+            packed.columns[block, : len(owners)] = np.where(filled, columns[pairs], 0)
+            packed.pairs[block, : len(owners)] = np.where(filled, numbers[pairs], -1)
+            if weights is not None:
+                packed.weights[block, : len(owners)] = weights[pairs]
+        return packed
+
+    return devices.from_parts(of_device, mesh)  # once, not each sweep
+
+
+def _bounds(chunks: np.ndarray, size: int) -> list[tuple[int, int]]:
+    """First and last row of each block, of rows of so many chunks, ``size`` of them a block."""
+    ends, firsts = np.cumsum(chunks), [0]
+    while firsts[-1] < len(chunks):
         before = ends[firsts[-1]] - chunks[firsts[-1]]
         firsts.append(int(np.searchsorted(ends, before + size, side="right")))
-    bounds = list(zip(firsts[:-1], firsts[1:], strict=True))
-    most = max((last - first for first, last in bounds), default=1)
-    packed = Blocks(
-        np.full((len(bounds), most), num_rows, np.int32),
-        np.full((len(bounds), size), most - 1, np.int32),
-        np.zeros((len(bounds), size, _CHUNK), np.int32),
-        np.full((len(bounds), size, _CHUNK), -1, np.int32),
-        None if weights is None else np.ones((len(bounds), size, _CHUNK), np.float32),
-    )
-    for block, (first, last) in enumerate(bounds):
-        own, each = ids[first:last], chunks[first:last]
-        owners = np.repeat(np.arange(last - first), each)
-        slots = np.arange(len(owners)) - np.repeat(np.cumsum(each) - each, each)
-        slots = slots[:, None] * _CHUNK + np.arange(_CHUNK)
-        filled = slots < degrees[own][owners][:, None]
-        pairs = order[np.where(filled, starts[own][owners][:, None] + slots, 0)]
-        packed.rows[block, : last - first] = own
-        packed.owners[block, : len(owners)] = owners
-        packed.columns[block, : len(owners)] = np.where(filled, columns[pairs], 0)
-        packed.pairs[block, : len(owners)] = np.where(filled, pairs, -1)
-        if weights is not None:
-            packed.weights[block, : len(owners)] = weights[pairs]
-    return jax.tree.map(jnp.asarray, packed)  # to the device once, not each sweep
+    return list(zip(firsts[:-1], firsts[1:], strict=True))
 
 
-@jax.jit
+def _kept(pairs: jax.Array, fold: jax.Array, folds: jax.Array) -> jax.Array:
+    """Which pairs of a block there are."""
+    return (pairs >= 0) & (pairs % folds != fold)
+
+
+def _of_columns(each: jax.Array, tables: tuple[jax.Array, ...], columns: jax.Array) -> jax.Array:
+    """What ``each`` f32[tables] says of the table that a column is in."""
+    firsts = np.cumsum([len(table) for table in tables])[:-1] * devices.size()
+    return each[sum((columns >= first).astype(jnp.int32) for first in firsts)]
+
+
+def _of_rows(each: jax.Array, tables: tuple[jax.Array, ...]) -> jax.Array:
+    """What ``each`` f32[tables] says of the table that a row of this device is in, f32[rows]."""
+    return jnp.concatenate([jnp.full(len(x), each[at]) for at, x in enumerate(tables)])
+
+
+def _parted(rows: jax.Array, tables: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    """A device's rows of all tables, by table."""
+    return tuple(jnp.split(rows, np.cumsum([len(table) for table in tables])[:-1]))
+
+
+@partial(jax.jit, static_argnames="mesh")
 def _improve(
-    x: jax.Array,
-    y: jax.Array,
+    x: tuple[jax.Array, ...],
+    y: tuple[jax.Array, ...],
     blocks: Blocks,
-    kept: jax.Array,
-    column_weights: jax.Array,
     row_weights: jax.Array,
+    column_weights: jax.Array,
+    *given: jax.Array,
+    mesh: jax.sharding.Mesh,
+) -> tuple[jax.Array, ...]:
+    """Conjugate gradients for the rows x of the normal equations; zero for rows without pairs.
+
+    Args:
+      x: the tables of the rows.
+      y: those of the columns.
+      blocks: the rows' pairs.
+      row_weights: w of each of the rows' tables.
+      column_weights: likewise.
+      *given: regularization, alpha, steps, and the ``Fold`` that is left out: traced, since other
+        values are no other program.
+      mesh: the devices.
+    """
+    weights = jnp.asarray(row_weights, x[0].dtype), jnp.asarray(column_weights, x[0].dtype)
+    given = tuple(jnp.asarray(value, x[0].dtype) for value in given[:2]) + given[2:]
+    specs = SPLIT, SPLIT, SPLIT, *[SAME] * (len(weights) + len(given))
+    return devices.mapped(_improve_part, mesh, specs, SPLIT)(x, y, blocks, *weights, *given)
+
+
+def _improve_part(
+    x: tuple[jax.Array, ...],
+    y: tuple[jax.Array, ...],
+    blocks: Blocks,
+    row_weights: jax.Array,
+    column_weights: jax.Array,
     regularization: jax.Array,
     alpha: jax.Array,
-    steps: int,
-) -> jax.Array:
-    """Conjugate gradients for the rows x of the normal equations; zero for rows without pairs."""
-    gram = y.T @ (y * column_weights[:, None])
+    steps: jax.Array,
+    fold: jax.Array,
+    folds: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """``_improve`` on a device."""
+    before, columns_of = jnp.concatenate(x), jnp.concatenate(y)
+    weighed = columns_of * _of_rows(column_weights, y)[:, None]
+    gram = devices.psum(columns_of.T @ weighed)
+    own_weights = _of_rows(row_weights, x)
 
     def solve(out: jax.Array, block: Blocks) -> tuple[jax.Array, None]:
         rows, owners, columns, pairs, k = block
-        own = y[columns]  # [c, _CHUNK, dim]
-        weights = jnp.where((pairs >= 0) & kept[pairs], column_weights[columns], 0.0)
-        ridge = regularization / row_weights.at[rows].get(mode="fill", fill_value=1.0)
+        own = devices.read(columns_of, columns)  # [c, _CHUNK, dim]
+        weights = _of_columns(column_weights, y, columns)
+        weights = jnp.where(_kept(pairs, fold, folds), weights, 0.0)
+        ridge = regularization / own_weights.at[rows].get(mode="fill", fill_value=1.0)
 
         def total(of_chunks: jax.Array) -> jax.Array:
             return jax.ops.segment_sum(of_chunks, owners, len(rows), indices_are_sorted=True)
@@ -353,8 +477,34 @@ def _improve(
         else:
             right = total(jnp.einsum("cw,cwd->cd", weights * (1 + alpha * k), own))
         any_pair = total(weights.max(axis=1)) > 0
-        start = x.at[rows].get(mode="fill", fill_value=0.0) * any_pair[:, None]
+        start = before.at[rows].get(mode="fill", fill_value=0.0) * any_pair[:, None]
         solved = conjugate_gradients(normal, right, start, steps)
         return out.at[rows].set(solved, mode="drop"), None
 
-    return jax.lax.scan(solve, jnp.zeros_like(x), blocks)[0]
+    return _parted(jax.lax.scan(solve, jnp.zeros_like(before), blocks)[0], x)
+
+
+@partial(jax.jit, static_argnames="mesh")
+def _count(
+    x: tuple[jax.Array, ...],
+    y: tuple[jax.Array, ...],
+    blocks: Blocks,
+    counted: jax.Array,
+    fold: jax.Array,
+    folds: jax.Array,
+    *,
+    mesh: jax.sharding.Mesh,
+) -> tuple[jax.Array, ...]:
+    """Pairs of each row of the tables x whose columns are in tables that are ``counted``."""
+
+    def count(x: Any, y: Any, blocks: Blocks, counted: Any, fold: Any, folds: Any) -> Any:
+        def add(out: jax.Array, block: Blocks) -> tuple[jax.Array, None]:
+            of_pairs = _of_columns(counted, y, block.columns) * _kept(block.pairs, fold, folds)
+            total = jax.ops.segment_sum(of_pairs.sum(axis=1), block.owners, len(block.rows))
+            return out.at[block.rows].set(total, mode="drop"), None
+
+        return _parted(jax.lax.scan(add, jnp.zeros(sum(map(len, x))), blocks)[0], x)
+
+    specs = SPLIT, SPLIT, SPLIT, SAME, SAME, SAME
+    given = x, y, blocks, jnp.asarray(counted, float), fold, folds
+    return devices.mapped(count, mesh, specs, SPLIT)(*given)

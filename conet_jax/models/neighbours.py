@@ -32,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import sparse
 
+from conet_jax import devices
 from conet_jax.errors import InputError
 from conet_jax.models.base import Examples, Sizes
 
@@ -58,9 +59,14 @@ def weights(domain: str, view: Sequence[str], own: float) -> jax.Array:
 
 
 def fit(
-    interactions: Any, sizes: Sizes, domains: Sequence[str], size: int, of: Sequence[str]
-) -> dict[str, np.ndarray]:
-    """Finds the neighbours in the training pairs.
+    interactions: Any,
+    sizes: Sizes,
+    domains: Sequence[str],
+    size: int,
+    of: Sequence[str],
+    mesh: jax.sharding.Mesh | None = None,
+) -> dict[str, jax.Array]:
+    """Finds the neighbours in the training pairs: each process those of its devices' rows.
 
     Args:
       interactions: training interactions (``interactions.Interactions``) by domain.
@@ -68,6 +74,7 @@ def fit(
       domains: those that neighbours are looked for in.
       size: neighbours of an item in each domain; 0 makes no tables.
       of: domains of the items whose neighbours they are.
+      mesh: the devices, over which rows are split; None is one.
 
     Returns:
       The tables, see the module's docstring.
@@ -97,14 +104,30 @@ def fit(
     degrees = {
         domain: np.bincount(own.indices, minlength=own.shape[1]) for domain, own in lists.items()
     }
-    tables = {"user_items": users_of(lists, degrees, size)}
-    for domain in of:
-        near = [_neighbours(lists[domain], own, degrees[d], size) for d, own in lists.items()]
-        near = [_moved(rows, first) for rows, first in zip(near, _firsts(lists), strict=True)]
-        tables[f"{domain}_neighbours"] = np.concatenate(
-            [*near, degrees[domain][:, None]], axis=1, dtype=np.float32
-        )
-    return tables
+    mesh = devices.one_device() if mesh is None else mesh
+
+    def of_device(d: int) -> dict[str, np.ndarray]:
+        users = {domain: own[d :: mesh.size] for domain, own in lists.items()}
+        tables = {"user_items": users_of(users, degrees, size)}
+        for domain in of:
+            items = np.arange(d, counts[domain], mesh.size)
+            near = [
+                _neighbours(lists[domain], lists[other], degrees[other], size, items)
+                for other in domains
+            ]
+            near = [_moved(rows, first) for rows, first in zip(near, _firsts(lists), strict=True)]
+            tables[f"{domain}_neighbours"] = np.concatenate(
+                [*near, degrees[domain][items, None]], axis=1, dtype=np.float32
+            )
+        each = {"user_items": sizes.users} | {
+            f"{domain}_neighbours": counts[domain] for domain in of
+        }
+        return {
+            name: np.pad(rows, [(0, -(-each[name] // mesh.size) - len(rows)), (0, 0)])
+            for name, rows in tables.items()
+        }
+
+    return devices.from_parts(of_device, mesh)
 
 
 def users_of(
@@ -147,10 +170,14 @@ def of_lists(
 
 
 def _neighbours(
-    own: sparse.csr_matrix, others: sparse.csr_matrix, degrees: np.ndarray, size: int
+    own: sparse.csr_matrix,
+    others: sparse.csr_matrix,
+    degrees: np.ndarray,
+    size: int,
+    items: np.ndarray,
 ) -> np.ndarray:
-    """Those of each item f32[items, 2 size] among the items of others."""
-    by_item, weights = own.T.tocsr(), (degrees + _CHANCE) ** -0.5
+    """Those of some items f32[items, 2 size] among the items of others."""
+    by_item, weights = own.T.tocsr()[items], (degrees + _CHANCE) ** -0.5
     # Pairs of items, counting each user that they have in common: so many at once.
     work = np.cumsum(by_item @ np.diff(others.indptr).astype(np.int64))
     blocks, first = [], 0
@@ -159,7 +186,7 @@ def _neighbours(
         last = max(first + 1, int(np.searchsorted(work, done + _PAIRS_AT_ONCE, side="right")))
         common = (by_item[first:last] @ others).tocsr()
         if own is others:  # no item is its own neighbour
-            common.data[_rows(common) + first == common.indices] = 0
+            common.data[items[first:last][_rows(common)] == common.indices] = 0
         blocks.append(_largest(common, weights, size))
         first = last
     return np.concatenate(blocks) if blocks else np.zeros((0, 2 * size), np.float32)
@@ -255,13 +282,13 @@ def lookups(target: Examples, source: Examples | None) -> dict[str, jax.Array]:
 
 def project(
     tables: dict[str, jax.Array],
-    interactions: Any,
     v: jax.Array,
+    num_ids: int,
     size: int,
     domains: Sequence[str],
     domain: str = "target",
 ) -> dict[str, jax.Array]:
-    """What ``scores`` of a domain's items reads.
+    """What ``scores`` of a domain's items reads; ``num_ids`` are the items of all domains.
 
     Returns:
       ``user_ids`` int32[users, domains size] and ``user_weights`` f32 of that shape, as in
@@ -273,7 +300,6 @@ def project(
     of_domain = jnp.zeros(ids.shape[1], v.dtype).at[-len(v) :].set(v)
     values = common * of_domain[None, :, None] / jnp.sqrt(degrees + _CHANCE)[:, None, None]
     own, weights = _split(tables["user_items"], size)
-    num_ids = sum(interactions[d].num_items for d in domains)
     return {
         "user_ids": own.reshape(len(own), -1).astype(jnp.int32),
         "user_weights": weights.reshape(len(own), -1),

@@ -17,13 +17,14 @@ Counts are log(1 + training pairs), less their mean.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from conet_jax import devices
+from conet_jax.devices import SPLIT
 from conet_jax.models import ials
 from conet_jax.models.base import Sizes
 
@@ -119,7 +120,8 @@ def fit(
     fold_sweeps: int = 4,
     seed: int = 0,
     known: Any = None,
-) -> dict[str, np.ndarray]:
+    mesh: jax.sharding.Mesh | None = None,
+) -> dict[str, jax.Array]:
     """Factorises all training pairs and, from there, those without each fold.
 
     Pair number r of a domain, in the order of users and items, is in fold ``r % folds``, so that
@@ -135,55 +137,56 @@ def fit(
       fold_sweeps: passes for each fold.
       seed: of the start.
       known: of each table the rows whose factors start at what an earlier run has for them.
+      mesh: the devices, over which rows are split; None is one.
 
     Returns:
       ``user``, ``target_item`` and, if joined, ``source_item``, see the module's docstring.
     """
-    pairs = ials.matrix(interactions, sizes, joined=options.joined)
-    listed = {
-        d: ials.Pairs(np.asarray(interactions[d].users), np.asarray(interactions[d].items))
-        for d in pairs.domains
-    }
-    counted = dict(zip(pairs.domains, pairs.counts, strict=True))
-    drawn = ials.init(jax.random.key(seed), sizes, options).tables
-    # A user's first view is that of all domains, its first columns are the factors.
-    drawn |= {name: jnp.asarray(rows.into(drawn[name])) for name, rows in (known or {}).items()}
+    pairs = ials.matrix(interactions, sizes, joined=options.joined, mesh=mesh)
+    drawn = ials.drawn(jax.random.key(seed), sizes, options, pairs.mesh, known)
     whole = ials.sweep(pairs, drawn, options, sweeps=sweeps)
     blocks = []
     for fold in [*range(folds), None]:
-        kept = {d: np.ones(len(own.users), bool) for d, own in listed.items()}
-        if fold is not None:
-            kept = {d: np.arange(len(own)) % folds != fold for d, own in kept.items()}
-        every = np.concatenate(list(kept.values()))
+        without = None if fold is None else ials.Fold(fold, folds)
         again = 0 if fold is None else fold_sweeps
-        factors = ials.sweep(pairs, whole, options, every, sweeps=again)
-        vectors = [ials.users_of(pairs, factors, options, view, every) for view in views]
-        counts = [
-            sum(np.bincount(listed[d].users[kept[d]], minlength=sizes.users) for d in view)
+        factors = ials.sweep(pairs, whole, options, without, sweeps=again)
+        counts = ials.counts_of_items(pairs, factors, without)
+        block = {name: [(factors[name], count)] for name, count in counts.items()}
+        block["user"] = [
+            (
+                ials.users_of(pairs, factors, options, view, without),
+                ials.counts_of_users(pairs, factors, view, without),
+            )
             for view in views
         ]
-        block = {"user": list(zip(vectors, counts, strict=True))}
-        for domain, own in listed.items():
-            name = f"{domain}_item"
-            count = np.bincount(own.items[kept[domain]], minlength=counted[domain])
-            block[name] = [(factors[name], count)]
         blocks.append(block)
-    return {name: _stacked([block[name] for block in blocks]) for name in blocks[0]}
+    rows = {"user": sizes.users, "target_item": sizes.target_items}
+    rows["source_item"] = sizes.source_items
+    return {
+        name: _stacked([block[name] for block in blocks], rows=rows[name], mesh=pairs.mesh)
+        for name in whole
+    }
 
 
-def _stacked(blocks: list[list[tuple[jax.Array, np.ndarray]]]) -> np.ndarray:
+@partial(jax.jit, static_argnames=("rows", "mesh"))
+def _stacked(
+    blocks: list[list[tuple[jax.Array, jax.Array]]], *, rows: int, mesh: jax.sharding.Mesh
+) -> jax.Array:
     """Interleaves the folds' rows [factors, count, …]; the mean count is that of all pairs."""
-    means = [np.log1p(count).mean() for _, count in blocks[-1]]
-    rows = [
-        np.concatenate(
-            [
-                part
-                for (vectors, count), mean in zip(block, means, strict=True)
-                for part in (np.asarray(vectors), (np.log1p(count) - mean)[:, None])
-            ],
-            axis=1,
-        ).astype(np.float32)
-        for block in blocks
-    ]
-    table = np.stack(rows, axis=1)
-    return table.reshape(-1, table.shape[-1])
+
+    def stack(blocks: list[list[tuple[jax.Array, jax.Array]]]) -> jax.Array:
+        means = [devices.psum(jnp.log1p(count).sum()) / rows for _, count in blocks[-1]]
+        each = [
+            jnp.concatenate(
+                [
+                    part
+                    for (vectors, count), mean in zip(block, means, strict=True)
+                    for part in (vectors, (jnp.log1p(count) - mean)[:, None])
+                ],
+                axis=1,
+            )
+            for block in blocks
+        ]
+        return jnp.stack(each, axis=1).reshape(-1, each[0].shape[1])
+
+    return devices.mapped(stack, mesh, (SPLIT,), SPLIT)(blocks)

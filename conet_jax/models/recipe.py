@@ -158,10 +158,16 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
 
 
 def start(
-    interactions: Any, sizes: Sizes, seed: int, known: Any = None, *, options: Options
+    interactions: Any,
+    sizes: Sizes,
+    seed: int,
+    known: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
+    *,
+    options: Options,
 ) -> dict[str, Any]:
     """Fits the tables: factors of both domains' training pairs, and those without each fold."""
-    near = neighbours.fit(interactions, sizes, DOMAINS, options.neighbours, DOMAINS)
+    near = neighbours.fit(interactions, sizes, DOMAINS, options.neighbours, DOMAINS, mesh)
     return near | out_of_fold.fit(
         interactions,
         sizes,
@@ -172,6 +178,7 @@ def start(
         fold_sweeps=options.fold_sweeps,
         seed=seed,
         known=known,
+        mesh=mesh,
     )
 
 
@@ -288,8 +295,9 @@ def project(
     linear = two_towers.without_bias(dense)
     near = {}
     if options.neighbours:
-        given = dense[f"v_{domain}"], options.neighbours, DOMAINS, domain
-        near = neighbours.project(params.tables, interactions, *given)
+        num_ids = sum(interactions[d].num_items for d in DOMAINS)
+        given = dense[f"v_{domain}"], num_ids, options.neighbours, DOMAINS, domain
+        near = neighbours.project(params.tables, *given)
     return near | {
         "user": first(dense, *map(out_of_fold.user_part, views)),
         "item": first(linear, item_input, item_input),

@@ -103,10 +103,18 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
 
 
 def start(
-    interactions: Any, sizes: Sizes, seed: int, known: Any = None, *, options: Options
+    interactions: Any,
+    sizes: Sizes,
+    seed: int,
+    known: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
+    *,
+    options: Options,
 ) -> dict[str, Any]:
     """Fits the tables: factors of all training pairs, and those without each fold."""
-    near = neighbours.fit(interactions, sizes, options.domains, options.neighbours, ("target",))
+    near = neighbours.fit(
+        interactions, sizes, options.domains, options.neighbours, ("target",), mesh
+    )
     return near | out_of_fold.fit(
         interactions,
         sizes,
@@ -117,6 +125,7 @@ def start(
         fold_sweeps=options.fold_sweeps,
         seed=seed,
         known=known,
+        mesh=mesh,
     )
 
 
@@ -171,8 +180,9 @@ def project(params: Params, interactions: Any, options: Options) -> dict[str, An
     by_user = out_of_fold.user_part(user) @ layer["kernel"]
     near = {}
     if options.neighbours:
-        given = params.dense["v_target"], options.neighbours, options.domains
-        near = neighbours.project(params.tables, interactions, *given)
+        num_ids = sum(interactions[d].num_items for d in options.domains)
+        given = params.dense["v_target"], num_ids, options.neighbours, options.domains
+        near = neighbours.project(params.tables, *given)
     return near | {
         "user": by_user + jnp.broadcast_to(layer["bias"], by_user.shape),
         "item": out_of_fold.item_part(item) @ layer["kernel"],

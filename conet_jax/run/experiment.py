@@ -13,11 +13,12 @@ from conet_jax import devices, models
 from conet_jax.data.load import check_users
 from conet_jax.data.types import Dataset, HeldOut, trained_items
 from conet_jax.errors import InputError
+from conet_jax.models import ials
 from conet_jax.models.base import FittedModel, Hyper, Model, Params, Sizes
 from conet_jax.run import memory, tune
 from conet_jax.run.checkpoints import Checkpoints
 from conet_jax.train import sampling
-from conet_jax.train.interactions import Interactions, to_device
+from conet_jax.train.interactions import Interactions, relative, to_device
 from conet_jax.train.state import Settings, TrainState, init_state, settled
 
 ROLLBACK = 0.5  # factor on the learning rate of each, under config.on_nonfinite=rollback
@@ -151,7 +152,8 @@ def make_experiment(config: ConfigDict, dataset: Dataset) -> Experiment:
     experiment = untuned(config, dataset)
     if not tune.is_due(config):
         return experiment
-    return experiment.tuned(tune.search(config, dataset, fit_interactions(dataset)).constants)
+    found = tune.search(config, dataset, fit_pairs(dataset), experiment.mesh)
+    return experiment.tuned(found.constants)
 
 
 def untuned(config: ConfigDict, dataset: Dataset) -> Experiment:
@@ -239,9 +241,15 @@ def interactions_on(
     return given
 
 
-def fit_interactions(dataset: Dataset) -> dict[str, Interactions]:
-    """Returns what a factorisation is fitted on: everybody's, on one device."""
-    return interactions_on(dataset, devices.one_device())
+def fit_pairs(dataset: Dataset) -> dict[str, ials.Pairs]:
+    """Returns what a factorisation is fitted on, on the host: everybody's pairs by domain."""
+    pairs = {}
+    for domain, own in (("target", dataset.target), ("source", dataset.source)):
+        users = np.repeat(np.arange(len(own.indptr) - 1, dtype=np.int32), np.diff(own.indptr))
+        weighed = own.weights is not None and len(own.weights)
+        weights = relative(own.weights) if weighed else None
+        pairs[domain] = ials.Pairs(users, own.indices, weights)
+    return pairs
 
 
 def hyper_of(config: ConfigDict) -> Hyper:

@@ -32,7 +32,7 @@ from conet_jax.models.base import facing
 from conet_jax.run import earlier, jax_settings, lists, lock, loop, memory, signals, tune
 from conet_jax.run.checkpoints import Checkpoints
 from conet_jax.run.epoch import CHUNK_STEPS, CutShort
-from conet_jax.run.experiment import Experiment, check_cuts, fit_interactions, untuned
+from conet_jax.run.experiment import Experiment, check_cuts, fit_pairs, untuned
 from conet_jax.run.logs import (
     Console,
     MetricsFile,
@@ -229,21 +229,22 @@ def _tuned(
     if not tune.is_due(config):
         return experiment, None
     seconds = None
+    due = processes.agreed(lambda: np.int32("tuned" not in found), np.int32(0))
+    if due:  # on all devices, and so by all processes
+        say(search_line(config.ials_trials))
+        best = tune.search(config, dataset, fit_pairs(dataset), experiment.mesh)
+        seconds = best.seconds
 
-    def find() -> np.ndarray:
-        nonlocal seconds
-        if "tuned" not in found:
-            say(search_line(config.ials_trials))
-            best = tune.search(config, dataset, fit_interactions(dataset))
+    def settle() -> np.ndarray:
+        if due:
             ndcg = {f"ndcg@{config.eval_k[0]}": best.ndcg}
             found["tuned"] = {**best.constants, **ndcg, "trials": best.trials}
-            seconds = best.seconds
             write_config(workdir, config, dataset, found)
         say(found_line(found["tuned"], seconds))
         return np.float32([*tune.constants(config, found["tuned"]).values()])
 
     names = models.tuned_fields(config)
-    values = processes.agreed(find, np.zeros(len(names), np.float32))
+    values = processes.agreed(settle, np.zeros(len(names), np.float32))
     constants = dict(zip(names, map(tune.rounded, values), strict=True))
     return experiment.tuned(constants), seconds
 

@@ -1,12 +1,11 @@
 """What a run starts from: drawn parameters, a model's own start, or users of a pretrained MLP."""
 
 import jax
-import numpy as np
 
 from conet_jax import devices, models
 from conet_jax.models.base import Params, Sizes
 from conet_jax.run.epoch import run_epoch
-from conet_jax.run.experiment import Experiment, State, fit_interactions, plan_of
+from conet_jax.run.experiment import Experiment, State, fit_pairs, plan_of
 from conet_jax.train.state import init_params
 
 
@@ -29,15 +28,11 @@ def initial_state(experiment: Experiment) -> State:
 
 def _own_start(experiment: Experiment, params: Params) -> dict[str, jax.Array]:
     """The tables that the model itself fits, on its devices."""
-    interactions = fit_interactions(experiment.dataset)
+    pairs = fit_pairs(experiment.dataset)
     known = experiment.earlier.tables if experiment.earlier is not None else {}
-    fitted = experiment.model.start(interactions, experiment.sizes, experiment.config.seed, known)
-    return {
-        name: devices.spread(
-            np.asarray(fitted[name], like.dtype), experiment.mesh, experiment.model.copies(name)
-        )
-        for name, like in params.tables.items()
-    }
+    given = pairs, experiment.sizes, experiment.config.seed, known, experiment.mesh
+    fitted = experiment.model.start(*given)
+    return {name: fitted[name].astype(like.dtype) for name, like in params.tables.items()}
 
 
 def _taken_over(experiment: Experiment, params: Params) -> dict[str, jax.Array]:

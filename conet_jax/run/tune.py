@@ -23,6 +23,7 @@ constants.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -30,10 +31,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from conet_jax import metrics, models
-from conet_jax.data.types import Dataset, trained_items, warm
+from conet_jax import devices, models
+from conet_jax.data.types import Dataset, HeldOut, trained_items, warm
+from conet_jax.errors import Diverged
 from conet_jax.models import ials, neighbours
 from conet_jax.models.base import Sizes
+from conet_jax.train import ranking
 
 # regularization / alpha, alpha, weight of the source's squared errors.
 _RANGES = np.log([(1.0, 20.0), (5.0, 1000.0), (0.05, 1.0)])
@@ -101,13 +104,16 @@ def resolved(config: ConfigDict, constants: dict[str, float] | None) -> ConfigDi
     return config
 
 
-def search(config: ConfigDict, dataset: Dataset, interactions: Any) -> Tuning:
+def search(
+    config: ConfigDict, dataset: Dataset, interactions: Any, mesh: jax.sharding.Mesh | None = None
+) -> Tuning:
     """Searches for the constants of a config's factorisation; the test split is not read.
 
     Args:
       config: of a run; its constants are the first of ``ials_trials`` points.
       dataset: the data; its validation items are ranked.
-      interactions: its training interactions by domain, on one device.
+      interactions: its training pairs by domain.
+      mesh: the devices, all of which work on one point; None is one.
 
     Returns:
       The constants, to three digits.
@@ -116,10 +122,11 @@ def search(config: ConfigDict, dataset: Dataset, interactions: Any) -> Tuning:
     options, k = models.factorisation(config), config.eval_k[0]
     trials, sweeps = config.ials_trials, config.ials_sweeps
     sizes = Sizes(dataset.num_users, dataset.target.num_items, dataset.source.num_items)
-    pairs = ials.matrix(interactions, sizes, joined=options.joined)
-    drawn = ials.init(jax.random.key(0), sizes, options).tables
-    listed = _listed(dataset)
-    ndcg = _value(dataset, listed, _BIASES if config.model != "ials" else _BIASES[:1], k)
+    pairs = ials.matrix(interactions, sizes, joined=options.joined, mesh=mesh)
+    drawn = ials.drawn(jax.random.key(0), sizes, options, pairs.mesh)
+    listed = _warm_validation(dataset)
+    biases = _BIASES if config.model != "ials" else _BIASES[:1]
+    ndcg = _value(dataset, listed, biases, k, pairs.mesh)
 
     def improved(trial: _Trial, sweeps: int) -> _Trial:
         tables = ials.sweep(pairs, trial.tables, trial.options, sweeps=sweeps)
@@ -159,38 +166,51 @@ def search(config: ConfigDict, dataset: Dataset, interactions: Any) -> Tuning:
             break
     found = best.options.constants()
     if "neighbour_weight" in models.tuned_fields(config):
-        found["neighbour_weight"] = _neighbour_weight(config, interactions, sizes, best, listed)
+        given = config, interactions, sizes, best, listed, pairs.mesh
+        found["neighbour_weight"] = _neighbour_weight(*given)
     return Tuning(found, best.ndcg, trials, time.perf_counter() - since)
 
 
-def _listed(dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Warm validation: users int32[n], items [n, 1 + c], and bool[n, c], candidates that count."""
+def _warm_validation(dataset: Dataset) -> HeldOut:
+    """The warm validation items among candidates that are warm."""
     valid = dataset.valid
     kept, mask = warm(valid, trained_items(dataset.target))
-    items = np.concatenate([valid.items[:, None], valid.candidates], axis=1)
-    return valid.users[kept], items[kept], mask[kept]
+    return HeldOut(valid.users[kept], valid.items[kept], valid.candidates[kept], mask[kept])
 
 
 def _value(
-    dataset: Dataset, listed: tuple[np.ndarray, ...], biases: Sequence[float], k: int
+    dataset: Dataset, listed: HeldOut, biases: Sequence[float], k: int, mesh: jax.sharding.Mesh
 ) -> Callable[[dict[str, jax.Array]], float]:
     """Returns the value of tables: NDCG of the warm validation items under the best bias."""
     counts = np.bincount(dataset.target.indices, minlength=dataset.target.num_items)
-    given = jax.device_put(listed)
-    item_biases = jax.device_put(np.outer(biases, np.log1p(counts)).astype(np.float32))
+    of_items = np.outer(np.log1p(counts), biases).astype(np.float32)
+    item_biases = devices.spread(of_items, mesh)
 
     def value(tables: dict[str, jax.Array]) -> float:
-        above, tied, finite = _ranks(tables["user"], tables["target_item"], item_biases, *given)
-        return max(_ndcgs(above, tied, listed[-1], k)) if bool(finite) else -math.inf
+        projected = {"user": tables["user"], "item": tables["target_item"]}
+        projected["item_biases"] = item_biases
+        try:
+            return max(_ndcgs(_biased, projected, listed, k))
+        except Diverged:
+            return -math.inf
 
     return value
 
 
-def _ndcgs(above: jax.Array, tied: jax.Array, mask: np.ndarray, k: int) -> list[float]:
-    """NDCG of each column of int[n, columns] candidates above and level with the first item."""
-    candidates = mask.sum(axis=1)
-    each = zip(np.asarray(above).T, np.asarray(tied).T, strict=True)
-    return [metrics.summarize(*ranks, candidates, k=k)[f"ndcg@{k}"] for ranks in each]
+def _ndcgs(
+    scores: Callable[..., jax.Array], projected: dict[str, Any], listed: HeldOut, k: int
+) -> list[float]:
+    """NDCG by each of some scores, see ``ranking.rank_many``."""
+    ranked = ranking.rank_many(scores, projected, listed)
+    return [ranking.summarize(ranks, k=k)[f"ndcg@{k}"] for ranks in ranked]
+
+
+def _biased(projected: dict[str, Any], users: jax.Array, items: jax.Array) -> jax.Array:
+    """Scores under each bias f32[n, biases, c]: what of a user's length is the same for all."""
+    x = projected["user"][users]
+    x /= jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), jnp.finfo(x.dtype).tiny)
+    dots = jnp.einsum("nd,ncd->nc", x, projected["item"][items])
+    return dots[:, None] + jnp.moveaxis(projected["item_biases"][items], -1, 1)
 
 
 def _neighbour_weight(
@@ -198,70 +218,32 @@ def _neighbour_weight(
     interactions: Any,
     sizes: Sizes,
     best: _Trial,
-    listed: tuple[np.ndarray, np.ndarray, np.ndarray],
+    listed: HeldOut,
+    mesh: jax.sharding.Mesh,
 ) -> float:
     """The best of ``_WEIGHTS`` for the term of the neighbours beside that of a trial's factors."""
-    users, items, mask = listed
     domains = ("target", "source") if best.options.joined else ("target",)
-    near = neighbours.fit(interactions, sizes, domains, config.neighbours, ("target",))
-    v = neighbours.weights("target", domains, 1.0)
-    projected = neighbours.project(near, interactions, v, config.neighbours, domains)
-    given = best.tables["user"], best.tables["target_item"], projected, config.inner_weight
-    above, tied = _ranks_with_neighbours(*given, users, items, mask)
-    values = _ndcgs(above, tied, mask, config.eval_k[0])
+    near = neighbours.fit(interactions, sizes, domains, config.neighbours, ("target",), mesh)
+    v = np.asarray(neighbours.weights("target", domains, 1.0))
+    num_ids = sizes.target_items + sizes.source_items * best.options.joined
+    options = {"num_ids": num_ids, "size": config.neighbours, "domains": domains}
+    project = partial(neighbours.project, **options)
+    specs = ranking.specs_of(jax.eval_shape(project, near, v))
+    projected = {
+        **jax.jit(devices.mapped(project, mesh, (devices.SPLIT, devices.SAME), specs))(near, v),
+        "user": best.tables["user"] * config.inner_weight,
+        "item": best.tables["target_item"],
+    }
+    values = _ndcgs(_with_neighbours, projected, listed, config.eval_k[0])
     return _WEIGHTS[int(np.argmax(values))]
 
 
-@jax.jit
-def _ranks_with_neighbours(
-    x: jax.Array,
-    y: jax.Array,
-    projected: dict[str, jax.Array],
-    inner_weight: jax.Array,
-    users: jax.Array,
-    items: jax.Array,
-    mask: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """Candidates above and level with the first item under each weight, int[n, weights]."""
-    pairs = users, items  # by blocks: all of y[items] at once is gigabytes at the paper's size
-    dots = inner_weight * jax.lax.map(lambda at: y[at[1]] @ x[at[0]], pairs, batch_size=256)
+def _with_neighbours(projected: dict[str, Any], users: jax.Array, items: jax.Array) -> jax.Array:
+    """Scores under each weight f32[n, weights, c]."""
+    vectors = projected["user"][users], projected["item"][items]
     sums = neighbours.scores(projected, users, items)
-    scores = dots[:, None] + jnp.array(_WEIGHTS)[None, :, None] * sums[:, None]
-    first, others = scores[..., :1], scores[..., 1:]
-    above, tied = (others > first) & mask[:, None], (others == first) & mask[:, None]
-    return above.sum(-1), tied.sum(-1)
-
-
-@jax.jit
-def _ranks(
-    x: jax.Array,
-    y: jax.Array,
-    item_biases: jax.Array,
-    users: jax.Array,
-    listed: jax.Array,
-    mask: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Candidates above and level with the first listed item under each bias, int32[n, biases].
-
-    Args:
-      x: f32[users, dim].
-      y: f32[items, dim].
-      item_biases: f32[biases, items].
-      users: int32[n].
-      listed: int32[n, 1 + c].
-      mask: bool[n, c], the candidates that count.
-    """
-
-    def of_user(given: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        user, items, counted = given
-        own = x[user] / jnp.maximum(jnp.linalg.norm(x[user]), jnp.finfo(x.dtype).tiny)
-        scores = (y[items] @ own)[None] + item_biases[:, items]
-        first, others = scores[:, :1], scores[:, 1:]
-        above, tied = (others > first) & counted[None], (others == first) & counted[None]
-        return above.sum(1), tied.sum(1), jnp.isfinite(scores).all()
-
-    above, tied, finite = jax.lax.map(of_user, (users, listed, mask), batch_size=256)
-    return above, tied, finite.all()
+    weighed = jnp.array(_WEIGHTS)[None, :, None] * sums[:, None]
+    return jnp.einsum("nd,ncd->nc", *vectors)[:, None] + weighed
 
 
 def rounded(value: float) -> float:

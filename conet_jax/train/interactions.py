@@ -97,9 +97,7 @@ def to_device(
     skipped = indices - (np.arange(len(indices)) - indptr[users])
     arrays, starts = (users, indices, indptr, skipped), None
     if weights is not None and len(weights):
-        weights = np.asarray(weights, np.float64)
-        # The ratio of the least to the largest may be below float32.
-        weights = np.maximum(weights / weights.mean(), _LEAST_WEIGHT).astype(np.float32)
+        weights = relative(weights)
     if mesh is not None and mesh.size > 1:
         if weights is not None:
             weights = devices.put(_parted(weights, users, mesh.size), mesh, devices.SPLIT)
@@ -117,6 +115,13 @@ def to_device(
 
 
 _LEAST_WEIGHT = 1e-30
+
+
+def relative(weights: np.ndarray) -> np.ndarray:
+    """Returns weights over their mean, f32[n]."""
+    weights = np.asarray(weights, np.float64)
+    # The ratio of the least to the largest may be below float32.
+    return np.maximum(weights / weights.mean(), _LEAST_WEIGHT).astype(np.float32)
 
 
 def _taken(

@@ -8,7 +8,7 @@ On several devices (``devices``) each ranks its part of the users, and fetches t
 and their candidates need from the devices that hold them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -63,14 +63,14 @@ def count_above(scores: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Arra
     return above, tied, jnp.isfinite(own) & jnp.all(jnp.isfinite(others) | ~mask)
 
 
-@partial(jax.jit, static_argnames=("model", "chunk", "mesh"))
+@partial(jax.jit, static_argnames=("scores", "chunk", "mesh"))
 def _rank_all(
     projected: Any,
     users: jax.Array,
     items: jax.Array,
     masks: jax.Array,
     *,
-    model: Model,
+    scores: Callable[..., jax.Array],
     chunk: int,
     mesh: jax.sharding.Mesh,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -80,8 +80,11 @@ def _rank_all(
             projected = _fetch(projected, users, items)
             users = jnp.arange(users.size, dtype=jnp.int32)
             items = jnp.arange(items.size, dtype=jnp.int32).reshape(items.shape)
-        counted = jax.vmap(jax.vmap(count_above, in_axes=(None, 0)))
-        return counted(model.scores(projected, users, items), masks)
+        scored = scores(projected, users, items)
+        # Of many scores, all under one mask; of one, under many.
+        one_mask = scored.ndim > items.ndim
+        counted = jax.vmap(jax.vmap(count_above, in_axes=(0, None) if one_mask else (None, 0)))
+        return counted(scored, masks[:, 0] if one_mask else masks)
 
     def rank_part(projected: Any, *arguments: jax.Array) -> Any:
         split = tuple(x.reshape(-1, chunk, *x.shape[1:]) for x in arguments)
@@ -189,7 +192,7 @@ def rank_twice(
     projected = project(params, interactions, model=model)
     check_held_out(held_out, interactions, projected, len(trained))
     kept, mask = warm(held_out, trained)
-    everything, warm_ranks = _ranked(model, projected, held_out, [held_out.mask, mask])
+    everything, warm_ranks = _ranked(model.scores, projected, held_out, [held_out.mask, mask])
     return (
         Ranked(held_out.users, everything),
         Ranked(held_out.users[kept], Ranks(*(x[kept] for x in warm_ranks))),
@@ -214,30 +217,47 @@ def check_held_out(
 
 def rank_projected(model: Model, projected: Any, held_out: HeldOut) -> Ranks:
     """``rank_held_out`` from tables that went through ``project``; indices are not checked."""
-    return _ranked(model, projected, held_out, [held_out.mask])[0]
+    return _ranked(model.scores, projected, held_out, [held_out.mask])[0]
+
+
+def rank_many(scores: Callable[..., jax.Array], projected: Any, held_out: HeldOut) -> list[Ranks]:
+    """Ranks by several scores at once.
+
+    Args:
+      scores: as ``Model.scores``, but f32[n, s, c]; the same function has the same program.
+      projected: what it reads, by the names that ``Model.project`` has.
+      held_out: n users, their items and candidates; indices are not checked.
+
+    Returns:
+      The ranks under each of the s scores.
+
+    Raises:
+      Diverged: a score is NaN or infinite.
+    """
+    return _ranked(scores, projected, held_out, [held_out.mask])
 
 
 def _ranked(
-    model: Model, projected: Any, held_out: HeldOut, masks: list[np.ndarray]
+    scores: Callable[..., jax.Array], projected: Any, held_out: HeldOut, masks: list[np.ndarray]
 ) -> list[Ranks]:
-    """Ranks under each mask bool[n, c] of the candidates."""
+    """Ranks under each mask bool[n, c] of the candidates, or under one by each of the scores."""
     mesh = devices.mesh_of(projected)
     arguments, chunk = _ranker_arguments(held_out, masks, mesh)
-    above, tied, finite = _rank_all(projected, *arguments, model=model, chunk=chunk, mesh=mesh)
+    above, tied, finite = _rank_all(projected, *arguments, scores=scores, chunk=chunk, mesh=mesh)
     count = len(held_out.users)
     check_finite(np.asarray(finite)[:count].all(axis=1), held_out.users)
     above, tied = np.asarray(above)[:count], np.asarray(tied)[:count]
-    return [
-        Ranks(above[:, at], tied[:, at], mask.sum(1, dtype=np.int32))
-        for at, mask in enumerate(masks)
-    ]
+    counted = [mask.sum(1, dtype=np.int32) for mask in masks]
+    counted *= above.shape[1] // len(masks)
+    return [Ranks(above[:, at], tied[:, at], candidates) for at, candidates in enumerate(counted)]
 
 
 def ranker_memory(model: Model, projected: Any, held_out: HeldOut) -> int:
     """Returns the bytes of temporaries of the ranker compiled for these users."""
     mesh = devices.mesh_of(projected)
     arguments, chunk = _ranker_arguments(held_out, [held_out.mask], mesh)
-    lowered = _rank_all.lower(projected, *arguments, model=model, chunk=chunk, mesh=mesh)
+    given = {"scores": model.scores, "chunk": chunk, "mesh": mesh}
+    lowered = _rank_all.lower(projected, *arguments, **given)
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
 

@@ -95,19 +95,10 @@ def init_params(model: Model, key: jax.Array, sizes: Sizes, mesh: jax.sharding.M
     if mesh.size == 1:
         # An error of its own, not one of jit's: a model may refuse the sizes.
         return jax.jit(model.init, static_argnums=1)(key, sizes)
-    num_rows = tuple(
-        (name, table.shape[0])
-        for name, table in jax.eval_shape(lambda: model.init(key, sizes)).tables.items()
-    )
-
-    def make(key: jax.Array) -> Params:
-        params = model.init(key, sizes)
-        return Params(devices.padded(params.tables, mesh, model.copies), params.dense)
-
-    specs = Params(*(jax.sharding.NamedSharding(mesh, spec) for spec in PARAMS))
-    params = jax.jit(make, out_shardings=specs)(key)
-    tables = devices.interleaved(params.tables, num_rows=num_rows, mesh=mesh, copies=model.copies)
-    return params._replace(tables=tables)
+    tables = devices.made(lambda key: model.init(key, sizes).tables, key, mesh, model.copies)
+    same = jax.sharding.NamedSharding(mesh, PARAMS.dense)
+    dense = jax.jit(lambda key: model.init(key, sizes).dense, out_shardings=same)(key)
+    return Params(tables, dense)
 
 
 def init_state(model: Model, params: Params, settings: Settings) -> TrainState:
