@@ -1,17 +1,24 @@
-"""Eight runs of one program against one: steps, and with their compilation."""
+"""Runs of one program against one alone: steps of eight, and 27 recipes from start to end."""
 
+import tempfile
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks import data
 from benchmarks.report import Report
+from conet_jax.config import default_config
 from conet_jax.data import synthetic
+from conet_jax.run import loop
+from conet_jax.run.experiment import make_experiment
 from conet_jax.run.start import initial_state
-from conet_jax.train.chunk import chunk_program, train_population
+from conet_jax.studies import population
+from conet_jax.train.chunk import chunk_program, train_chunk, train_population
 from conet_jax.train.state import SETTLE_STEP, settle_in_place
 
 
@@ -33,14 +40,11 @@ def measure(report: Report, scale: str) -> None:
     experiments = [data.experiment_on(dataset, seed=seed) for seed in range(members)]
     steps = experiment.plan.steps
 
-    def stack(values: list[Any]) -> Any:
-        return jax.tree.map(lambda *x: jnp.stack(x), *values)
-
     def states() -> Any:
-        return jax.block_until_ready(stack([initial_state(t) for t in experiments]))
+        return jax.block_until_ready(data.stack([initial_state(t) for t in experiments]))
 
     keys = jnp.stack([t.sampling_key for t in experiments])
-    hypers = stack([t.hyper for t in experiments])
+    hypers = data.stack([t.hyper for t in experiments])
     static = dict(
         model=experiment.model, plan=experiment.plan, settings=experiment.settings, num_steps=steps
     )
@@ -99,3 +103,57 @@ def measure(report: Report, scale: str) -> None:
         for name, count in (("one", 1), ("eight", 8))
     }
     report.ratios["population_8_over_1_with_compilation"] = whole["eight"] / whole["one"]
+    _recipes(report)
+
+
+def _recipes(report: Report) -> None:
+    """A sweep of 27 learning rates of a recipe, beside one of its runs: search, start, training.
+
+    Both compiled, two epochs each, and none is tested. And a step of all beside one of a run.
+    """
+    members, steps = 27, 10
+    dataset = synthetic.dataset(
+        num_users=1_000,
+        num_target_items=300,
+        num_source_items=400,
+        target_interactions=5_000,
+        source_interactions=20_000,
+        seed=0,
+    )[0]
+    config = default_config("recipe")
+    config.update({"devices": 1, "epochs": 2, "patience": 99})
+    configs = []
+    for rate in np.geomspace(1e-4, 1e-2, members):
+        configs.append(config.copy_and_resolve_references())
+        configs[-1].learning_rate = float(rate)
+
+    def alone() -> None:
+        experiment = make_experiment(config, dataset)
+        list(loop.train(experiment, initial_state(experiment)))
+
+    def together() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            population.train(configs, dataset, Path(folder))
+
+    seconds = report.time({"recipe": (alone, 1), "recipes_27": (together, members)})
+    report.ratios["population_recipe_27_over_27_runs"] = seconds["recipes_27"] / seconds["recipe"]
+    experiment = make_experiment(configs[0], dataset)
+    experiments = [experiment.member(config) for config in configs]
+    holder = {"one": initial_state(experiment), "all": population.start(experiments)}
+    hypers = {"one": experiment.hyper, "all": data.stack([x.hyper for x in experiments])}
+
+    def run(which: str, train: Any) -> None:
+        given = experiment.interactions, experiment.sampling_key, jnp.int32(0), jnp.int32(0)
+        static = {"plan": experiment.plan, "settings": experiment.settings, "num_steps": steps}
+        state, sums = train(holder[which], *given, hypers[which], model=experiment.model, **static)
+        holder[which] = state
+        jax.block_until_ready(sums)
+
+    seconds = report.time(
+        {
+            "recipe_step": (partial(run, "one", train_chunk), steps),
+            "recipe_step_27": (partial(run, "all", train_population), steps * members),
+        }
+    )
+    ratio = seconds["recipe_step_27"] / seconds["recipe_step"]
+    report.ratios["population_recipe_step_27_over_27"] = ratio

@@ -32,6 +32,7 @@ def test_report_has_the_promised_ratios_and_rates(tmp_path):
         "evaluate_memory_x4",
         "population_8_over_1",
         "population_8_over_1_with_compilation",
+        "population_recipe_27_over_27_runs",
     } <= set(report["ratios"])
     assert {
         "train_rows_per_second",

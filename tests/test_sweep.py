@@ -201,7 +201,15 @@ def test_population_that_settles_its_rows_is_its_runs_alone(variant, data, tmp_p
     )  # of hundreds, in an epoch far from here
     options = dict(epochs=2, folds=2, ials_sweeps=2, fold_sweeps=1, batch_size=32)
     configs = [tiny(variant, l1=l1, **options) for l1 in (0.0, 1e-3)]
+    run, axes = population.train_population, set()
+
+    def watched(states, *args, **static):
+        axes.update(table.ndim for table in states.tables.values())
+        return run(states, *args, **static)
+
+    monkeypatch.setattr(population, "train_population", watched)
     records = population.train(configs, data, tmp_path)
+    assert axes == {2 if variant == "recipe" else 3}  # fixed tables are there once
     for config, record in zip(configs, records, strict=True):
         experiment = make_experiment(config, data)
         assert experiment.plan.steps > 5
@@ -224,6 +232,8 @@ def test_structure_divides_populations_and_real_values_do_not(data, tmp_path):
     assert sizes(*real, members=64) == [32]
     assert sizes(*real, members=20) == [16, 16]
     assert sizes("config.dropout=0,0.1,0.2", seeds=3) == [3, 6]
+    fixed = tiny("recipe")  # with a start of each seed
+    assert sizes("config.learning_rate=0.1,0.2,0.3", config=fixed, seeds=2) == [3, 3]
     assert sizes("config.l1=0,1e-3", "config.l1_method=proximal,subgradient") == [2, 2]
     assert sizes("config.negatives=1,2", "config.l1=0,1") == [2, 2]
     assert sizes("config.learning_rate=0.1,0.2", config=tiny("popularity")) == [1, 1]

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from conet_jax import models
 from conet_jax.data.types import Dataset
 from conet_jax.errors import InputError
 from conet_jax.models.base import Hyper, Model
@@ -54,9 +55,12 @@ def program(config: ConfigDict) -> str:
     """Returns what configs must agree in to be members of one population.
 
     Everything but names, the seed, when it stops and the fields of ``Hyper``; of dropout, which
-    adds draws to the program, whether there is any.
+    adds draws to the program, whether there is any. And the seed where tables do not change, which
+    members then share.
     """
     fields = config.to_dict() | dict.fromkeys(("seed", *_NAMES, *Hyper._fields))
+    if getattr(models.build(config), "fixed_tables", False):
+        fields["seed"] = config.seed
     return json.dumps(fields | {"dropout": config.dropout > 0}, sort_keys=True)
 
 
@@ -89,7 +93,12 @@ def train(
     config.devices = 1  # a population is one program of one device
     experiment = make_experiment(config, search.without_test(dataset))
     experiments = [experiment.member(config) for config in configs]
-    members, slots, states, part = _restore(experiments, folder) or _start(experiments)
+    members, slots, states, part = _restore(experiments, folder) or (
+        [Member() for _ in experiments],
+        list(range(len(experiments))),
+        start(experiments),
+        Part(),
+    )
     checkpoints = Checkpoints(folder / str(len(slots)))
 
     def save(number: int, states: TrainState, **more: Any) -> None:
@@ -148,7 +157,7 @@ class _Epoch(NamedTuple):
     seconds: float  # a slot's share
 
 
-def _start(experiments: list[Experiment]) -> tuple[list[Member], list[int], TrainState, Part]:
+def start(experiments: list[Experiment]) -> TrainState:
     """Initial states; a start that no field of ``Hyper`` enters is made once a seed."""
     found: dict[Any, TrainState] = {}
     states = []
@@ -158,8 +167,19 @@ def _start(experiments: list[Experiment]) -> tuple[list[Member], list[int], Trai
         if key not in found:
             found[key] = initial_state(experiment)
         states.append(found[key])
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *states)
-    return [Member() for _ in experiments], list(range(len(experiments))), stacked, Part()
+    own, tables = zip(*map(_apart, states), strict=True)
+    return _joint(jax.tree.map(lambda *x: jnp.stack(x), *own), tables[0])
+
+
+def _apart(states: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
+    """What is a member's own, and the tables that all share (see ``chunk.member_axes``)."""
+    if not states.fixed_tables:
+        return states, {}
+    return states.replace(tables={}), states.tables
+
+
+def _joint(states: TrainState, tables: dict[str, jax.Array]) -> TrainState:
+    return states.replace(tables=tables) if states.fixed_tables else states
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -170,9 +190,14 @@ def _settle(states: TrainState, rates: jax.Array) -> TrainState:
     return states.replace(tables=tables)
 
 
-@jax.jit
 def _take(states: TrainState, at: Any) -> TrainState:
-    return jax.tree.map(lambda x: x[at], states)
+    own, tables = _apart(states)
+    return _joint(_rows(own, at), tables)
+
+
+@jax.jit
+def _rows(tree: Any, at: Any) -> Any:
+    return jax.tree.map(lambda x: x[at], tree)
 
 
 def _epoch(
@@ -180,6 +205,8 @@ def _epoch(
 ) -> tuple[TrainState, _Epoch]:
     experiment, began = experiments[0], time.perf_counter() - part.seconds
     keys = jnp.stack([experiment.sampling_key for experiment in experiments])
+    if len({experiment.config.seed for experiment in experiments}) == 1:
+        keys = keys[0]
     hypers = jax.tree.map(
         lambda *x: jnp.stack(x), *(experiment.hyper for experiment in experiments)
     )
@@ -200,7 +227,7 @@ def _epoch(
             num_steps=length,
         )
         chunks.append(jax.tree.map(lambda x: np.asarray(x, np.float64), chunk))
-        if first + done < SETTLE_STEP <= first + done + length:
+        if first + done < SETTLE_STEP <= first + done + length and not states.fixed_tables:
             states = _settle(states, hypers.learning_rate)
         done += length
         if signum := signals.requested():
@@ -291,13 +318,11 @@ def _restore(
         try:
             if checkpoints.latest_epoch() is None:
                 continue
-            like = jax.eval_shape(
-                lambda state, size=size: jax.tree.map(
-                    lambda x: jnp.broadcast_to(x[None], (size, *x.shape)), state
-                ),
-                experiments[0].abstract_state(),
+            own, tables = _apart(experiments[0].abstract_state())
+            like = jax.tree.map(
+                lambda x, size=size: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), own
             )
-            states, stored = checkpoints.restore_latest(like)
+            states, stored = checkpoints.restore_latest(_joint(like, tables))
         except InputError as error:  # none is whole: what it held is trained again
             print(f"warning: {error}", file=sys.stderr)
             shutil.rmtree(folder / str(size))

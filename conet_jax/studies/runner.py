@@ -198,7 +198,11 @@ def units(runs: Sequence[Run], folder: Path, kind: Kind, *, members: int = 32) -
         keys = _read_members(path)
         if all((folder / "results" / f"{key}.json").exists() for key in keys):
             shutil.rmtree(path.parent)  # killed after the last result
-        elif set(keys) <= by_key.keys():
+        elif not set(keys) <= by_key.keys():
+            continue
+        elif len({population.program(by_key[key].config) for key in keys}) > 1:
+            shutil.rmtree(path.parent)  # another version's, which had them in one program
+        else:
             found.append(Unit([by_key[key] for key in keys], path.parent))
             missing = [key for key in missing if key not in keys]
     groups: dict[str, list[str]] = {}

@@ -115,10 +115,13 @@ def train_population(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """``train_chunk`` for a population of runs in one program: ``vmap`` over seeds and ``Hyper``.
 
+    What members share is there, and computed, once: fixed tables, and of members of one seed the
+    batches and what is read for them.
+
     Args:
-      states: states before, each leaf with a leading axis of members; donated.
+      states: states before, each leaf but fixed tables with a leading axis of members; donated.
       interactions: training positives by domain, shared.
-      keys: PRNG keys [members].
+      keys: PRNG keys [members], or the one of all.
       epoch: int32[], shared.
       first_step: int32[], shared.
       hypers: each field f32[members].
@@ -145,7 +148,18 @@ def train_population(
             num_steps=num_steps,
         )
 
-    return jax.vmap(member)(states, keys, hypers)
+    axes = member_axes(states)
+    in_axes = axes, 0 if keys.ndim else None, 0
+    return jax.vmap(member, in_axes=in_axes, out_axes=(axes, 0))(states, keys, hypers)
+
+
+def member_axes(states: TrainState) -> TrainState:
+    """Returns the axis of members of each part of the states of a population, as ``vmap`` has it.
+
+    Fixed tables have none: members that differ in ``Hyper`` alone have the same.
+    """
+    tables = None if states.fixed_tables else 0
+    return states.replace(step=0, tables=tables, dense=0, opt_state=0)
 
 
 def chunk_lengths(steps: int, longest: int, done: int = 0) -> list[int]:
