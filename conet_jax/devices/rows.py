@@ -294,7 +294,7 @@ def made(
     """Makes plain tables from a key, on devices none of which ever has a whole one."""
     if mesh.size == 1:
         return make(key)
-    shapes = jax.eval_shape(make, key)
+    key, shapes = axis.put(key, mesh, axis.SAME), jax.eval_shape(make, key)
     num_rows = tuple((name, table.shape[0]) for name, table in shapes.items())
     split = NamedSharding(mesh, axis.SPLIT)
     tables = jax.jit(lambda key: padded(make(key), mesh, copies), out_shardings=split)(key)
@@ -324,12 +324,15 @@ def from_parts(part: Callable[[int], Any], mesh: Mesh) -> Any:
     """
     if mesh.size == 1:
         return jax.tree.map(jnp.asarray, part(0))
-    here = [d for d, x in enumerate(mesh.devices) if x.process_index == jax.process_index()]
+    parts = [  # one at a time: not all are on the host at once
+        jax.device_put(part(d), device)
+        for d, device in enumerate(mesh.devices)
+        if device.process_index == jax.process_index()
+    ]
 
-    def put(*parts: np.ndarray) -> jax.Array:
-        placed = [jax.device_put(x, mesh.devices[d]) for d, x in zip(here, parts, strict=True)]
+    def joined(*parts: jax.Array) -> jax.Array:
         shape = (mesh.size * len(parts[0]), *parts[0].shape[1:])
         sharding = NamedSharding(mesh, axis.SPLIT)
-        return jax.make_array_from_single_device_arrays(shape, sharding, placed)
+        return jax.make_array_from_single_device_arrays(shape, sharding, list(parts))
 
-    return jax.tree.map(put, *map(part, here))
+    return jax.tree.map(joined, *parts)

@@ -126,7 +126,7 @@ def drawn(
         return init(key, sizes, options).tables
 
     if not known:
-        return devices.made(tables, devices.put(key, mesh, SAME), mesh)
+        return devices.made(tables, key, mesh)
     # A user's first view is that of all domains, its first columns are the factors.
     plain = {
         name: known[name].into(table) if name in known else table
@@ -210,12 +210,12 @@ def matrix(
     offsets = mesh.size * np.cumsum([0, *each[: len(domains)]])
     pairs = [interactions[domain] for domain in domains]
     users = np.concatenate([np.asarray(p.users) for p in pairs])
-    items = [np.asarray(p.items) + at for p, at in zip(pairs, offsets[:-1], strict=True)]
+    items = [np.asarray(p.items) + np.int32(o) for p, o in zip(pairs, offsets[:-1], strict=True)]
     items, weights = np.concatenate(items), None
     numbers = np.concatenate([np.arange(len(p.users), dtype=np.int32) for p in pairs])
     if any(p.weights is not None for p in pairs):
         own = (np.ones(len(p.users)) if p.weights is None else p.weights for p in pairs)
-        weights = np.concatenate([np.asarray(each, np.float32) for each in own])
+        weights = np.concatenate([np.asarray(k, np.float32) for k in own])
     by_user = _blocks(users, items, numbers, sizes.users, weights, mesh)
     by_item = _blocks(items, users, numbers, offsets[-1], weights, mesh)
     return Matrix(by_user, by_item, domains, mesh)
@@ -340,7 +340,8 @@ def _blocks(
 ) -> Blocks:
     """Packs rows and their pairs in the order of the rows, each device its own."""
     n = mesh.size
-    degrees = [np.bincount(rows[rows % n == d] // n, minlength=-(-num_rows // n)) for d in range(n)]
+    counts = np.bincount(rows, minlength=-(-num_rows // n) * n)
+    degrees = [counts[d::n] for d in range(n)]
     ids = [np.flatnonzero(own) for own in degrees]
     chunks = [-(-own[having] // _CHUNK) for own, having in zip(degrees, ids, strict=True)]
     # A power of two that holds the longest row, and not much more than there is.

@@ -69,7 +69,7 @@ def fit(
     """Finds the neighbours in the training pairs: each process those of its devices' rows.
 
     Args:
-      interactions: training interactions (``interactions.Interactions``) by domain.
+      interactions: training pairs (``interactions.Interactions`` or ``ials.Pairs``) by domain.
       sizes: rows of the tables.
       domains: those that neighbours are looked for in.
       size: neighbours of an item in each domain; 0 makes no tables.
@@ -105,6 +105,8 @@ def fit(
         domain: np.bincount(own.indices, minlength=own.shape[1]) for domain, own in lists.items()
     }
     mesh = devices.one_device() if mesh is None else mesh
+    by_item = {domain: lists[domain].T.tocsr() for domain in of}
+    rows = {"user_items": sizes.users} | {f"{domain}_neighbours": counts[domain] for domain in of}
 
     def of_device(d: int) -> dict[str, np.ndarray]:
         users = {domain: own[d :: mesh.size] for domain, own in lists.items()}
@@ -112,19 +114,22 @@ def fit(
         for domain in of:
             items = np.arange(d, counts[domain], mesh.size)
             near = [
-                _neighbours(lists[domain], lists[other], degrees[other], size, items)
+                _neighbours(
+                    by_item[domain][items],
+                    lists[other],
+                    degrees[other],
+                    size,
+                    items if other == domain else None,
+                )
                 for other in domains
             ]
-            near = [_moved(rows, first) for rows, first in zip(near, _firsts(lists), strict=True)]
+            near = [_moved(own, first) for own, first in zip(near, _firsts(lists), strict=True)]
             tables[f"{domain}_neighbours"] = np.concatenate(
                 [*near, degrees[domain][items, None]], axis=1, dtype=np.float32
             )
-        each = {"user_items": sizes.users} | {
-            f"{domain}_neighbours": counts[domain] for domain in of
-        }
         return {
-            name: np.pad(rows, [(0, -(-each[name] // mesh.size) - len(rows)), (0, 0)])
-            for name, rows in tables.items()
+            name: np.pad(table, [(0, -(-rows[name] // mesh.size) - len(table)), (0, 0)])
+            for name, table in tables.items()
         }
 
     return devices.from_parts(of_device, mesh)
@@ -170,14 +175,22 @@ def of_lists(
 
 
 def _neighbours(
-    own: sparse.csr_matrix,
+    by_item: sparse.csr_matrix,
     others: sparse.csr_matrix,
     degrees: np.ndarray,
     size: int,
-    items: np.ndarray,
+    themselves: np.ndarray | None,
 ) -> np.ndarray:
-    """Those of some items f32[items, 2 size] among the items of others."""
-    by_item, weights = own.T.tocsr()[items], (degrees + _CHANCE) ** -0.5
+    """Those of some items f32[items, 2 size] among the items of others.
+
+    Args:
+      by_item: users of the items, ones [items, users].
+      others: [users, others].
+      degrees: int[others].
+      size: most neighbours.
+      themselves: int[items], which of the others the items are; None if they are none of them.
+    """
+    weights = (degrees + _CHANCE) ** -0.5
     # Pairs of items, counting each user that they have in common: so many at once.
     work = np.cumsum(by_item @ np.diff(others.indptr).astype(np.int64))
     blocks, first = [], 0
@@ -185,8 +198,8 @@ def _neighbours(
         done = work[first - 1] if first else 0
         last = max(first + 1, int(np.searchsorted(work, done + _PAIRS_AT_ONCE, side="right")))
         common = (by_item[first:last] @ others).tocsr()
-        if own is others:  # no item is its own neighbour
-            common.data[items[first:last][_rows(common)] == common.indices] = 0
+        if themselves is not None:  # no item is its own neighbour
+            common.data[themselves[first:last][_rows(common)] == common.indices] = 0
         blocks.append(_largest(common, weights, size))
         first = last
     return np.concatenate(blocks) if blocks else np.zeros((0, 2 * size), np.float32)

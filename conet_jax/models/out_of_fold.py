@@ -128,7 +128,7 @@ def fit(
     each user's pairs are spread over the folds.
 
     Args:
-      interactions: training interactions (``interactions.Interactions``) by domain.
+      interactions: training pairs (``interactions.Interactions`` or ``ials.Pairs``) by domain.
       sizes: rows of the tables.
       options: of the factorisation.
       folds: number of folds; 0 fits all pairs alone, and training then reads what has seen them.
@@ -140,11 +140,13 @@ def fit(
       mesh: the devices, over which rows are split; None is one.
 
     Returns:
-      ``user``, ``target_item`` and, if joined, ``source_item``, see the module's docstring.
+      ``user``, ``target_item`` and, if joined, ``source_item``, see the module's docstring, on the
+      devices. Rows of padding are those of an id without pairs.
     """
     pairs = ials.matrix(interactions, sizes, joined=options.joined, mesh=mesh)
     drawn = ials.drawn(jax.random.key(seed), sizes, options, pairs.mesh, known)
     whole = ials.sweep(pairs, drawn, options, sweeps=sweeps)
+    del drawn  # tables are large
     blocks = []
     for fold in [*range(folds), None]:
         without = None if fold is None else ials.Fold(fold, folds)
@@ -163,7 +165,7 @@ def fit(
     rows = {"user": sizes.users, "target_item": sizes.target_items}
     rows["source_item"] = sizes.source_items
     return {
-        name: _stacked([block[name] for block in blocks], rows=rows[name], mesh=pairs.mesh)
+        name: _stacked([block.pop(name) for block in blocks], rows=rows[name], mesh=pairs.mesh)
         for name in whole
     }
 

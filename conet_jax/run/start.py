@@ -1,5 +1,7 @@
 """What a run starts from: drawn parameters, a model's own start, or users of a pretrained MLP."""
 
+from typing import Any
+
 import jax
 
 from conet_jax import devices, models
@@ -18,7 +20,9 @@ def initial_state(experiment: Experiment) -> State:
             dense=devices.put(experiment.earlier.dense, experiment.mesh, devices.SAME)
         )
     if experiment.model.start is not None:
-        params = params._replace(tables=_own_start(experiment, params))
+        dtypes = {name: table.dtype for name, table in params.tables.items()}
+        params = params._replace(tables={})  # they are as large as what replaces them
+        params = params._replace(tables=_own_start(experiment, dtypes))
     elif experiment.earlier is not None:
         params = params._replace(tables=_taken_over(experiment, params))
     elif experiment.config.pretrain_epochs:
@@ -26,13 +30,13 @@ def initial_state(experiment: Experiment) -> State:
     return experiment.state_of(params)
 
 
-def _own_start(experiment: Experiment, params: Params) -> dict[str, jax.Array]:
+def _own_start(experiment: Experiment, dtypes: dict[str, Any]) -> dict[str, jax.Array]:
     """The tables that the model itself fits, on its devices."""
     pairs = fit_pairs(experiment.dataset)
     known = experiment.earlier.tables if experiment.earlier is not None else {}
     given = pairs, experiment.sizes, experiment.config.seed, known, experiment.mesh
     fitted = experiment.model.start(*given)
-    return {name: fitted[name].astype(like.dtype) for name, like in params.tables.items()}
+    return {name: fitted.pop(name).astype(dtype) for name, dtype in dtypes.items()}
 
 
 def _taken_over(experiment: Experiment, params: Params) -> dict[str, jax.Array]:

@@ -148,7 +148,8 @@ def search(
             # The worst goes at once: at no time are there more tables than are needed.
             half = sorted([*half, new], key=_ndcg, reverse=True)[: -(-len(points) // 2)]
         again = min(2 * _SWEEPS, sweeps) - few
-        tried += [improved(trial, again) for trial in half]
+        while half:
+            tried.append(improved(half.pop(0), again))
         tried = sorted(tried, key=_ndcg, reverse=True)[:_LAST]
     left = max(0, sweeps - 2 * _SWEEPS)
     best = max((improved(trial, left) for trial in tried), key=_ndcg)
@@ -165,7 +166,7 @@ def search(
         if moved:
             break
     found = best.options.constants()
-    if "neighbour_weight" in models.tuned_fields(config):
+    if "neighbour_weight" in models.tuned_fields(config) and best.ndcg > -math.inf:
         given = config, interactions, sizes, best, listed, pairs.mesh
         found["neighbour_weight"] = _neighbour_weight(*given)
     return Tuning(found, best.ndcg, trials, time.perf_counter() - since)
@@ -190,7 +191,8 @@ def _value(
         projected = {"user": tables["user"], "item": tables["target_item"]}
         projected["item_biases"] = item_biases
         try:
-            return max(_ndcgs(_biased, projected, listed, k))
+            # Processes on unlike processors must take the same way.
+            return round(max(_ndcgs(_biased, projected, listed, k)), 12)
         except Diverged:
             return -math.inf
 

@@ -56,7 +56,7 @@ def program(config: ConfigDict) -> str:
 
     Everything but names, the seed, when it stops and the fields of ``Hyper``; of dropout, which
     adds draws to the program, whether there is any. And the seed where tables do not change, which
-    members then share.
+    members then share: each seed then has its own start, and searches its constants.
     """
     fields = config.to_dict() | dict.fromkeys(("seed", *_NAMES, *Hyper._fields))
     if getattr(models.build(config), "fixed_tables", False):
