@@ -171,7 +171,7 @@ def random_params(build, seed=0):
     domains = ("target", "source")[: params.dense["v_target"].shape[0]]
     size = params.tables["user_items"].shape[1] // (2 * len(domains))
     near = neighbours.fit(both_domains(), SIZES, domains, size, of)
-    near = {name: table.astype(float) for name, table in near.items()}
+    near = {name: np.asarray(table, float) for name, table in near.items()}
     return params._replace(tables=params.tables | near)
 
 
