@@ -239,7 +239,7 @@ def test_a_checkpoint_of_any_number_of_devices_goes_on_with_any_other(variant, t
             shutil.copytree(tmp_path / f"from{n}", workdir)
             ends.append((str(workdir), other, 3))
     worker(tmp_path, runs=ends, **options)
-    # Factors of items that the same users have are equal, or not by a rounding, by the devices.
+    # A start on other devices differs by roundings, which can part items that score the same.
     metrics = 5e-4 if variant == "recipe" else 1e-6
     for workdir, _, _ in ends:
         assert_rows_agree(Path(workdir), whole, metrics=metrics)
