@@ -3,8 +3,6 @@
 from functools import cache
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from conet_jax.config import default_config
@@ -46,8 +44,3 @@ def recipe_of_amazon() -> ConfigDict:
     config = default_config("recipe")
     config.layers = (64, 32, 16, 8)  # as in configs/amazon.py
     return config
-
-
-def stack(values: list[Any]) -> Any:
-    """Returns the pytrees of a population's members with a leading axis of members."""
-    return jax.tree.map(lambda *x: jnp.stack(x), *values)

@@ -41,10 +41,10 @@ def measure(report: Report, scale: str) -> None:
     steps = experiment.plan.steps
 
     def states() -> Any:
-        return jax.block_until_ready(data.stack([initial_state(t) for t in experiments]))
+        return jax.block_until_ready(population.stack([initial_state(t) for t in experiments]))
 
     keys = jnp.stack([t.sampling_key for t in experiments])
-    hypers = data.stack([t.hyper for t in experiments])
+    hypers = population.stack([t.hyper for t in experiments])
     static = dict(
         model=experiment.model, plan=experiment.plan, settings=experiment.settings, num_steps=steps
     )
@@ -140,7 +140,7 @@ def _recipes(report: Report) -> None:
     experiment = make_experiment(configs[0], dataset)
     experiments = [experiment.member(config) for config in configs]
     holder = {"one": initial_state(experiment), "all": population.start(experiments)}
-    hypers = {"one": experiment.hyper, "all": data.stack([x.hyper for x in experiments])}
+    hypers = {"one": experiment.hyper, "all": population.stack([x.hyper for x in experiments])}
 
     def run(which: str, train: Any) -> None:
         given = experiment.interactions, experiment.sampling_key, jnp.int32(0), jnp.int32(0)

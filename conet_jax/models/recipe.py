@@ -14,6 +14,7 @@ Dense parameters: those of ``conet.CoNet``, ``w_target`` and ``w_source``, ``v_t
 ``v_source``.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -164,16 +165,29 @@ def start(
     known: Any = None,
     mesh: jax.sharding.Mesh | None = None,
     *,
-    options: Options,
+    options: Any,
+    views: Sequence[tuple[str, ...]] = VIEWS,
+    of: Sequence[str] = DOMAINS,
 ) -> dict[str, Any]:
-    """Fits the tables: factors of both domains' training pairs, and those without each fold."""
-    near = neighbours.fit(interactions, sizes, DOMAINS, options.neighbours, DOMAINS, mesh)
+    """Fits the tables: factors of all training pairs, those without each fold, and neighbours.
+
+    Args:
+      interactions: training pairs by domain.
+      sizes: rows of the tables.
+      seed: of the factors.
+      known: see ``Model.start``.
+      mesh: likewise.
+      options: of the recipe, or of ``recipe_mlp``.
+      views: of a user; the first is that of all domains.
+      of: domains of the items that have neighbours.
+    """
+    near = neighbours.fit(interactions, sizes, views[0], options.neighbours, of, mesh)
     return near | out_of_fold.fit(
         interactions,
         sizes,
         options.factorisation,
         folds=options.folds,
-        views=VIEWS,
+        views=views,
         sweeps=options.ials_sweeps,
         fold_sweeps=options.fold_sweeps,
         seed=seed,

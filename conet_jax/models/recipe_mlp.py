@@ -79,7 +79,7 @@ def build(options: Options) -> Model:
         diagnostics=lambda dense, rows, batch: diagnostics.of_towers(
             batch_logits(dense, rows, batch, None, options), batch
         ),
-        start=partial(start, options=options),
+        start=partial(recipe.start, options=options, views=(options.domains,), of=("target",)),
         fixed_tables=True,
         folds=options.folds,
         copies=partial(recipe.copies, options=options),
@@ -87,7 +87,7 @@ def build(options: Options) -> Model:
 
 
 def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
-    """Initialises the tower; the tables are zero: ``start`` fits them."""
+    """Initialises the tower; the tables are zero: ``recipe.start`` fits them."""
     dim, copies = options.layers[0] // 2, options.folds + 1
     tables = {
         "user": jnp.zeros((sizes.users * copies, dim + 1)),
@@ -100,33 +100,6 @@ def init(key: jax.Array, sizes: Sizes, options: Options) -> Params:
     if options.neighbours:
         dense["v_target"] = neighbours.weights("target", options.domains, options.neighbour_weight)
     return Params(tables, dense)
-
-
-def start(
-    interactions: Any,
-    sizes: Sizes,
-    seed: int,
-    known: Any = None,
-    mesh: jax.sharding.Mesh | None = None,
-    *,
-    options: Options,
-) -> dict[str, Any]:
-    """Fits the tables: factors of all training pairs, and those without each fold."""
-    near = neighbours.fit(
-        interactions, sizes, options.domains, options.neighbours, ("target",), mesh
-    )
-    return near | out_of_fold.fit(
-        interactions,
-        sizes,
-        options.factorisation,
-        folds=options.folds,
-        views=(options.domains,),
-        sweeps=options.ials_sweeps,
-        fold_sweeps=options.fold_sweeps,
-        seed=seed,
-        known=known,
-        mesh=mesh,
-    )
 
 
 def lookups(batch: Batch, options: Options) -> dict[str, jax.Array]:

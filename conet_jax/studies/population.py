@@ -168,7 +168,12 @@ def start(experiments: list[Experiment]) -> TrainState:
             found[key] = initial_state(experiment)
         states.append(found[key])
     own, tables = zip(*map(_apart, states), strict=True)
-    return _joint(jax.tree.map(lambda *x: jnp.stack(x), *own), tables[0])
+    return _joint(stack(own), tables[0])
+
+
+def stack(trees: Sequence[Any]) -> Any:
+    """Returns pytrees of members as one, with a leading axis of members."""
+    return jax.tree.map(lambda *x: jnp.stack(x), *trees)
 
 
 def _apart(states: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -207,9 +212,7 @@ def _epoch(
     keys = jnp.stack([experiment.sampling_key for experiment in experiments])
     if len({experiment.config.seed for experiment in experiments}) == 1:
         keys = keys[0]
-    hypers = jax.tree.map(
-        lambda *x: jnp.stack(x), *(experiment.hyper for experiment in experiments)
-    )
+    hypers = stack([experiment.hyper for experiment in experiments])
     chunks, done = [part.sums] if part.done else [], part.done
     first = int(states.step[0]) - done
     longest = max(1, _STEPS // len(experiments))

@@ -248,7 +248,7 @@ def _ranked(
     check_finite(np.asarray(finite)[:count].all(axis=1), held_out.users)
     above, tied = np.asarray(above)[:count], np.asarray(tied)[:count]
     counted = [mask.sum(1, dtype=np.int32) for mask in masks]
-    counted *= above.shape[1] // len(masks)
+    counted = counted * (above.shape[1] // len(masks))  # one mask is that of each of the scores
     return [Ranks(above[:, at], tied[:, at], candidates) for at, candidates in enumerate(counted)]
 
 
