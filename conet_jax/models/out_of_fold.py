@@ -189,6 +189,7 @@ def _stacked(
             )
             for block in blocks
         ]
-        return jnp.stack(each, axis=1).reshape(-1, each[0].shape[1])
+        # In float32, whatever it was fitted in: a rounding does not part items that are alike.
+        return jnp.stack(each, axis=1).reshape(-1, each[0].shape[1]).astype(jnp.float32)
 
     return devices.mapped(stack, mesh, (SPLIT,), SPLIT)(blocks)
