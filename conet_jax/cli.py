@@ -219,15 +219,23 @@ def cache_folder() -> str:
     return os.path.join(home, "conet_jax")
 
 
+def _cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):  # not on every system
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def cache_programs() -> None:
     """Makes JAX keep compiled programs on disk, so that a second start finds them.
 
-    In $JAX_COMPILATION_CACHE_DIR, or a folder a machine in $XDG_CACHE_HOME/conet_jax (~/.cache):
-    a program is compiled for the instructions of its processor. JAX_ENABLE_COMPILATION_CACHE=0
-    turns it off, and so does a folder that cannot be written. To be called before JAX is imported;
-    child processes inherit it.
+    In $JAX_COMPILATION_CACHE_DIR, or a folder a machine and number of cores in
+    $XDG_CACHE_HOME/conet_jax (~/.cache): a program is compiled for the instructions of its
+    processor, and for as many threads as there are cores, which is no part of JAX's name for it.
+    JAX_ENABLE_COMPILATION_CACHE=0 turns it off, and so does a folder that cannot be written. To be
+    called before JAX is imported; child processes inherit it.
     """
-    folder = os.path.join(cache_folder(), platform.node() or "here")
+    folder = os.path.join(cache_folder(), f"{platform.node() or 'here'}-{_cores()}")
     named = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", folder)
     if named and "://" not in named:  # no bucket of a cloud
         try:

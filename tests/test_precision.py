@@ -165,8 +165,8 @@ def test_run_begins_with_device_precision_parameters_and_memory(data):
     assert line.endswith(" MiB of arrays")
 
 
-def cache_of(environment):
-    code = "from conet_jax import cli; cli.cache_programs(); import jax; print(" + (
+def cache_of(environment, before=""):
+    code = f"{before}from conet_jax import cli; cli.cache_programs(); import jax; print(" + (
         "jax.config.jax_compilation_cache_dir, jax.config.jax_enable_compilation_cache)"
     )
     kept = {name: x for name, x in os.environ.items() if not name.startswith("JAX_")}
@@ -183,6 +183,10 @@ def cache_of(environment):
 def test_compiled_programs_are_kept_where_the_environment_says(tmp_path):
     folder, enabled = cache_of({"XDG_CACHE_HOME": str(tmp_path)})
     assert folder.startswith(str(tmp_path / "conet_jax") + "/") and enabled == "True"
+    # A program of one core uses one, wherever it is loaded: with two it would be half as fast.
+    one_core = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); "
+    alone, _ = cache_of({"XDG_CACHE_HOME": str(tmp_path)}, one_core)
+    assert (folder.endswith("-1") or folder != alone) and alone.endswith("-1")
     elsewhere = str(tmp_path / "elsewhere")
     assert cache_of({"JAX_COMPILATION_CACHE_DIR": elsewhere})[0] == elsewhere
     assert cache_of({"JAX_ENABLE_COMPILATION_CACHE": "0"})[1] == "False"

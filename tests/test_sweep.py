@@ -17,7 +17,7 @@ from test_launch import ROOT, assert_one_line_error, launch
 from conet_jax.config import default_config
 from conet_jax.data import synthetic
 from conet_jax.errors import InputError
-from conet_jax.run import loop
+from conet_jax.run import loop, tune
 from conet_jax.run.checkpoints import Checkpoints
 from conet_jax.run.experiment import make_experiment
 from conet_jax.run.start import initial_state
@@ -275,6 +275,14 @@ def test_out_of_memory_is_a_row_that_is_tried_again_and_the_others_go_on(
     assert ["out of memory" in row["failed"] for row in rows] == [True, False]
     monkeypatch.setattr(search, "evaluate", evaluate)
     assert len(succeeded(sweep.run(found, data))) == 2
+
+
+def test_constants_are_searched_once_for_all_seeds(data, tmp_path, monkeypatch):
+    searched, search_for = [], tune._search
+    monkeypatch.setattr(tune, "_search", lambda *given: searched.append(1) or search_for(*given))
+    config = tiny("ials", ials_trials=3, ials_sweeps=2)
+    rows = sweep.run(a_sweep(tmp_path, config, ["config.epochs=1,2"], seeds=2), data)
+    assert len(rows) == 4 and succeeded(rows) and len(searched) == 1
 
 
 def test_models_without_gradients_are_swept_one_by_one(data, tmp_path):

@@ -137,6 +137,30 @@ def test_the_seed_does_not_enter(data):
     assert found(tuning(seed=3), data)[:2] == found(tuning(), data)[:2]
 
 
+def test_runs_of_a_study_that_ask_the_same_search_once(data, monkeypatch):
+    asked = []
+    tuning_of = tune.Tuning({}, 0.1, 6, 2.0)
+    monkeypatch.setattr(tune, "_search", lambda what, *given: asked.append(what) or tuning_of)
+    recipe = {"layers": (8, 4), "neighbours": 4}
+    with tune.shared():
+        for fields in ({}, {"seed": 3}, {"learning_rate": 0.1, "epochs": 5}):
+            answer = found(tuning("recipe", **recipe, **fields), data)
+            assert answer == tuning_of._replace(seconds=0.0 if fields else 2.0)
+        assert len(asked) == 1
+        others = [{"ials_trials": 7}, {"ials_sweeps": 9}, {"ials_alpha": 3.0}, {"eval_k": (5,)}]
+        others += [{"layers": (16, 4)}, {"neighbours": 5}, {"inner_weight": 1.0}]
+        for number, fields in enumerate(others, 2):
+            found(tuning("recipe", **{**recipe, **fields}), data)
+            assert len(asked) == number, fields
+        for variant in ("recipe_mlp", "recipe_joint_mlp", "ials", "ials_joined"):
+            found(tuning(variant, layers=(8, 4)), data)
+        assert len(asked) == len(set(asked)) == number + 4
+        found(tuning("recipe", **recipe), data._replace(meta=data.meta | {"hash": "other"}))
+        assert len(asked) == number + 5
+    found(tuning("recipe", **recipe), data)
+    assert len(asked) == number + 6
+
+
 def test_a_point_that_diverges_is_passed_over(data, monkeypatch):
     """Constants that no range has: the given point, whose scores overflow."""
     config = tuning()
