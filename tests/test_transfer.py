@@ -20,7 +20,7 @@ from conet_jax.data import store, synthetic
 from conet_jax.data.types import UserItems
 from conet_jax.errors import InputError
 from conet_jax.serve import showcase
-from conet_jax.studies import findings, full_run, page, table2, transfer, verdict, words
+from conet_jax.studies import findings, full_run, page, search, transfer, verdict, words
 from conet_jax.studies.verdict import Gain
 
 # Per-user metrics of studies whose truth is known.
@@ -477,9 +477,6 @@ def test_study_leaves_a_report_and_done_again_trains_nothing(tmp_path, monkeypat
     monkeypatch.setattr(transfer, "MAX_TRIALS", 1)
     monkeypatch.setattr(transfer, "MAX_SEEDS", 1)
     monkeypatch.setattr(showcase, "SAMPLE", 5)
-    # The search has tests of its own, and compiles for as long as all the rest.
-    record = {"valid_warm": {"ndcg@10": 0.1}, "seconds": 1.0}
-    monkeypatch.setattr(table2, "tune", lambda study, method, dataset: [record])
     question = transfer.Question(
         "configs/default.py",
         lambda variant: tiny(variant, epochs=1, ials_sweeps=2, fold_sweeps=1),
@@ -503,10 +500,47 @@ def test_study_leaves_a_report_and_done_again_trains_nothing(tmp_path, monkeypat
     assert methods["recipe"]["warm"] != methods["recipe_other"]["warm"]
     assert len(report["examples"]) == 10 and report["examples"][0]["user"] == "user 1"
     assert len(report["carried"]["matrices"]) == 2
+    (trial,) = (question.workdir / "recipe" / "results").glob("*.json")
+    trial = json.loads(trial.read_text())
+    assert trial["valid_warm"]["ndcg@10"] == methods["recipe"]["valid"]
+    assert trial["seconds"] > result["seconds"]  # with what comes before the epochs
     with monkeypatch.context() as without:
         without.setattr(full_run, "fit", None)  # nothing is left to train
         done = transfer.run(question, lambda work, done: done)
     assert done["recipe"].valid == methods["recipe"]["valid"]
+
+
+def test_the_run_of_the_defaults_stays_unless_another_trial_is_better(tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "METHODS", ("ials", "popularity"))
+    monkeypatch.setattr(transfer, "MAX_TRIALS", 2)
+    data = small_data(tmp_path / "data")
+    question = transfer.Question(
+        "configs/default.py",
+        lambda variant: tiny(variant, epochs=1, layers=(16, 8)),
+        {"data.dir": str(data)},
+        tmp_path / "study",
+        {"target": "books", "source": "movies"},
+        600.0,
+    )
+
+    def width(name):
+        config = json.loads((tmp_path / "study" / "ials" / name / "config.json").read_text())
+        return config["layers"][0]
+
+    for best, aside in ((0, False), (1, True)):
+        monkeypatch.setattr(search, "best_trial", lambda trials, k, n=best: min(n, len(trials) - 1))
+        work = transfer.Work(question, store.load(data))
+        work.tune()
+        assert work.trials == 2
+        assert (tmp_path / "study" / "ials" / "defaults").exists() == aside
+        assert (tmp_path / "study" / "ials" / "seed_0").exists() != aside
+    assert width("defaults") == 16
+    work._train_one("ials", 1)
+    with monkeypatch.context() as without:
+        without.setattr(full_run, "fit", None)
+        work.tune()
+        work._train_one("ials", 1)
+    assert (width("seed_0"), width("defaults")) == (work.fields("ials")["layers"][0], 16)
 
 
 @pytest.mark.slow

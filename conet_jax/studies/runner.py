@@ -99,6 +99,12 @@ def read(run: Run, numbers: Callable[[Record], list[Any]] = _numbers) -> Record 
     return record
 
 
+def write(run: Run, record: Record) -> None:
+    """Writes the record of a run."""
+    config = json.loads(run.config.to_json())
+    write_json(run.path, {**record, "config": config, "dataset_hash": run.digest})
+
+
 class Kind(NamedTuple):
     """What is recorded of a run. Functions of modules, so that other processes find them.
 
@@ -249,8 +255,7 @@ def work(unit: Unit, kind: Kind, datasets: Datasets, name: str) -> None:
         records = kind.population(configs, dataset, unit.folder, say)
     for run, record in zip(unit.runs, records, strict=True):
         if record is not None:
-            config = json.loads(run.config.to_json())
-            write_json(run.path, {**record, "config": config, "dataset_hash": run.digest})
+            write(run, record)
     if unit.folder is not None:
         shutil.rmtree(unit.folder, ignore_errors=True)
 

@@ -103,9 +103,10 @@ def run(
         try:
             make_folder(study.workdir / method)
             with lock.owned(study.workdir / method):
-                records = tune(study, method, datasets[0])
+                fields = chosen(study, method, tune(study, method, datasets[0]))
                 for drop in (0, *(drops if method in drop_methods else ())):
-                    train(study, method, records, datasets[drop], drop)
+                    if fields is not None:
+                        train(study, method, fields, datasets[drop], drop)
         except InputError as error:
             failures.append(f"{method}: {error}")
             print("error:", failures[-1], flush=True)
@@ -255,22 +256,21 @@ def runs(
     return found
 
 
-def train(study: Study, method: str, records: list[Record], dataset: Dataset, drop: int) -> None:
-    """Trains the config of the best trial with every seed, and tests each run once.
+def train(
+    study: Study, method: str, fields: dict[str, Any], dataset: Dataset, drop: int = 0
+) -> None:
+    """Trains a method with every seed, and tests each run once.
 
     Args:
       study: the table.
       method: the method.
-      records: of its trials.
+      fields: config fields of the trial that was chosen.
       dataset: the data.
       drop: number of training interactions that it lacks of each user.
 
     Raises:
       InputError: as ``fit.fit``.
     """
-    fields = chosen(study, method, records)
-    if fields is None:
-        return
     planned = runs(study, method, fields, dataset, drop)
 
     def done(run: runner.Run, result: Record) -> None:

@@ -1,14 +1,17 @@
 """Does a source help a target? Searches, trains and compares within a budget of time.
 
 What stands in the workdir is all there is to go on from: ``METHOD/results`` and ``METHOD/seed_S``
-as ``table2`` has them, ``recipe_other/seed_S`` (the control: the recipe trained with the source of
-another user), ``plan.json`` (what was decided by the clock: numbers of trials and seeds) and
-``clock.json`` (seconds of all calls). Killed at any moment, the same call goes on and, where the
+as ``table2`` has them, ``METHOD/defaults`` (the run of the first trial, where another was better),
+``recipe_other/seed_S`` (the control: the recipe trained with the source of another user),
+``plan.json`` (what was decided by the clock: numbers of trials and seeds) and ``clock.json``
+(seconds of all calls). Killed at any moment, the same call goes on and, where the
 budget does not end it, comes to the same report but for times.
 """
 
 import hashlib
+import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +25,7 @@ from conet_jax.data.types import Dataset, UserItems
 from conet_jax.errors import InputError
 from conet_jax.files import make_folder, make_report_folder, write_json
 from conet_jax.run import lock, tune
-from conet_jax.studies import full_run, runner, table2, verdict
+from conet_jax.studies import full_run, runner, search, table2, verdict
 from conet_jax.studies.clock import Clock, stored
 from conet_jax.studies.evidence import (
     ALONE,
@@ -40,6 +43,7 @@ from conet_jax.studies.runner import Record
 METHODS = (RECIPE, *ALONE[1:], JOINED, "lasso", ALONE[0])  # in the order of their work
 LATE = ("lasso",)  # of no weight in the verdict: more than one seed only after all others
 MAX_TRIALS, MAX_SEEDS = 8, 10
+_OF_A_TRIAL = (*search.PARTS, "best_epoch", "epochs")  # what its record has of a result
 _SEARCH_SHARE = 0.45  # of the budget, at most, before the runs that are compared
 _LAST_SHARE = 0.92  # of the budget after which no run is begun: the report takes the rest
 
@@ -121,13 +125,18 @@ class Work:
         )
 
     def tune(self) -> None:
-        """Searches every method with equally many trials: 1, 2, 4, 8, as the budget allows."""
+        """Searches every method with equally many trials: 1, 2, 4, 8, as the budget allows.
+
+        The first trial is a run of seed 0, so that a budget for no more trains nothing twice.
+        """
+        for method in METHODS:
+            self._try_defaults(method)
         while True:
             study = self.question.study(trials=self.trials)
             cost = 0.0
             for method in METHODS:
-                self.clock.say(f"{method}: {self.trials} of at most {MAX_TRIALS} trials")
-                make_folder(self.question.workdir / method)
+                if self.trials > 1:
+                    self.clock.say(f"{method}: {self.trials} of at most {MAX_TRIALS} trials")
                 try:
                     self._records[method] = table2.tune(study, method, self.dataset)
                 except InputError as error:  # more than the memory, mostly
@@ -139,8 +148,42 @@ class Work:
             more = self.clock.fits(self.trials * cost, _SEARCH_SHARE)
             if self.searched or self.trials >= MAX_TRIALS or not more:
                 self._decide(searched=True)
-                return
+                break
             self._decide(trials=2 * self.trials)
+        for method in METHODS:
+            self._set_defaults_aside(method)
+
+    def _try_defaults(self, method: str) -> None:
+        """Makes the first trial, of a method's defaults: the run of seed 0 that it may stay."""
+        study, folder = self.question.study(), self.question.workdir / method
+        (trial,) = table2.trials(study, method, self.dataset)
+        if runner.read(trial) is not None:
+            return
+        self.clock.say(f"{method}: seed 0, by its defaults")
+        make_folder(folder)
+        since = time.monotonic()
+        try:
+            table2.train(study, method, {}, self.dataset)
+            (run,) = table2.runs(study, method, {}, self.dataset)
+            result = full_run.read(run)
+            record = {name: result[name] for name in _OF_A_TRIAL}
+        except InputError as error:  # diverged, or more than the memory
+            record = {"failed": str(error)}
+            self.clock.say(f"{method} is left out: {error}")
+        # The seconds of a result are those of its epochs, without what came before them.
+        runner.write(trial, {**record, "seconds": round(time.monotonic() - since, 3)})
+        self.clock.keep()
+
+    def _set_defaults_aside(self, method: str) -> None:
+        """Moves the run of the defaults to METHOD/defaults where another trial was better."""
+        (run,) = table2.runs(self.question.study(), method, {}, self.dataset)
+        try:
+            is_there = bool(self.fields(method)) and full_run.read(run) is not None
+        except InputError:
+            return  # it is that of the other trial by now
+        if is_there:
+            shutil.rmtree(run.path.parent / "checkpoints", ignore_errors=True)
+            os.replace(run.path.parent, run.path.parent.with_name("defaults"))
 
     def train(self) -> dict[str, Runs]:
         """Trains the chosen configs, a seed at a time, until it is settled or the budget ends."""
@@ -201,7 +244,7 @@ class Work:
                 runner.run(planned, folder, datasets, full_run.FULL).complete()
             else:
                 study = self.question.study(trials=self.trials, seeds=seeds)
-                table2.train(study, name, self._records[name], self.dataset, 0)
+                table2.train(study, name, self.fields(name), self.dataset)
         except InputError as error:  # diverged, or more than the memory
             self.failures[name] = str(error)
             self.clock.say(f"{name} is left out: {error}")
