@@ -196,7 +196,8 @@ def _why(main: verdict.Gain, outcome: str, dataset: Dataset) -> list[str]:
     reasons = []
     if dataset.num_shared < _FEW_SHARED and main.low is not None and main.low <= 0:
         reasons.append(
-            f"only {dataset.num_shared:,} users are in both domains: there is little to learn from"
+            f"only {dataset.num_shared:,} users are in both domains: of so few a small gain is "
+            "hard to see"
         )
     twins = dataset.meta["audit"].get("twins", {})
     share = max(twins.get("test_in_source", 0.0), twins.get("valid_in_source", 0.0))
@@ -214,7 +215,10 @@ def beware(dataset: Dataset) -> list[str]:
     lines = [line[:1].upper() + line[1:] + "." for line in audit.warnings(meta["audit"])]
     twins = meta["audit"].get("twins")
     if twins is None:
-        lines.append("Twins: nobody has looked for items that stand in both domains.")
+        lines.append(
+            "Twins: nobody has looked for items that stand in both domains under two ids; "
+            "launch/prepare.py does, and its --drop_twins takes them out."
+        )
     elif twins["dropped_source_interactions"]:
         lines.append(
             f"Twins: {twins['pairs']:,} source items had nearly the users of a target item, as one "
@@ -267,7 +271,7 @@ def _next(runs: Runs, name: str) -> Json:
         "says": VARIANTS[name].says,
         "searched": bool(search.SPACES[name]),
         "steps": [
-            {"what": "Train it (done: this run is there already).", "command": runs.command},
+            {"what": "Train it (done: it is the run of seed 0).", "command": runs.command},
             {"what": "Recommend to one user.", "command": shlex.join(recommend)},
             {"what": "Recommend to all.", "command": shlex.join(everyone)},
         ],

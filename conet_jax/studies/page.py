@@ -1,6 +1,7 @@
 """A transfer report as a page and as text, from report.json alone."""
 
 import html
+import shlex
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -96,9 +97,10 @@ def _whom(report: Json) -> list[str]:
         _figure(
             pictures.groups(found, names),
             f"Gain of the recipe over {ALONE[report['verdict']['baseline']]} in warm "
-            f"NDCG@{report['k']}, by a user's interactions. Lines are 95% intervals, of which "
-            "one of twenty is off by chance; grey: fewer than "
-            f"{GROUP_USERS} users.",
+            f"NDCG@{report['k']}, by a user's interactions: blue in {names['target']}, orange in "
+            f"{names['source']}. Lines are 95% intervals, of which one of twenty is off by chance. "
+            f"Grey are groups of fewer than {GROUP_USERS} users, of which the text does not speak; "
+            "they may lie beyond the picture.",
         )
     )
     if found["target_only"]:
@@ -110,7 +112,7 @@ def _whom(report: Json) -> list[str]:
     else:
         parts.append(
             '<p class="soft">These data hold no test users of the target alone '
-            "(<code>--users=all</code> keeps them).</p>"
+            "(<code>launch/prepare.py --users=all</code> keeps them).</p>"
         )
     return parts
 
@@ -152,8 +154,10 @@ def _compared(report: Json) -> list[str]:
         ),
         _table(head, rows, caption="Test items, warm unless said otherwise.", main=main),
         '<p class="soft">Warm: held-out items with a training pair, among candidates with one; as '
-        "published: all of them. Settings were chosen on validation with equally many trials for "
-        "each method that has any; each run was tested once.</p>",
+        "published: all of them. ± is the standard deviation over seeds. Settings were chosen on "
+        "validation, with equally many trials for each method that has settings; each run was "
+        "tested once. The seeds go where they decide something: lasso and popularity get fewer."
+        "</p>",
         "<ul>"
         + "".join(f"<li><b>{_safe(r['method'])}</b>: {_safe(r['says'])}</li>" for r in order)
         + "</ul>",
@@ -182,14 +186,17 @@ def _carried(report: Json) -> list[str]:
     parts = [
         "<h2>What carries it</h2>",
         "<p>The recipe has two ways to use the source: the factors that both domains share, and "
-        "the cross connections H. The table is about the second, in the trained model. A fall in "
-        "its last row alone proves nothing: towers that are fed the source of another user may err "
-        "even where the source is of no use. The control above, which is trained so, is the "
-        "proof, and of both ways.</p>",
+        "the cross connections H. The table is about the second, in the trained model: where "
+        "switching it off costs less than the whole gain, the factors carry the rest. A fall alone "
+        "proves nothing: towers lean on what they were trained with, even where it is of no use. "
+        "The control above, which is trained with another's source, is the proof, and of both "
+        "ways.</p>",
         _table(
             ["crossing", f"NDCG@{report['k']}", "change, % [95%]"],
             rows,
-            caption=f"{found['seeds']} run{'s' * (found['seeds'] > 1)}; intervals over users.",
+            caption=f"The first {found['seeds']} seeds; intervals over users."
+            if found["seeds"] > 1
+            else "The first seed; intervals over users.",
         ),
     ]
     if found["items"]:
@@ -206,7 +213,7 @@ def _carried(report: Json) -> list[str]:
         ]
         caption = (
             f"Source items by their share of what the source adds to the lists of {found['of']} "
-            "users drawn at random."
+            "users drawn at random, and for how many of these users."
         )
         head = ["source item", "share", "users", "<span></span>"]
         parts += ["<h3>Source items that weigh most</h3>", _table(head, bars, caption=caption)]
@@ -215,19 +222,20 @@ def _carried(report: Json) -> list[str]:
         parts.append(
             _figure(
                 pictures.matrices(found["matrices"]),
-                "The cross connections of the first run: blue positive, orange negative, empty "
-                f"zero. Exact zeros: {zeros}.",
+                "The cross connections of the first run, from the units in rows to those in "
+                f"columns: blue positive, orange negative, empty zero. Exact zeros: {zeros}.",
             )
         )
     return parts
 
 
 def _examples(report: Json) -> list[str]:
-    names = report["names"]
+    names, items = report["names"], report["data"]["target_items"]
     parts = [
         "<h2>Examples</h2>",
         '<p>Users drawn at random. Their test item is <span class="hit">marked</span> where it '
-        "is on a list. One item of thousands is rarely found: judge the lists as a whole.</p>",
+        f"is on a list. Lists are of all {items:,} items, of which a single one is rarely found: "
+        "judge the lists as a whole.</p>",
         '<div class="examples">',
     ]
     for row in report["examples"]:
@@ -262,8 +270,14 @@ def _next(report: Json) -> list[str]:
         f"<p>Take <b>{_safe(found['method'])}</b>: {_safe(found['says'])}.</p>",
     ]
     for step in found["steps"]:
-        parts.append(f"<p>{_safe(step['what'])}</p><pre>{_safe(step['command'])}</pre>")
+        parts.append(f"<p>{_safe(step['what'])}</p><pre>{_safe(_lines(step['command']))}</pre>")
     return parts
+
+
+def _lines(command: str) -> str:
+    """The same command for a shell, an option a line: a page would break it within their names."""
+    first, *rest = map(shlex.quote, shlex.split(command))
+    return first + "".join(f" \\\n    {x}" if x.startswith("--") else f" {x}" for x in rest)
 
 
 def _about(report: Json) -> list[str]:

@@ -7,10 +7,12 @@ same call again goes on where it was; calls with other methods may share the wor
 same time.
 """
 
+import contextlib
 import difflib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,6 +105,8 @@ def run(
         try:
             make_folder(study.workdir / method)
             with lock.owned(study.workdir / method):
+                if study.trials == 1:  # nothing is to be chosen
+                    try_defaults(study, method, datasets[0])
                 fields = chosen(study, method, tune(study, method, datasets[0]))
                 for drop in (0, *(drops if method in drop_methods else ())):
                     if fields is not None:
@@ -226,6 +230,25 @@ def tune(study: Study, method: str, dataset: Dataset) -> list[Record]:
     outcome = runner.run(planned, study.workdir / method, runner.Datasets(dataset), done=done)
     records = outcome.complete()
     return [records[run.key] for run in planned]
+
+
+def try_defaults(study: Study, method: str, dataset: Dataset) -> None:
+    """Makes the first trial, of a method's defaults, if it is not done: by its run of seed 0.
+
+    With one trial, nothing is trained twice so. A run that fails is no trial: ``tune`` makes it.
+    """
+    study = study._replace(seeds=1, trials=1)
+    (trial,) = trials(study, method, dataset)
+    if runner.read(trial) is not None:
+        return
+    since = time.monotonic()
+    with contextlib.suppress(InputError):
+        train(study, method, {}, dataset)
+        (run,) = runs(study, method, {}, dataset)
+        result = full_run.read(run)
+        record = {name: result[name] for name in (*search.PARTS, "best_epoch", "epochs")}
+        # The seconds of a result are those of its epochs, without what came before them.
+        runner.write(trial, {**record, "seconds": round(time.monotonic() - since, 3)})
 
 
 def _outcome(record: Record, k: int) -> str:

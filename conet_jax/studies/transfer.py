@@ -11,7 +11,6 @@ budget does not end it, comes to the same report but for times.
 import hashlib
 import os
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +24,7 @@ from conet_jax.data.types import Dataset, UserItems
 from conet_jax.errors import InputError
 from conet_jax.files import make_folder, make_report_folder, write_json
 from conet_jax.run import lock, tune
-from conet_jax.studies import full_run, runner, search, table2, verdict
+from conet_jax.studies import full_run, runner, table2, verdict
 from conet_jax.studies.clock import Clock, stored
 from conet_jax.studies.evidence import (
     ALONE,
@@ -43,7 +42,6 @@ from conet_jax.studies.runner import Record
 METHODS = (RECIPE, *ALONE[1:], JOINED, "lasso", ALONE[0])  # in the order of their work
 LATE = ("lasso",)  # of no weight in the verdict: more than one seed only after all others
 MAX_TRIALS, MAX_SEEDS = 8, 10
-_OF_A_TRIAL = (*search.PARTS, "best_epoch", "epochs")  # what its record has of a result
 _SEARCH_SHARE = 0.45  # of the budget, at most, before the runs that are compared
 _LAST_SHARE = 0.92  # of the budget after which no run is begun: the report takes the rest
 
@@ -130,7 +128,10 @@ class Work:
         The first trial is a run of seed 0, so that a budget for no more trains nothing twice.
         """
         for method in METHODS:
-            self._try_defaults(method)
+            self.clock.say(f"{method}: seed 0, by its defaults")
+            make_folder(self.question.workdir / method)
+            table2.try_defaults(self.question.study(), method, self.dataset)
+            self.clock.keep()
         while True:
             study = self.question.study(trials=self.trials)
             cost = 0.0
@@ -152,27 +153,6 @@ class Work:
             self._decide(trials=2 * self.trials)
         for method in METHODS:
             self._set_defaults_aside(method)
-
-    def _try_defaults(self, method: str) -> None:
-        """Makes the first trial, of a method's defaults: the run of seed 0 that it may stay."""
-        study, folder = self.question.study(), self.question.workdir / method
-        (trial,) = table2.trials(study, method, self.dataset)
-        if runner.read(trial) is not None:
-            return
-        self.clock.say(f"{method}: seed 0, by its defaults")
-        make_folder(folder)
-        since = time.monotonic()
-        try:
-            table2.train(study, method, {}, self.dataset)
-            (run,) = table2.runs(study, method, {}, self.dataset)
-            result = full_run.read(run)
-            record = {name: result[name] for name in _OF_A_TRIAL}
-        except InputError as error:  # diverged, or more than the memory
-            record = {"failed": str(error)}
-            self.clock.say(f"{method} is left out: {error}")
-        # The seconds of a result are those of its epochs, without what came before them.
-        runner.write(trial, {**record, "seconds": round(time.monotonic() - since, 3)})
-        self.clock.keep()
 
     def _set_defaults_aside(self, method: str) -> None:
         """Moves the run of the defaults to METHOD/defaults where another trial was better."""

@@ -24,8 +24,8 @@ def headline(report: Json) -> str:
         case "helps":
             control = interval(found["control"])
             return (
-                f"Yes, {source} helps {target}: {gain}, and {control} over the same with another "
-                f"user's source{most}."
+                f"Yes, {source} helps {target}: {gain}, and {control} over the same recipe with "
+                f"another user's source{most}."
             )
         case "not its content":
             return (
@@ -37,7 +37,7 @@ def headline(report: Json) -> str:
         case "none":
             return (
                 f"No gain that we could see from {source} for {target}: {gain}; a gain of "
-                f"{percent(main['detectable'])} would have been seen."
+                f"{percent(main['detectable'])} would have been seen, in four of five such studies."
             )
     return f"Not settled whether {source} helps {target}: {gain}."
 
@@ -47,12 +47,15 @@ def details(report: Json) -> list[str]:
     found, names, main = report["verdict"], report["names"], report["verdict"]["main"]
     baseline = ALONE[found["baseline"]]
     lines = [
-        f"Compared: the recipe with both domains, and {baseline}, the best on validation of the "
-        f"methods that know {names['target']} alone. In brackets the 95% interval over users and "
-        "seeds."
+        f"Compared: the recipe with both domains, and {baseline}: of the methods that know "
+        f"{names['target']} alone it is the best on validation. In brackets the 95% interval over "
+        "users and seeds."
     ]
-    if found["published"]["gain"] is not None:
-        lines.append(f"With cold items, as published: {interval(found['published'])}.")
+    if found["published"]["gain"] is not None and found["published"] != main:
+        lines.append(
+            "Over all test items, those without a training pair too, as papers count: "
+            f"{interval(found['published'])}."
+        )
     control, joined = found["control"], found["joined"]
     if control and control["gain"] is not None:
         lines.append(
@@ -67,7 +70,8 @@ def details(report: Json) -> list[str]:
     if joined and joined["gain"] is not None:
         as_good = joined["low"] <= 0
         word = (
-            "plain joined implicit ALS, which trains in seconds, is as good as far as we could see"
+            "plain joined implicit ALS, which trains in seconds, is as good as the recipe, as far "
+            "as we could see"
             if as_good
             else "the recipe is better than plain joined implicit ALS"
         )
