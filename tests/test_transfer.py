@@ -4,6 +4,7 @@ import contextlib
 import html
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -389,6 +390,28 @@ def test_plain_joined_als_that_is_as_good_is_named():
     as_good = canned(verdict__joined=verdict.as_json(NO))
     assert any("is as good" in line for line in words.details(as_good))
     assert not any("is as good" in line for line in words.details(canned()))
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [("none", "another user's source does as well"), ("hurts", "source does as much harm")],
+)
+def test_a_source_that_is_no_better_than_another_user_s_is_named(outcome, said):
+    level = canned(outcome, verdict__control=verdict.as_json(NO))
+    assert any(said in line for line in words.details(level))
+    assert not any(said in line for line in words.details(canned(outcome)))
+
+
+def test_figures_as_published_are_said_where_they_are_others():
+    others = canned(verdict__published=verdict.as_json(NO))
+    assert any("as papers count" in line for line in words.details(others))
+    assert not any("as papers count" in line for line in words.details(canned()))
+
+
+def test_command_of_the_page_is_the_same_for_a_shell():
+    command = "python launch/train.py --config.data.dir='a b' --workdir=x"
+    lines = page._lines(command)
+    assert lines.count("\n") == 2 and shlex.split(lines) == shlex.split(command)
 
 
 def test_page_of_a_study_that_failed_in_part():

@@ -84,12 +84,11 @@ def left_out(
     recommender: Recommender, group: list[User], items: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which of the items users have: numbers of users int[t], and of the items int[t]."""
-    place = np.full(recommender.dataset.target.num_items, -1)
-    place[items] = np.arange(len(items))
-    seen = [_seen(recommender, user) for user in group]
-    rows = np.repeat(np.arange(len(group)), list(map(len, seen)))
-    columns = place[np.concatenate(seen)]
-    return rows[columns >= 0], columns[columns >= 0]
+    each = [_seen(recommender, user) for user in group]
+    rows, seen = np.repeat(np.arange(len(group)), list(map(len, each))), np.concatenate(each)
+    columns = np.minimum(np.searchsorted(items, seen), len(items) - 1)
+    among = items[columns] == seen
+    return rows[among], columns[among]
 
 
 def _power_of_two(count: int) -> int:

@@ -77,11 +77,16 @@ def details(report: Json) -> list[str]:
         )
         lines.append(f"{word[0].upper()}{word[1:]} (recipe over it: {interval(joined)}).")
     lines += [line[0].upper() + line[1:] + "." for line in found["why"]]
-    if found["outcome"] == "none" and control and control["low"] is not None:
-        if control["low"] <= 0:
+    if control and control["low"] is not None and control["low"] <= 0 <= control["high"]:
+        if found["outcome"] == "none":
             lines.append(
                 "The reason may be that the source says nothing of the target: another user's "
                 "source does as well."
+            )
+        if found["outcome"] == "hurts":
+            lines.append(
+                "Another user's source does as much harm: the source says nothing of the target, "
+                "and the recipe pays for reading it."
             )
     return lines
 
