@@ -142,7 +142,7 @@ def test_runs_of_a_study_that_ask_the_same_search_once(data, monkeypatch):
     tuning_of = tune.Tuning({}, 0.1, 6, 2.0)
     monkeypatch.setattr(tune, "_search", lambda what, *given: asked.append(what) or tuning_of)
     recipe = {"layers": (8, 4), "neighbours": 4}
-    with tune.shared():
+    with tune.searching_once():
         for fields in ({}, {"seed": 3}, {"learning_rate": 0.1, "epochs": 5}):
             answer = found(tuning("recipe", **recipe, **fields), data)
             assert answer == tuning_of._replace(seconds=0.0 if fields else 2.0)

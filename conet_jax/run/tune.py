@@ -132,7 +132,7 @@ _FOUND: ContextVar[dict[Any, Tuning] | None] = ContextVar("found", default=None)
 
 
 @contextlib.contextmanager
-def shared() -> Iterator[None]:
+def searching_once() -> Iterator[None]:
     """Within it a search whose answer is known takes no time: for studies, of many runs.
 
     Runs ask the same whose data have one hash, and whose configs agree in what the search reads.

@@ -17,8 +17,9 @@ from conet_jax import models
 from conet_jax.data.types import Dataset
 from conet_jax.errors import InputError
 from conet_jax.files import csv_text, make_report_folder, write_text
-from conet_jax.run import lock, tune
+from conet_jax.run import lock
 from conet_jax.run.epoch import FIRST_STEPS
+from conet_jax.run.tune import searching_once
 from conet_jax.studies import runner, search, sweep_report
 from conet_jax.studies.points import Point, described
 from conet_jax.studies.runner import Datasets, Record
@@ -98,7 +99,7 @@ def entries(sweep: Sweep, datasets: Datasets) -> list[Entry]:
     return found
 
 
-@tune.shared()
+@searching_once()
 def run(sweep: Sweep, dataset: Dataset | None = None) -> list[Record]:
     """Does what is left to do and writes sweep.csv, sweep.md and, with matplotlib, sweep.png.
 

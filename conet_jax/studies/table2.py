@@ -27,7 +27,8 @@ from conet_jax.data.types import Dataset, warm_users
 from conet_jax.errors import InputError
 from conet_jax.files import make_folder, make_report_folder, write_text
 from conet_jax.published import Figure
-from conet_jax.run import lock, tune
+from conet_jax.run import lock
+from conet_jax.run.tune import searching_once
 from conet_jax.studies import full_run, markdown, runner, search, tables
 from conet_jax.studies.points import command, described
 from conet_jax.studies.runner import Record
@@ -75,7 +76,7 @@ class Study(NamedTuple):
         return command("table2", self.file, self.given, *last)
 
 
-@tune.shared()
+@searching_once()
 def run(
     study: Study,
     methods: Sequence[str] = search.DEFAULT_METHODS,

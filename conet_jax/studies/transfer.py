@@ -23,7 +23,8 @@ from conet_jax.data.load import check_users, load_dataset
 from conet_jax.data.types import Dataset, UserItems
 from conet_jax.errors import InputError
 from conet_jax.files import make_folder, make_report_folder, write_json
-from conet_jax.run import lock, tune
+from conet_jax.run import lock
+from conet_jax.run.tune import searching_once
 from conet_jax.studies import full_run, runner, table2, verdict
 from conet_jax.studies.clock import Clock, stored
 from conet_jax.studies.evidence import (
@@ -312,7 +313,7 @@ def claim(question: Question, dataset: Dataset) -> None:
     write_json(path, asked)
 
 
-@tune.shared()
+@searching_once()
 def run(
     question: Question, report: Callable[["Work", dict[str, Runs]], dict[str, Any]]
 ) -> dict[str, Any]:
