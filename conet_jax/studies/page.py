@@ -276,8 +276,9 @@ def _next(report: Json) -> list[str]:
 
 def _lines(command: str) -> str:
     """The same command for a shell, an option a line: a page would break it within their names."""
-    first, *rest = map(shlex.quote, shlex.split(command))
-    return first + "".join(f" \\\n    {x}" if x.startswith("--") else f" {x}" for x in rest)
+    first, *rest = shlex.split(command)
+    breaks = (" \\\n    " if word.startswith("--") else " " for word in rest)
+    return first + "".join(map("".join, zip(breaks, map(shlex.quote, rest), strict=True)))
 
 
 def _about(report: Json) -> list[str]:
