@@ -156,8 +156,7 @@ def _compared(report: Json) -> list[str]:
         '<p class="soft">Warm: held-out items with a training pair, among candidates with one; as '
         "published: all of them. ± is the standard deviation over seeds. Settings were chosen on "
         "validation, with equally many trials for each method that has settings; each run was "
-        "tested once. The seeds go where they decide something: lasso and popularity get fewer."
-        "</p>",
+        "tested once. Methods that do not decide the verdict have fewer seeds.</p>",
         "<ul>"
         + "".join(f"<li><b>{_safe(r['method'])}</b>: {_safe(r['says'])}</li>" for r in order)
         + "</ul>",
@@ -267,11 +266,20 @@ def _next(report: Json) -> list[str]:
     found = report["next"]
     parts = [
         "<h2>What next</h2>",
-        f"<p>Take <b>{_safe(found['method'])}</b>: {_safe(found['says'])}.</p>",
+        f"<p>Take <b>{_safe(found['method'])}</b>: {_safe(found['says'])}. {_settings(report)}</p>",
     ]
     for step in found["steps"]:
         parts.append(f"<p>{_safe(step['what'])}</p><pre>{_safe(_lines(step['command']))}</pre>")
     return parts
+
+
+def _settings(report: Json) -> str:
+    """What the commands' config is."""
+    row = next(row for row in report["methods"] if row["method"] == report["next"]["method"])
+    if row["trials"] == 1:
+        return "Its settings are the defaults."
+    best = "the best on validation" if row["chosen"] else "the defaults, the best on validation"
+    return f"Its settings are {best} of {row['trials']} trials."
 
 
 def _lines(command: str) -> str:

@@ -59,8 +59,8 @@ def details(report: Json) -> list[str]:
     control, joined = found["control"], found["joined"]
     if control and control["gain"] is not None:
         lines.append(
-            "Control: over the same recipe trained with another user's source it gains "
-            f"{interval(control)}."
+            "Control, the same recipe trained with another user's source: over that the recipe "
+            f"gains {interval(control)}."
         )
         if found["outcome"] == "helps" and control["gain"] < main["gain"]:
             lines[-1] += (
