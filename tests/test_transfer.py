@@ -534,18 +534,23 @@ def test_study_leaves_a_report_and_done_again_trains_nothing(tmp_path, monkeypat
     assert done["recipe"].valid == methods["recipe"]["valid"]
 
 
-def test_the_run_of_the_defaults_stays_unless_another_trial_is_better(tmp_path, monkeypatch):
+def two_trials(workdir, data, monkeypatch):
+    """Returns the question of a study of two methods with two trials each."""
     monkeypatch.setattr(transfer, "METHODS", ("ials", "popularity"))
     monkeypatch.setattr(transfer, "MAX_TRIALS", 2)
-    data = small_data(tmp_path / "data")
-    question = transfer.Question(
+    return transfer.Question(
         "configs/default.py",
         lambda variant: tiny(variant, epochs=1, layers=(16, 8)),
         {"data.dir": str(data)},
-        tmp_path / "study",
+        workdir,
         {"target": "books", "source": "movies"},
         600.0,
     )
+
+
+def test_the_run_of_the_defaults_stays_unless_another_trial_is_better(tmp_path, monkeypatch):
+    data = small_data(tmp_path / "data")
+    question = two_trials(tmp_path / "study", data, monkeypatch)
 
     def width(name):
         config = json.loads((tmp_path / "study" / "ials" / name / "config.json").read_text())
@@ -565,6 +570,32 @@ def test_the_run_of_the_defaults_stays_unless_another_trial_is_better(tmp_path, 
         work.tune()
         work._train_one("ials", 1)
     assert (width("seed_0"), width("defaults")) == (work.fields("ials")["layers"][0], 16)
+
+
+def test_a_run_of_the_defaults_that_failed_half_way_is_in_no_other_trials_way(
+    tmp_path, monkeypatch
+):
+    data = small_data(tmp_path / "data")
+    question = two_trials(tmp_path / "study", data, monkeypatch)
+    fit, failed = full_run.fit, []
+
+    def fail_once(config, workdir, **options):
+        found = fit(config, workdir, **options)
+        if workdir.parent.name == "ials" and not failed:
+            (workdir / "result.json").unlink()
+            failed.append(workdir)
+            raise InputError("the disk is full")
+        return found
+
+    monkeypatch.setattr(full_run, "fit", fail_once)
+    monkeypatch.setattr(search, "best_trial", lambda trials, k: len(trials) - 1)
+    work = transfer.Work(question, store.load(data))
+    work.tune()
+    assert failed == [tmp_path / "study" / "ials" / "seed_0"]
+    work._train_one("ials", 1)
+    assert not work.failures
+    (result,) = work.runs("ials", 1).results
+    assert result["config"]["layers"] == work.fields("ials")["layers"] != [16, 8]
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from conet_jax import config as config_lib
 from conet_jax import models
 from conet_jax.data.load import check_users, load_dataset
 from conet_jax.data.types import Dataset, UserItems
@@ -25,6 +26,7 @@ from conet_jax.errors import InputError
 from conet_jax.files import make_folder, make_report_folder, write_json
 from conet_jax.run import lock
 from conet_jax.run.tune import searching_once
+from conet_jax.run.workdir import stored_config
 from conet_jax.studies import full_run, runner, table2, verdict
 from conet_jax.studies.clock import Clock, stored
 from conet_jax.studies.evidence import (
@@ -156,15 +158,16 @@ class Work:
             self._set_defaults_aside(method)
 
     def _set_defaults_aside(self, method: str) -> None:
-        """Moves the run of the defaults to METHOD/defaults where another trial was better."""
-        (run,) = table2.runs(self.question.study(), method, {}, self.dataset)
-        try:
-            is_there = bool(self.fields(method)) and full_run.read(run) is not None
-        except InputError:
-            return  # it is that of the other trial by now
-        if is_there:
-            shutil.rmtree(run.path.parent / "checkpoints", ignore_errors=True)
-            os.replace(run.path.parent, run.path.parent.with_name("defaults"))
+        """Moves the run of the defaults, done or not, to METHOD/defaults if another is chosen."""
+        if not (fields := self.fields(method)):
+            return
+        (run,) = table2.runs(self.question.study(), method, fields, self.dataset)
+        folder = run.path.parent
+        if not (folder / "config.json").exists():
+            return
+        if config_lib.differences(stored_config(folder)[0], run.config):
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            os.replace(folder, folder.with_name("defaults"))
 
     def train(self) -> dict[str, Runs]:
         """Trains the chosen configs, a seed at a time, until it is settled or the budget ends."""
