@@ -408,6 +408,34 @@ def test_figures_as_published_are_said_where_they_are_others():
     assert not any("as papers count" in line for line in words.details(canned()))
 
 
+def test_users_of_the_target_alone_are_told_apart():
+    gains = {"low": 0.001, "gain": 0.007, "high": 0.014}, {"low": -0.1, "gain": 0.0, "high": 0.1}
+    said = "a gain, by what the model has learned", "no difference that we could see"
+    for found, words_ in zip(gains, said, strict=True):
+        report = canned(groups__target_only={"users": 700, **found})
+        (line,) = [line for line in words.details(report) if "test users of books alone" in line]
+        assert words_ in line and words_ in "".join(Page(page.page(report)).text)
+    without = canned(groups__target_only=None)
+    assert not any("alone:" in line for line in words.details(without))
+
+
+def test_nobody_is_said_to_gain_most_whose_interval_has_the_gain_of_all_in_it():
+    def row(name, low, gain):
+        found = {"low": low, "gain": gain, "high": 2 * gain - low}
+        return {
+            "interactions": name,
+            "users": 900,
+            "ours": 0.2 * (1 + gain),
+            "theirs": 0.2,
+            "gain": found,
+        }
+
+    rest = [row("2-4", 0.02, 0.05), row("5+", -0.01, 0.01)]
+    assert "most for users with 1 training item" in verdict.whom([row("1", 0.10, 0.2), *rest], "x")
+    found = verdict.whom([row("1", 0.08, 0.2), *rest], "books")
+    assert found == "little or nothing for users with 5 or more in books"
+
+
 def test_command_of_the_page_is_the_same_for_a_shell():
     command = "python launch/train.py --config.data.dir='a b' --workdir=x"
     lines = page._lines(command)
@@ -595,7 +623,7 @@ def test_a_run_of_the_defaults_that_failed_half_way_is_in_no_other_trials_way(
     work._train_one("ials", 1)
     assert not work.failures
     (result,) = work.runs("ials", 1).results
-    assert result["config"]["layers"] == work.fields("ials")["layers"] != [16, 8]
+    assert tuple(result["config"]["layers"]) == work.fields("ials")["layers"] != (16, 8)
 
 
 @pytest.mark.slow

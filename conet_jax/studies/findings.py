@@ -77,7 +77,7 @@ def collect(work: Work, done: dict[str, Runs], showcase: Showcase) -> Json:
         "carried": {**carried(recipe, k), "items": shown["items"], "of": shown["of"]},
         "examples": shown["examples"],
         "beware": beware(dataset),
-        "next": _next(done[wins], wins),
+        "next": _next(done, wins),
         "times": {"seconds": round(work.clock.spent, 1), "budget": question.budget},
     }
 
@@ -186,7 +186,8 @@ def _cut_short(
     if work.trials < MAX_TRIALS:
         found.append(
             f"the budget was enough for {work.trials} of {MAX_TRIALS} trials of each "
-            "method: better settings may be there, of each"
+            "method: better settings may be there, of each; a larger --budget in a new --workdir "
+            "tries more"
         )
     return found
 
@@ -230,8 +231,9 @@ def beware(dataset: Dataset) -> list[str]:
     cold = meta["audit"].get("cold", {}).get("test", {})
     if cold.get("pairs"):
         lines.append(
-            f"Cold items: {verdict.percent(cold['cold_positives'])} of the test items have no "
-            "training pair. The warm figures, on which the verdict stands, leave them out."
+            f"Cold items: {round(cold['cold_positives'] * cold['pairs']):,} of {cold['pairs']:,} "
+            "test items have no training pair. The warm figures, on which the verdict stands, "
+            "leave them out."
         )
     users = meta["audit"].get("users")
     if users:
@@ -246,7 +248,7 @@ def beware(dataset: Dataset) -> list[str]:
             "later. --split=latest of launch/prepare.py holds out the last ones."
         )
     lines.append(
-        f"Size: {counts['test_users']:,} users have a test item, ranked among "
+        f"Size: {counts['test_users']:,} users of both domains have a test item, ranked among "
         f"{meta['options']['candidates']} others. Among all items every figure would be smaller."
     )
     return lines
@@ -260,19 +262,24 @@ def _winner(outcome: str, baseline: str, joined: verdict.Gain | None) -> str:
     return baseline
 
 
-def _next(runs: Runs, name: str) -> Json:
-    """The commands that train and use the winner."""
+def _next(done: dict[str, Runs], name: str) -> Json:
+    """The commands that train and use the winner, and train the plain alternative."""
+    runs = done[name]
     folder = runs.folders[0]
     workdir = f"--workdir={folder}"
     recommend = ["python", "launch/recommend.py", workdir, "--user=ID", "--k=10"]
     everyone = ["python", "launch/recommend.py", workdir, "--all", "--out=lists.csv"]
+    steps = [
+        {"what": "It is trained, as the run of seed 0, by", "command": runs.command},
+        {"what": "Recommend to one user.", "command": shlex.join(recommend)},
+        {"what": "Recommend to all.", "command": shlex.join(everyone)},
+    ]
+    if name == RECIPE and JOINED in done:
+        plain = "Or, plainer: joined implicit ALS, which trains in seconds."
+        steps.append({"what": plain, "command": done[JOINED].command})
     return {
         "method": name,
         "says": VARIANTS[name].says,
         "searched": bool(search.SPACES[name]),
-        "steps": [
-            {"what": "Train it (done: it is the run of seed 0).", "command": runs.command},
-            {"what": "Recommend to one user.", "command": shlex.join(recommend)},
-            {"what": "Recommend to all.", "command": shlex.join(everyone)},
-        ],
+        "steps": steps,
     }

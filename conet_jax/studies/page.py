@@ -10,7 +10,7 @@ from conet_jax import files
 from conet_jax.files import write_json, write_text
 from conet_jax.studies import pictures
 from conet_jax.studies.verdict import GROUP_USERS, interval, percent
-from conet_jax.studies.words import ALONE, details, headline, text, unsettled
+from conet_jax.studies.words import ALONE, alone, details, headline, text, unsettled
 
 Json = dict[str, Any]
 
@@ -106,8 +106,8 @@ def _whom(report: Json) -> list[str]:
     if found["target_only"]:
         only = found["target_only"]
         parts.append(
-            f"<p>The {only['users']:,} test users of {_safe(names['target'])} alone, who have no "
-            f"source: {_safe(interval(only))}.</p>"
+            f"<p>All this is of users of both domains. The {only['users']:,} test users of "
+            f"{_safe(names['target'])} alone: {_safe(interval(only))}, {_safe(alone(only))}.</p>"
         )
     else:
         parts.append(
@@ -146,6 +146,11 @@ def _compared(report: Json) -> list[str]:
         "trials",
     ]
     main = next(at for at, row in enumerate(order) if row["method"] == "recipe")
+    tried = (
+        "Settings were chosen on validation, with equally many trials for each method that has any"
+        if order[main]["trials"] > 1
+        else "All settings are the defaults"
+    )
     parts = [
         "<h2>What was compared</h2>",
         _figure(
@@ -154,8 +159,7 @@ def _compared(report: Json) -> list[str]:
         ),
         _table(head, rows, caption="Test items, warm unless said otherwise.", main=main),
         '<p class="soft">Warm: held-out items with a training pair, among candidates with one; as '
-        "published: all of them. ± is the standard deviation over seeds. Settings were chosen on "
-        "validation, with equally many trials for each method that has settings; each run was "
+        f"published: all of them. ± is the standard deviation over seeds. {tried}; each run was "
         "tested once. Methods that do not decide the verdict have fewer seeds.</p>",
         "<ul>"
         + "".join(f"<li><b>{_safe(r['method'])}</b>: {_safe(r['says'])}</li>" for r in order)
@@ -290,21 +294,27 @@ def _lines(command: str) -> str:
 
 
 def _about(report: Json) -> list[str]:
-    counts = report["data"]
+    counts, target = report["data"], report["names"]["target"]
+    tested = f"{counts['test_users']:,} users of both domains have a test item"
+    if only := counts.get("test_target_only_users"):
+        tested += f", and {only:,} of {target} alone"
     return [
         "<h2>The data</h2>",
         _table(
-            ["", "items", "interactions", "a user"],
+            ["", "items", "interactions", "a user of it"],
             [
                 [
                     _safe(report["names"][domain]),
                     f"{counts[f'{domain}_items']:,}",
                     f"{counts[f'{domain}_interactions']:,}",
-                    f"{counts[f'{domain}_interactions'] / counts['users']:.1f}",
+                    f"{counts[f'{domain}_interactions'] / (counts['users'] - others):.1f}",
                 ]
-                for domain in ("target", "source")
+                for domain, others in (
+                    ("target", counts.get("source_only_users", 0)),
+                    ("source", counts.get("target_only_users", 0)),
+                )
             ],
-            caption=f"{counts['users']:,} users, {counts['test_users']:,} of them with a test item",
+            caption=f"{counts['users']:,} users. {tested}.",
         ),
         f'<p class="soft">Data {counts["hash"][:12]}. All figures are in report.json.</p>',
     ]

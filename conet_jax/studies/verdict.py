@@ -251,12 +251,15 @@ def by_source(ours: np.ndarray, theirs: np.ndarray, degrees: np.ndarray, **optio
 def whom(rows: list[dict[str, Any]], what: str) -> str:
     """Returns for whom a gain is largest and from where on it is not clear; "" if nowhere is.
 
+    It is largest for a group whose interval is above the gain of all groups together.
+
     Args:
       rows: from ``groups``, in rising order.
       what: name of the domain, "books" say.
 
     Example:
       >>> row = lambda name, low, mid: {"interactions": name, "users": 900,
+      ...                               "ours": 0.2 * (1 + mid), "theirs": 0.2,
       ...                               "gain": {"gain": mid, "low": low, "high": 2 * mid}}
       >>> whom([row("1", 0.1, 0.2), row("2-4", 0.02, 0.05), row("5+", -0.1, 0.01)], "books")
       'most for users with 1 training item in books; little or nothing from 5 on'
@@ -266,14 +269,21 @@ def whom(rows: list[dict[str, Any]], what: str) -> str:
     if len(rows) < 2 or not clear:
         return ""
     best = max(clear, key=lambda row: row["gain"]["gain"])
-    noun = "item" if best["interactions"] == "1" else "items"
-    parts = [f"most for users with {_range(best['interactions'])} training {noun} in {what}"]
+    ours, theirs = (sum(row["users"] * row[name] for row in rows) for name in ("ours", "theirs"))
+    parts = []
+    if best["gain"]["low"] > ours / theirs - 1:
+        noun = "item" if best["interactions"] == "1" else "items"
+        parts.append(
+            f"most for users with {_range(best['interactions'])} training {noun} in {what}"
+        )
     last = rows.index(clear[-1])
     if last + 1 < len(rows):
         start = rows[last + 1]["interactions"].rstrip("+").partition("-")[0]
         # A wide interval with 0 in it is no sign that there is nothing.
         little = all(row["gain"]["high"] < best["gain"]["gain"] / 2 for row in rows[last + 1 :])
-        parts.append(f"{'little or nothing' if little else 'not clear'} from {start} on")
+        word = "little or nothing" if little else "not clear"
+        users = f"from {start} on" if parts else f"for users with {start} or more in {what}"
+        parts.append(f"{word} {users}")
     return "; ".join(parts)
 
 

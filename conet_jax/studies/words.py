@@ -56,6 +56,11 @@ def details(report: Json) -> list[str]:
             "Over all test items, those without a training pair too, as papers count: "
             f"{interval(found['published'])}."
         )
+    if only := report["groups"]["target_only"]:
+        lines.append(
+            f"That is of users of both domains. Of {only['users']:,} test users of "
+            f"{names['target']} alone: {interval(only)}, {alone(only)}."
+        )
     control, joined = found["control"], found["joined"]
     if control and control["gain"] is not None:
         lines.append(
@@ -89,6 +94,15 @@ def details(report: Json) -> list[str]:
                 "and the recipe pays for reading it."
             )
     return lines
+
+
+def alone(found: Json) -> str:
+    """Returns what a gain of users without any source says."""
+    if found["low"] is None or found["low"] <= 0 <= found["high"]:
+        return "no difference that we could see"
+    if found["high"] < 0:
+        return "a loss"
+    return "a gain, by what the model has learned of others"
 
 
 def unsettled(report: Json) -> list[str]:
