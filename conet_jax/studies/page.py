@@ -10,7 +10,7 @@ from conet_jax import files
 from conet_jax.files import write_json, write_text
 from conet_jax.studies import pictures
 from conet_jax.studies.verdict import GROUP_USERS, interval, percent
-from conet_jax.studies.words import ALONE, alone, details, headline, text, unsettled
+from conet_jax.studies.words import ALONE, details, headline, target_only, text, unsettled
 
 Json = dict[str, Any]
 
@@ -104,11 +104,7 @@ def _whom(report: Json) -> list[str]:
         )
     )
     if found["target_only"]:
-        only = found["target_only"]
-        parts.append(
-            f"<p>All this is of users of both domains. The {only['users']:,} test users of "
-            f"{_safe(names['target'])} alone: {_safe(interval(only))}, {_safe(alone(only))}.</p>"
-        )
+        parts.append(f"<p>{_safe(target_only(report))}</p>")
     else:
         parts.append(
             '<p class="soft">These data hold no test users of the target alone '

@@ -159,13 +159,11 @@ class Work:
 
     def _set_defaults_aside(self, method: str) -> None:
         """Moves the run of the defaults, done or not, to METHOD/defaults if another is chosen."""
-        if not (fields := self.fields(method)):
-            return
-        (run,) = table2.runs(self.question.study(), method, fields, self.dataset)
+        (run,) = table2.runs(self.question.study(), method, {}, self.dataset)
         folder = run.path.parent
-        if not (folder / "config.json").exists():
+        if not self.fields(method) or not (folder / "config.json").exists():
             return
-        if config_lib.differences(stored_config(folder)[0], run.config):
+        if not config_lib.differences(stored_config(folder)[0], run.config):
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             os.replace(folder, folder.with_name("defaults"))
 

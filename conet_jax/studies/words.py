@@ -56,11 +56,8 @@ def details(report: Json) -> list[str]:
             "Over all test items, those without a training pair too, as papers count: "
             f"{interval(found['published'])}."
         )
-    if only := report["groups"]["target_only"]:
-        lines.append(
-            f"That is of users of both domains. Of {only['users']:,} test users of "
-            f"{names['target']} alone: {interval(only)}, {alone(only)}."
-        )
+    if report["groups"]["target_only"]:
+        lines.append(target_only(report))
     control, joined = found["control"], found["joined"]
     if control and control["gain"] is not None:
         lines.append(
@@ -96,13 +93,18 @@ def details(report: Json) -> list[str]:
     return lines
 
 
-def alone(found: Json) -> str:
-    """Returns what a gain of users without any source says."""
+def target_only(report: Json) -> str:
+    """Returns what there is to say of users without any source, where there are such."""
+    found, target = report["groups"]["target_only"], report["names"]["target"]
+    says = "a gain, by what the model has learned of others"
     if found["low"] is None or found["low"] <= 0 <= found["high"]:
-        return "no difference that we could see"
-    if found["high"] < 0:
-        return "a loss"
-    return "a gain, by what the model has learned of others"
+        says = "no difference that we could see"
+    elif found["high"] < 0:
+        says = "a loss"
+    return (
+        f"That is of users of both domains. Of {found['users']:,} test users of {target} alone: "
+        f"{interval(found)}, {says}."
+    )
 
 
 def unsettled(report: Json) -> list[str]:
