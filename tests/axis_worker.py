@@ -117,7 +117,7 @@ def steps(dataset, devices, epochs, full, room, fields):
 
 def start(dataset, devices, fields):
     """What the search of the constants finds, and what a half sweep holds and moves."""
-    ials._PAIRS_AT_ONCE = 64  # a block has fewer rows than the tables
+    ials._PAIRS_AT_ONCE = ials._PAIRS_SENT = 64  # a block has fewer rows than the tables
     config = config_of(devices, **fields)
     mesh = devices_lib.mesh(devices)
     found = tune.search(config, dataset, fit_pairs(dataset), mesh)

@@ -34,7 +34,8 @@ from conet_jax.models.base import FittedModel, Params, Sizes
 from conet_jax.models.conjugate_gradients import conjugate_gradients
 
 _CHUNK = 8  # pairs of a row that are read together
-_PAIRS_AT_ONCE = 1 << 13  # gathered factors at once: 2 MiB at 64 factors, which stay in a cache
+_PAIRS_AT_ONCE = 1 << 11  # gathered factors at once: .5 MiB at 64 factors, in a core's own cache
+_PAIRS_SENT = 1 << 13  # the same where they come from other devices, and each block is a message
 _STEPS = 3  # of conjugate gradients a half sweep
 _TO_THE_END = 200  # steps at most where a row is solved for
 
@@ -346,7 +347,8 @@ def _blocks(
     chunks = [-(-own[having] // _CHUNK) for own, having in zip(degrees, ids, strict=True)]
     # A power of two that holds the longest row, and not much more than there is.
     longest = max(own.max(initial=1) for own in chunks)
-    size = max(longest, min(_PAIRS_AT_ONCE // _CHUNK, max(own.sum() for own in chunks)))
+    at_once = _PAIRS_AT_ONCE if n == 1 else _PAIRS_SENT
+    size = max(longest, min(at_once // _CHUNK, max(own.sum() for own in chunks)))
     size = 1 << (int(size) - 1).bit_length()
     bounds = [_bounds(own, size) for own in chunks]
     most = max((last - first for own in bounds for first, last in own), default=1)
