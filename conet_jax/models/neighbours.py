@@ -158,7 +158,11 @@ def of_lists(
 ) -> Callable[[dict[str, list[np.ndarray]], int], dict[str, np.ndarray]]:
     """Returns what makes rows of the tables of users from lists of their items, by domain."""
     names = {domain: f"{domain}_neighbours" for domain in domains}
-    degrees = {d: np.asarray(tables[name])[:, -1] for d, name in names.items() if name in tables}
+    degrees = {  # whole numbers, so that weights are rounded as in ``fit``
+        domain: np.asarray(tables[name])[:, -1].astype(int)
+        for domain, name in names.items()
+        if name in tables
+    }
 
     def rows(lists: dict[str, list[np.ndarray]], size: int) -> dict[str, np.ndarray]:
         if not size:
