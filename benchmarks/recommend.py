@@ -26,7 +26,8 @@ def measure(report: Report, scale: str) -> None:
     short = recommend.with_shortlist(exact)
     report.rates["recommend_shortlist_seconds"] = time.perf_counter() - began
     if short.shortlist is not None:  # small data have none
-        report.rates["recommend_shortlist_items"] = short.shortlist.size
+        lengths = short.shortlist.lengths(np.arange(exact.dataset.num_users))
+        report.rates["recommend_shortlist_items"] = float(lengths.mean())
     users = recommend.find_users(exact, exact.dataset.user_ids[:USERS])
 
     def lists(recommender: recommend.Recommender, count: int) -> Callable[[], Any]:

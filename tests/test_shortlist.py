@@ -26,8 +26,8 @@ def test_the_best_by_the_linear_part_are_among_those_chosen(size, ties):
     out = rng.random((9, 1_000)) < 0.2
     out[3] = True
     out[4, 5:] = True
-    short = of_vectors(users, items, size=size)
-    listed, beside, padding = short.choose(np.arange(9), np.nonzero(out))
+    short = of_vectors(users, items)
+    listed, beside, padding = short.choose(np.arange(9), np.nonzero(out), size)
     scores = users.astype(np.float32) @ items.astype(np.float32)
     for row in range(9):
         chosen = (listed[row, ~padding[row]] - 1) // 2
@@ -39,44 +39,45 @@ def test_the_best_by_the_linear_part_are_among_those_chosen(size, ties):
     assert listed.shape == (9, size) and not beside.any()
 
 
-def test_length_is_twice_that_of_least_work_for_a_sixth_and_the_floor_leaves_nobody_out():
-    norms = np.array([3.0, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0])
+def test_length_goes_with_the_norm_and_nobody_drawn_is_missed():
+    norms = np.array([4.0, 0.5, 0.01, 2.0, 1.0, 8.0])
     short = of_vectors(norms[:, None], np.zeros((1, 10_000)))
-    drawn = np.arange(12)
-    places = np.array([100, 90, 9_000, 20, 30, 40, 50, 60, 70, 80, 90, 100])
-    found = short.measured(drawn, places)
-    # 128 items are enough for the first two; of the other ten one is beyond twice as many.
-    assert (found.size, found.drawn, found.floor) == (256, 10, pytest.approx(0.2))
-    assert found.serves(drawn).tolist() == [True, False, False] + [True] * 9
-    # For the first two 128 + 10,000 / 2 is less than 8,192.
-    found = short.measured(drawn, np.where(drawn == 1, 8_000, places))
-    assert (found.size, found.floor) == (256, pytest.approx(0.2))
-    found = short.measured(drawn, np.full(12, 5))
-    assert found.serves(drawn).all() and (found.size, found.floor) == (64, 0)
-    # Half of the users would have everything ranked, or half of the items be: not worth it.
-    assert short.measured(drawn, np.where(drawn % 11 < 7, 9_000, 5)) is None
-    assert short.measured(drawn, np.full(12, 6_000)) is None
+    places = np.array([100, 900, 9_000, 90, 30, 10])
+    found = short.measured(np.arange(6), places)
+    # 900 at a norm of .5, so 112.5 at 4, where it is rounded up to 128, and 225 at 2.
+    assert found.lengths(np.arange(6)).tolist() == [128, 1024, 10_000, 256, 512, 64]
+    assert (found.lengths(np.arange(6)) >= places).all() and found.drawn == 6
+    # A place that is a power of two is not rounded away.
+    for place in (64, 512):
+        found = short.measured(np.arange(6), np.array([place, 1, 1, 1, 1, 1]))
+        assert found.lengths(np.arange(1)).tolist() == [place]
+    # All users, or all but one, would have more than half of the items ranked.
+    assert short.measured(np.arange(6), np.full(6, 6_000)) is None
+    # A vector of zeros says nothing of any item.
+    nothing = of_vectors(np.zeros((3, 1)), np.zeros((1, 100)))._replace(drawn=1, reach=5.0)
+    assert nothing.lengths(np.arange(3)).tolist() == [100] * 3
+    assert short.measured(np.arange(0), np.arange(0)) is None
 
 
 def test_of_further_users_as_few_as_promised_have_other_lists():
-    """By 120 users drawn, 100 of them for the floor, 1 in 101 of the others may be missed."""
+    """By 100 users drawn, 1 in 101 of the others may be missed."""
     rng = np.random.default_rng(0)
     norms = rng.random(3_000)
-    places = (5 / norms**2 * rng.lognormal(0, 0.3, 3_000)).astype(int)
+    places = np.minimum(300 / norms * rng.lognormal(0, 0.5, 3_000), 50_000).astype(int)
     short = of_vectors(norms[:, None], np.zeros((1, 50_000)))
     missed = []
     for _ in range(300):
         order = rng.permutation(3_000)
-        found = short.measured(order[:120], places[order[:120]])
-        others = order[120:]
-        missed.append(np.mean(found.serves(others) & (places[others] > found.size)))
+        found = short.measured(order[:100], places[order[:100]])
+        others = order[100:]
+        missed.append(np.mean(found.lengths(others) < places[others]))
     assert 0 < np.mean(missed) < 1 / 101
 
 
 @pytest.mark.parametrize("k", [1, 3, 64, 90])
 def test_it_is_never_shorter_than_a_list(k):
     short = of_vectors(np.ones((4, 1)), np.zeros((1, 1_000)))._replace(k=k)
-    assert short.measured(np.arange(4), np.full(4, k)).size >= k
+    assert (short.measured(np.arange(4), np.full(4, k)).lengths(np.arange(4)) >= k).all()
 
 
 @pytest.mark.parametrize(
@@ -90,15 +91,16 @@ def test_lists_of_a_shortlist_are_those_of_ranking_everything(data, variant, mon
     exact = recommend.prepare(experiment, params)
     users = recommend.find_users(exact, data.user_ids)
     quick = recommend.with_shortlist(exact, 5)
-    assert quick.shortlist.size < ITEMS / 2 and quick.shortlist.drawn == USERS - 14
-    assert quick.shortlist.serves(np.arange(USERS)).mean() > 0.5
+    lengths = quick.shortlist.lengths(np.arange(USERS))
+    assert (lengths < ITEMS).mean() > 0.5 and quick.shortlist.drawn == USERS
     expected, found = (recommend.recommend(r, users, k=5) for r in (exact, quick))
     assert lists_of(found, data.target_item_ids) == lists_of(expected, data.target_item_ids)
     column = "probability" if exact.model.logits else "score"
     np.testing.assert_allclose(found[column], expected[column], rtol=1e-5)
     # Of half of the users everything is ranked, and others are among them.
     norms = np.linalg.norm(quick.shortlist.users, axis=1)
-    half = quick.shortlist._replace(floor=float(np.median(norms)))
+    half = quick.shortlist._replace(reach=32 * float(np.median(norms)))
+    assert 0.4 < (half.lengths(np.arange(USERS)) <= 32).mean() < 0.6
     asked = [*data.user_ids[:40], "nobody", *data.user_ids[:60]]
     users = recommend.find_users(exact, asked, fallback=True)
     expected, found = (
@@ -124,8 +126,8 @@ def test_for_many_users_it_is_made_and_says_what_was_measured(data, monkeypatch)
     users = recommend.find_users(exact, data.user_ids)
     assert recommend.for_many(exact, users[:79], k=5) is exact
     made = recommend.for_many(exact, users, k=5).shortlist
-    assert str(made).startswith(f"of {len(made.rows)} items the 16 best by the linear part")
-    assert "on 16 users drawn" in str(made) and "at least 94.12% of lists" in str(made)
+    assert str(made).startswith(f"of {len(made.rows)} items the best by the linear part")
+    assert "on 20 users drawn" in str(made) and "at least 95.24% of lists" in str(made)
 
 
 def test_a_run_that_diverged_is_told_of_a_user_by_its_id(data):  # noqa: F811

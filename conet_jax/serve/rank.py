@@ -20,6 +20,7 @@ def rank(
     k: int,
     include_seen: bool,
     shortlist: Shortlist | None = None,
+    length: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Ranks for users of one method.
 
@@ -30,6 +31,7 @@ def rank(
       k: at most n.
       include_seen: whether items that a user has may be among them.
       shortlist: what to rank of the items, which are its catalogue; None is all.
+      length: how many of them.
 
     Returns:
       (rows int[users, k] of the best items, scores f32[users, k], -inf for none).
@@ -59,7 +61,7 @@ def rank(
     rows = np.pad(rows, (0, size - len(group))).astype(np.int32)
     out = (np.empty(0, int),) * 2 if include_seen else left_out(recommender, group, items)
     if shortlist is not None:
-        listed, beside, mask = shortlist.choose(rows, out)
+        listed, beside, mask = shortlist.choose(rows, out, length)
     else:
         listed, mask = items.astype(np.int32), np.zeros((size, len(items)), bool)
         mask[out] = True

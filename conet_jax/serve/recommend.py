@@ -41,7 +41,8 @@ __all__ = [
 
 # More than cores, since they wait now and then; each has two arrays of 64 users and all items.
 _THREADS = min(8, 2 + (os.cpu_count() or 1))
-_USERS_A_TABLE = 8 * USERS_AT_ONCE
+# So many that few of a part's users have a longer shortlist than they need.
+_USERS_A_TABLE = 64 * USERS_AT_ONCE
 
 
 def recommend(
@@ -164,7 +165,9 @@ def stream(
 def _ways(users: Sequence[User], short: shortlist.Shortlist | None) -> list[tuple[str, bool]]:
     """Of each user the method, and whether a shortlist is ranked."""
     rows = np.array([-1 if user.row is None else user.row for user in users], int)
-    listed = np.zeros(len(users), bool) if short is None else (rows >= 0) & short.serves(rows)
+    listed = np.zeros(len(users), bool)
+    if short is not None:
+        listed = (rows >= 0) & (short.lengths(rows) < len(short.rows))
     return [(user.method, bool(own)) for user, own in zip(users, listed, strict=True)]
 
 
@@ -177,18 +180,24 @@ def _rank(
     short: shortlist.Shortlist | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """``rank`` of a group of any size."""
-    parts = [group[at : at + USERS_AT_ONCE] for at in range(0, len(group), USERS_AT_ONCE)]
+    lengths = np.zeros(len(group), int)
+    if short is not None:
+        lengths = short.lengths(np.array([user.row for user in group]))
+    order = np.argsort(-lengths, kind="stable")  # those of one length beside each other
+    parts = np.split(order, range(USERS_AT_ONCE, len(group), USERS_AT_ONCE))
 
-    def of(part: list[User]) -> tuple[np.ndarray, np.ndarray]:
-        return rank(recommender, part, items, k, include_seen, short)
+    def of(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        some = [group[at] for at in part]
+        return rank(recommender, some, items, k, include_seen, short, int(lengths[part[0]]))
 
     if short is None or len(parts) == 1:  # what ranks everything takes all cores itself
         ranked = list(map(of, parts))
     else:  # NumPy makes shortlists, mostly on one core each
         with ThreadPoolExecutor(_THREADS) as pool:
             ranked = list(pool.map(of, parts))
-    chosen, scores = zip(*ranked, strict=True)
-    return np.concatenate(chosen), np.concatenate(scores)
+    back = np.argsort(order)
+    chosen, scores = (np.concatenate(each)[back] for each in zip(*ranked, strict=True))
+    return chosen, scores
 
 
 def with_shortlist(
