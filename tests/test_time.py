@@ -206,6 +206,9 @@ def test_cutoff_is_a_date_a_share_or_a_time():
     for bad in ("2030-01-01", "5", "yesterday", "nan", "0", "1"):
         with pytest.raises(InputError, match=f"^--cutoff={bad}: "):
             moments.cutoff(bad, times)
+    for given in ("0.5", "2013-01-01", "7"):
+        with pytest.raises(InputError, match=f"^--cutoff={given}: no target interactions"):
+            moments.cutoff(given, times[:0])
 
 
 def test_same_rows_in_another_order_give_the_same_data():

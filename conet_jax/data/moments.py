@@ -20,12 +20,15 @@ def cutoff(given: str, times: np.ndarray) -> float:
       times: f64[n], of the target's interactions.
 
     Raises:
-      InputError: it is none of these, or no interaction is before it, or none after.
+      InputError: it is none of these, or no interaction is before it, or none after, or there is
+        none at all.
 
     Example:
       >>> cutoff("0.75", np.arange(5.0)), cutoff("1970-01-02", np.array([0.0, 1e6]))
       (3.0, 86400.0)
     """
+    if not len(times):
+        raise InputError(f"--cutoff={given}: no target interactions are left to part by it")
     try:
         moment = float(given)
         if 0 < moment < 1:
