@@ -953,6 +953,10 @@ MESSAGES = [
         lambda: moments.cutoff("soon", np.arange(3.0)),
     ),
     (
+        "--cutoff=0.5: no target interactions are left to part by it: expected some before",
+        lambda: moments.cutoff("0.5", np.arange(0.0)),
+    ),
+    (
         "--cutoff=2001-01-01: 3 of 3 target interactions come before it: expected some before",
         lambda: moments.cutoff("2001-01-01", np.arange(3.0)),
     ),

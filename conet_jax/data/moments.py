@@ -28,7 +28,10 @@ def cutoff(given: str, times: np.ndarray) -> float:
       (3.0, 86400.0)
     """
     if not len(times):
-        raise InputError(f"--cutoff={given}: no target interactions are left to part by it")
+        raise InputError(
+            f"--cutoff={given}: no target interactions are left to part by it: expected some before "
+            "and some after; ask less of users and ratings"
+        )
     try:
         moment = float(given)
         if 0 < moment < 1:
