@@ -29,8 +29,8 @@ def cutoff(given: str, times: np.ndarray) -> float:
     """
     if not len(times):
         raise InputError(
-            f"--cutoff={given}: no target interactions are left to part by it: expected some before "
-            "and some after; ask less of users and ratings"
+            f"--cutoff={given}: no target interactions are left to part by it: expected some "
+            "before and some after; ask less of users and ratings"
         )
     try:
         moment = float(given)
